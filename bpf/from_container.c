@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * From a container: tcx ingress of the host's side of its veth pair. To another
+ * container on the node, to the world through an uplink, or to the host.
+ */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_helpers.h>
+
+#include "lib/apply.h"
+#include "lib/fragment.h"
+#include "lib/link_local.h"
+#include "lib/masquerade.h"
+#include "lib/parse.h"
+#include "lib/route.h"
+
+/* The stack answers, or has the packet: nothing is remembered. */
+static __always_inline int leave(struct __sk_buff *skb)
+{
+	return apply_pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+}
+
+/* No TC action: what was decided is to be applied. */
+#define APPLY -2
+
+/* Decides for scratch->packet, whose sender is who it says. Returns a TC action or APPLY. */
+__noinline int decide(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct endpoint *endpoint;
+	struct flow *before;
+	bool masked;
+	int error;
+
+	if (!s)
+		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
+	if (endpoint) {
+		deliver(&s->decision, endpoint);
+		return APPLY;
+	}
+	before = bpf_map_lookup_elem(&flows, &s->packet.key);
+	if (before_says_reply(before, &s->packet)) {
+		s->decision.flags = before->flags & (FLOW_REPLY | FLOW_STACK);
+		if (s->decision.flags & FLOW_STACK) {
+			s->decision.action = ACTION_PASS;
+			return APPLY;
+		}
+	}
+	error = route(skb);
+	if (error == WAY_STACK) {
+		s->decision.action = ACTION_PASS;
+		return APPLY;
+	}
+	if (error != WAY_UPLINK)
+		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+	s->decision.action = ACTION_FORWARD;
+	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
+	if (!endpoint)
+		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
+	masked = masquerades(endpoint, &s->packet);
+	if (s->decision.flags & FLOW_REPLY || !masked)
+		return APPLY;
+	if (s->packet.icmp_kind == ICMP_KIND_ERROR)
+		error = masquerade_error(skb);
+	else if (begins_with_reply(&s->packet))
+		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+	else
+		error = masquerade_source(skb, endpoint->id, 0);
+	if (error)
+		return drop(skb, FROM_CONTAINER, -error);
+	return APPLY;
+}
+
+/* Checks who sent scratch->packet, and decides. Returns a TC action. */
+__noinline int slow_path(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct scratch *s = scratch_get();
+	struct ethhdr *ethernet = data;
+	struct interface *interface;
+	struct endpoint *self;
+	int verdict;
+
+	count(skb, FROM_CONTAINER, COUNTER_DECIDED);
+	if (!s || (void *)(ethernet + 1) > data_end)
+		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	interface = bpf_map_lookup_elem(&interfaces, &s->packet.key.ifindex);
+	if (!interface || interface->role != INTERFACE_ENDPOINT)
+		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
+	if (!same_mac((struct mac *)ethernet->h_source, &interface->mac))
+		return drop(skb, FROM_CONTAINER, DROP_SOURCE_MAC);
+	self = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
+	if (!self || self->ifindex != s->packet.key.ifindex) {
+		if (!is_link_local_talk(&s->packet))
+			return drop(skb, FROM_CONTAINER, DROP_SOURCE_ADDRESS);
+		verdict = check_neighbour(skb, &s->packet);
+		return verdict ? drop(skb, FROM_CONTAINER, verdict) : leave(skb);
+	}
+	if (s->packet.icmp_kind == ICMP_KIND_LINK) {
+		verdict = check_neighbour(skb, &s->packet);
+		return verdict ? drop(skb, FROM_CONTAINER, verdict) : leave(skb);
+	}
+	if (is_martian(&s->packet.key.destination))
+		return drop(skb, FROM_CONTAINER, DROP_MARTIAN);
+	if (ETHERNET_BROADCAST_OR_OTHER(skb) || is_multicast(&s->packet.key.destination) ||
+	    is_ipv6_link_local(&s->packet.key.destination) || s->packet.ttl <= 1)
+		return leave(skb);
+
+	__builtin_memset(&s->decision, 0, sizeof(s->decision));
+	s->decision.sender = interface->mac;
+	s->decision.endpoint = interface->endpoint;
+	verdict = decide(skb);
+	if (verdict != APPLY)
+		return verdict;
+	remember(skb, s);
+	return apply(skb, &s->packet, &s->decision, FROM_CONTAINER);
+}
+
+static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *packet)
+{
+	struct scratch *s = scratch_get();
+
+	if (!s)
+		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	s->packet = *packet;
+	return slow_path(skb);
+}
+
+SEC("tc")
+int from_container(struct __sk_buff *skb)
+{
+	void *data, *data_end;
+	struct packet packet = {};
+	struct ethhdr *ethernet;
+	struct flow *flow;
+
+	if (skb->tc_index)
+		skb->tc_index = SEEN_NOT;
+	if (skb->vlan_present)
+		return drop(skb, FROM_CONTAINER, DROP_VLAN);
+	switch (parse(skb, &packet)) {
+	case PARSED_IP:
+		break;
+	case PARSED_ARP:
+		return from_container_arp(skb);
+	case PARSED_OTHER:
+		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+	default:
+		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	}
+	packet.key.ifindex = skb->ifindex;
+	if (packet.fragment)
+		fragment_ports(&packet);
+	if (packet.icmp_kind)
+		return ask_slow_path(skb, &packet);
+
+	flow = bpf_map_lookup_elem(&flows, &packet.key);
+	data = (void *)(long)skb->data;
+	data_end = (void *)(long)skb->data_end;
+	ethernet = data;
+	if (!flow || !current(flow, &packet) || ETHERNET_BROADCAST_OR_OTHER(skb) ||
+	    (void *)(ethernet + 1) > data_end ||
+	    !same_mac((struct mac *)ethernet->h_source, &flow->sender))
+		return ask_slow_path(skb, &packet);
+	account(skb, flow);
+	return apply(skb, &packet, flow, FROM_CONTAINER);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

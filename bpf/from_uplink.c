@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * From the world: tcx ingress of an uplink. Answers to what was masqueraded are
+ * translated back; packets for an endpoint's own address are delivered; all else
+ * is the host's and is left untouched.
+ */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_helpers.h>
+
+#include "lib/apply.h"
+#include "lib/fragment.h"
+#include "lib/masquerade.h"
+#include "lib/parse.h"
+
+/* An error about a packet that was masqueraded. Returns 0, 1 when there is none, or minus a
+ * counter. */
+__noinline int answer_error(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct endpoint *endpoint;
+	struct translation *t;
+
+	if (!s || parse_quote(skb) || !same(&s->quote.key.source, &s->packet.key.destination))
+		return 1;
+	answer_key(&s->reply, &s->quote, 0);
+	t = bpf_map_lookup_elem(&translations, &s->reply);
+	if (!t || !translation_alive(t, s->reply.protocol))
+		return 1;
+	endpoint = bpf_map_lookup_elem(&endpoints, &t->address);
+	if (!endpoint || endpoint->ifindex != t->ifindex)
+		return 1;
+	if (s->packet.ttl <= 1)
+		return -DROP_TTL;
+	deliver(&s->decision, endpoint);
+	s->to = *t;
+	s->decision.flags = FLOW_TRANSLATE_DESTINATION;
+	s->decision.address = s->to.address;
+	s->decision.checksum_diff = address_diff(&s->packet.key.destination, &s->to.address);
+	return translate_quote(skb, true) ? -DROP_REWRITE : 0;
+}
+
+/* An answer to what was masqueraded. Returns 0, or 1 when it is none. */
+__noinline int answer(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct endpoint *endpoint;
+	struct translation *t;
+	__u8 state;
+
+	if (!s || !skb)
+		return 1;
+	t = bpf_map_lookup_elem(&translations, &s->packet.key);
+	if (!t || !translation_alive(t, s->packet.key.protocol))
+		return 1;
+	endpoint = bpf_map_lookup_elem(&endpoints, &t->address);
+	if (!endpoint || endpoint->ifindex != t->ifindex)
+		return 1;
+	state = t->state;
+	translation_note(t, &s->packet, true);
+	deliver(&s->decision, endpoint);
+	s->decision.flags = FLOW_TRANSLATE_DESTINATION;
+	if (t->flags & TRANSLATION_STACK) {
+		s->decision.flags |= FLOW_STACK;
+		s->decision.action = ACTION_PASS;
+	}
+	s->decision.address = t->address;
+	s->decision.port = t->port;
+	s->decision.checksum_diff = address_diff(&s->packet.key.destination, &t->address);
+	if (t->state == TRANSLATION_CLOSED) {
+		s->decision.epoch = NOT_REMEMBERED;
+		if (state != TRANSLATION_CLOSED) {
+			sent_key(&s->other, &s->packet.key, t);
+			bpf_map_delete_elem(&flows, &s->other);
+			bpf_map_delete_elem(&flows, &s->packet.key);
+		}
+	}
+	return 0;
+}
+
+/* Remembers that what the endpoint sends back is an answer, so that it is not masqueraded. */
+static __always_inline int expect_reply(const struct packet *packet,
+					const struct endpoint *endpoint)
+{
+	struct flow memory = { .flags = FLOW_REPLY, .endpoint = endpoint->id };
+	struct flow_key back = {
+		.source = packet->key.destination,
+		.destination = packet->key.source,
+		.source_port = packet->key.destination_port,
+		.destination_port = packet->key.source_port,
+		.ifindex = endpoint->ifindex,
+		.protocol = packet->key.protocol,
+	};
+	struct flow *before = bpf_map_lookup_elem(&flows, &back);
+
+	if (before && before->flags & (FLOW_REPLY | FLOW_TRANSLATE_SOURCE) &&
+	    now() - before->decided < DECISION_SECONDS)
+		return 0;
+	if (before && before->flags & FLOW_REPLY) {
+		before->decided = now();
+		before->epoch = 0;
+		return 0;
+	}
+	/* Unless it began with the endpoint, and only the cache has forgotten. */
+	if (bpf_map_lookup_elem(&translations, &back))
+		return 0;
+	memory.decided = now();
+	return bpf_map_update_elem(&flows, &back, &memory, BPF_ANY);
+}
+
+__noinline int slow_path(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct endpoint *endpoint;
+	int result;
+
+	if (!s || s->packet.icmp_kind == ICMP_KIND_LINK)
+		return TC_ACT_UNSPEC;
+	__builtin_memset(&s->decision, 0, sizeof(s->decision));
+	if (s->packet.icmp_kind == ICMP_KIND_ERROR)
+		result = answer_error(skb);
+	else
+		result = answer(skb);
+	if (result < 0)
+		return drop(skb, FROM_UPLINK, -result);
+	if (result) {
+		endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
+		if (!endpoint)
+			return TC_ACT_UNSPEC;
+		if (is_martian(&s->packet.key.source) || is_multicast(&s->packet.key.source) ||
+		    bpf_map_lookup_elem(&endpoints, &s->packet.key.source))
+			return drop(skb, FROM_UPLINK, DROP_MARTIAN);
+		deliver(&s->decision, endpoint);
+		if (s->packet.icmp_kind != ICMP_KIND_ERROR)
+			expect_reply(&s->packet, endpoint);
+	}
+	count(skb, FROM_UPLINK, COUNTER_DECIDED);
+	remember(skb, s);
+	return apply(skb, &s->packet, &s->decision, FROM_UPLINK);
+}
+
+static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *packet)
+{
+	struct scratch *s = scratch_get();
+
+	if (!s)
+		return TC_ACT_UNSPEC;
+	s->packet = *packet;
+	return slow_path(skb);
+}
+
+SEC("tc")
+int from_uplink(struct __sk_buff *skb)
+{
+	struct packet packet = {};
+	struct flow *flow;
+
+	/* Tagged frames are for a VLAN device, the others for another host. */
+	if (skb->vlan_present || ETHERNET_BROADCAST_OR_OTHER(skb))
+		return TC_ACT_UNSPEC;
+	if (parse(skb, &packet) != PARSED_IP)
+		return TC_ACT_UNSPEC;
+	if (skb->tc_index)
+		skb->tc_index = SEEN_NOT;
+	if (packet.fragment)
+		fragment_ports(&packet);
+	if (packet.icmp_kind)
+		return ask_slow_path(skb, &packet);
+	flow = bpf_map_lookup_elem(&flows, &packet.key);
+	if (!flow || !current(flow, &packet))
+		return ask_slow_path(skb, &packet);
+	account(skb, flow);
+	return apply(skb, &packet, flow, FROM_UPLINK);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

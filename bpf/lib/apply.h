@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The fast path: whether a decision holds for a packet, and doing what it says. */
+#pragma once
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "clock.h"
+#include "count.h"
+#include "rewrite.h"
+
+/*
+ * Tells the datapath's later hooks, through skb->tc_index, that it has seen the
+ * packet. tc_index starts as 0, lives through the stack and its fragmentation,
+ * and nothing else has used it since dsmark left Linux (6.3). A container could
+ * set it, so the first hook does too.
+ */
+enum seen {
+	SEEN_NOT = 0,
+	SEEN_DECIDED = 0x7e40,	  /* left to the stack although known: record nothing */
+	SEEN_TRANSLATED = 0x7e41, /* as it shall leave the node */
+};
+
+#define ETHERNET_BROADCAST_OR_OTHER(skb) ((skb)->pkt_type != 0 /* PACKET_HOST */)
+
+/* Whether the decision may be applied as it is. */
+static __always_inline bool current(const struct flow *flow, const struct packet *packet)
+{
+	/* Translated connections are followed as they open and close. */
+	if (packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) &&
+	    flow->flags & (FLOW_TRANSLATE_SOURCE | FLOW_TRANSLATE_DESTINATION))
+		return false;
+	return flow->action != ACTION_NONE && flow->epoch == epoch_sum(flow->endpoint) &&
+	       now() - flow->decided < DECISION_SECONDS;
+}
+
+static __always_inline void account(const struct __sk_buff *skb, struct flow *flow)
+{
+	flow->packets += segments(skb);
+	flow->bytes += skb->len - ETH_HLEN;
+}
+
+static __always_inline int apply_pass(struct __sk_buff *skb, enum journey journey,
+				      enum counter counter)
+{
+	if (skb->tc_index != SEEN_DECIDED)
+		skb->tc_index = SEEN_DECIDED;
+	return pass(skb, journey, counter);
+}
+
+/*
+ * Sends the packet on its way. What is too big for the way, or at the end of its
+ * life, is left to the stack, which answers the sender; a reply from the world
+ * is translated before, so that the answer quotes what the stack can place.
+ */
+static __always_inline int apply(struct __sk_buff *skb, const struct packet *packet,
+				 struct flow *flow, enum journey journey)
+{
+	if (flow->flags & FLOW_TRANSLATE_DESTINATION) {
+		/* The stack would answer for an address of its own. */
+		if (packet->ttl <= 1)
+			return drop(skb, journey, DROP_TTL);
+		if (translate(skb, packet, DESTINATION, &flow->address, flow->port,
+			      flow->checksum_diff))
+			return drop(skb, journey, DROP_REWRITE);
+		if (flow->action == ACTION_PASS) {
+			skb->tc_index = SEEN_DECIDED;
+			return pass(skb, journey, COUNTER_TRANSLATED_TO_STACK);
+		}
+		if (packet->length > flow->mtu)
+			return apply_pass(skb, journey, COUNTER_TOO_BIG);
+	} else {
+		if (flow->action == ACTION_PASS)
+			return pass(skb, journey, COUNTER_PASSED);
+		if (packet->ttl <= 1)
+			return apply_pass(skb, journey, COUNTER_PASSED);
+		if (packet->length > flow->mtu)
+			return apply_pass(skb, journey, COUNTER_TOO_BIG);
+		if (flow->flags & FLOW_TRANSLATE_SOURCE &&
+		    translate(skb, packet, SOURCE, &flow->address, flow->port, flow->checksum_diff))
+			return drop(skb, journey, DROP_REWRITE);
+	}
+	if (decrement_ttl(skb, packet))
+		return drop(skb, journey, DROP_REWRITE);
+
+	if (flow->action == ACTION_FORWARD) {
+		struct bpf_redir_neigh neighbour = {
+			.nh_family = packet->ipv6 ? 10 /* AF_INET6 */ : 2 /* AF_INET */,
+		};
+
+		/* An IPv4 destination may lie behind an IPv6 neighbour (RFC 5549). */
+		if (is_ipv4(&flow->next_hop)) {
+			neighbour.ipv4_nh = words(&flow->next_hop)[3];
+		} else {
+			neighbour.nh_family = 10;
+			__builtin_memcpy(neighbour.ipv6_nh, &flow->next_hop,
+					 sizeof(flow->next_hop));
+		}
+		skb->tc_index = SEEN_TRANSLATED;
+		count(skb, journey, COUNTER_FORWARDED);
+		return bpf_redirect_neigh(flow->out_ifindex, &neighbour, sizeof(neighbour), 0);
+	}
+	/* Written for those who look at the frame; the kernel has placed it already. */
+	if (set_macs(skb, &flow->receiver, &flow->gateway))
+		return drop(skb, journey, DROP_REWRITE);
+	count(skb, journey, COUNTER_DELIVERED);
+	return bpf_redirect_peer(flow->out_ifindex, 0);
+}

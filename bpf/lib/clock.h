@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Time in whole seconds of the monotonic clock, and the epochs of decisions. */
+#pragma once
+
+#include <bpf/bpf_helpers.h>
+
+#include "maps.h"
+#include "settings.h"
+
+/*
+ * A decision is taken anew after so many seconds, so that a change of routes
+ * shows even when no agent lives to raise the epoch, and so that a translation
+ * in use is seen to be. Must be less than every timeout of a translation.
+ */
+#define DECISION_SECONDS 10
+
+/* The coarse clock costs a third of the other: it reads no hardware. */
+static __always_inline __u32 now(void)
+{
+	return (coarse_clock ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns()) / 1000000000ULL;
+}
+
+static __always_inline __u32 epoch_of(__u32 endpoint)
+{
+	__u32 *epoch = bpf_map_lookup_elem(&epochs, &endpoint);
+
+	return epoch ? *epoch : 0;
+}
+
+/* Both parts only grow, so equal sums mean that neither has changed. */
+static __always_inline __u32 epoch_sum(__u32 endpoint)
+{
+	return epoch_of(0) + epoch_of(endpoint);
+}

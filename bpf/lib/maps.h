@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * All maps: a sentence each on key, value, who writes and who reads. Sizes are
+ * the defaults; the agent sets those of flows, translations and allocations
+ * from its configuration before it creates them.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "types.h"
+
+#define ENDPOINTS_MAX 65536
+
+/* Address -> the endpoint that has it. The agent writes, every program reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, ENDPOINTS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct address);
+	__type(value, struct endpoint);
+} endpoints SEC(".maps");
+
+/* Interface index -> what the hook needs to know of it. The agent writes, every program reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, ENDPOINTS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct interface);
+} interfaces SEC(".maps");
+
+/* Flow -> decision. A cache: the programs write and read, whatever is evicted is decided again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 262144);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+} flows SEC(".maps");
+
+/* Flow -> translation, two entries each. The programs write, read and reclaim. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct flow_key);
+	__type(value, struct translation);
+} translations SEC(".maps");
+
+/*
+ * The clock on which translations are reclaimed: a new one looks for a slot
+ * whose old one is dead, so the table stays usable without any sweep.
+ */
+struct allocation {
+	struct bpf_spin_lock lock; /* of reply */
+	__u32 pad;
+	struct flow_key reply; /* key of the translation; protocol 0: free */
+};
+
+/* Slot -> key of the translation that holds it. The programs write and read. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct allocation);
+} allocations SEC(".maps");
+
+/* Endpoint id -> number of translations it holds. The programs count, the agent reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, ENDPOINTS_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} held SEC(".maps");
+
+/*
+ * Endpoint id -> epoch; 0 is the node's. The agent raises them, the programs
+ * compare: an entry decided in an older epoch is decided again.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, ENDPOINTS_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} epochs SEC(".maps");
+
+/* Prefix -> 1: destinations that are never masqueraded. The agent writes, the slow path reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix_key);
+	__type(value, __u8);
+} masquerade_exclude SEC(".maps");
+
+/* Fragmented packet -> the ports of its first fragment. The programs write and read. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+} fragments SEC(".maps");
+
+/* Journey * COUNTER_MAX + counter -> packets and bytes. The programs count, the agent reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, JOURNEY_MAX *COUNTER_MAX);
+	__type(key, __u32);
+	__type(value, struct count);
+} counters SEC(".maps");

@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The part of a decision that hides an endpoint behind the uplink's address. */
+#pragma once
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "apply.h"
+#include "clock.h"
+#include "icmp_error.h"
+#include "maps.h"
+#include "parse.h"
+#include "route.h"
+#include "scratch.h"
+#include "settings.h"
+#include "translation.h"
+
+/* In decision->epoch while it is made: the next packet is decided anew. */
+#define NOT_REMEMBERED 0xffffffff
+
+/* How long a direction is remembered as the reply's, in seconds: as a translation would be. */
+static __always_inline bool before_says_reply(const struct flow *before,
+					      const struct packet *packet)
+{
+	__u8 protocol = packet->key.protocol;
+
+	if (!before || !(before->flags & FLOW_REPLY))
+		return false;
+	/* A new connection from the endpoint, on the same ports. */
+	if ((packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+		return false;
+	return now() - before->decided <= translation_timeout(protocol, TRANSLATION_ESTABLISHED);
+}
+
+static __always_inline bool masquerades(const struct endpoint *self, const struct packet *packet)
+{
+	return masquerade && self->flags & ENDPOINT_MASQUERADE &&
+	       !excluded(&packet->key.destination);
+}
+
+/* A packet that can only be an answer: to a connection that the datapath did not see begin. */
+static __always_inline bool begins_with_reply(const struct packet *packet)
+{
+	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) ||
+	       (packet->key.protocol == IPPROTO_ICMP && packet->icmp_type == ICMP_ECHOREPLY) ||
+	       (packet->key.protocol == IPPROTO_ICMPV6 && packet->icmp_type == ICMPV6_ECHO_REPLY);
+}
+
+static __always_inline bool can_masquerade(const struct packet *packet)
+{
+	switch (packet->key.protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+		return true;
+	case IPPROTO_ICMP:
+		return !packet->ipv6 && packet->icmp_kind == ICMP_KIND_NONE;
+	case IPPROTO_ICMPV6:
+		return packet->ipv6 && packet->icmp_kind == ICMP_KIND_NONE;
+	default:
+		/* Without ports the host's own packets could not be told from the endpoint's. */
+		return false;
+	}
+}
+
+/*
+ * Finds or takes the translation for scratch->packet, which leaves by the uplink
+ * scratch->decision.out_ifindex, and completes the decision. Returns 0, or minus
+ * the counter that says why not.
+ */
+__noinline int masquerade_source(struct __sk_buff *skb, __u32 endpoint, __u32 flags)
+{
+	struct scratch *s = scratch_get();
+	struct interface *uplink;
+	struct translation *t;
+	int error;
+
+	if (!s)
+		return -DROP_NO_UPLINK_ADDRESS;
+	uplink = bpf_map_lookup_elem(&interfaces, &s->decision.out_ifindex);
+	if (!uplink)
+		return -DROP_NO_UPLINK_ADDRESS;
+	s->decision.address = s->packet.ipv6 ? uplink->ipv6 : uplink->ipv4;
+	if (is_zero(&s->decision.address))
+		return -DROP_NO_UPLINK_ADDRESS;
+	if (!can_masquerade(&s->packet))
+		return -DROP_UNSUPPORTED_PROTOCOL;
+	if (s->packet.fragment == FRAGMENT_LATER && !s->packet.key.source_port)
+		return -DROP_FRAGMENT;
+
+	t = translation_find(&s->packet.key, &s->reply);
+	if (t && !same(&s->reply.destination, &s->decision.address)) {
+		/* The way out has changed; no answer would find the old address. */
+		s->victim = s->reply;
+		translation_remove(skb);
+		t = NULL;
+	}
+	if (!t) {
+		error = translation_take(skb, endpoint, flags);
+		if (!error)
+			error = translation_point(skb, endpoint);
+		if (error)
+			return error;
+		t = bpf_map_lookup_elem(&translations, &s->reply);
+	}
+	if (t) {
+		__u8 state = t->state;
+
+		translation_note(t, &s->packet, false);
+		if (t->state == TRANSLATION_CLOSED) {
+			s->decision.epoch = NOT_REMEMBERED;
+			if (state != TRANSLATION_CLOSED) {
+				bpf_map_delete_elem(&flows, &s->reply);
+				bpf_map_delete_elem(&flows, &s->packet.key);
+			}
+		}
+	}
+	s->decision.flags |= FLOW_TRANSLATE_SOURCE;
+	s->decision.port = s->reply.destination_port;
+	s->decision.checksum_diff = address_diff(&s->packet.key.source, &s->decision.address);
+	return 0;
+}
+
+/*
+ * Translates the quote of an ICMP error from an endpoint, which speaks of a packet
+ * that the world sent to the uplink's address, and completes the decision.
+ */
+__noinline int masquerade_error(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct translation *pointer;
+
+	if (!s || parse_quote(skb))
+		return -DROP_NO_TRANSLATION;
+	answer_key(&s->other, &s->quote, s->packet.key.ifindex);
+	pointer = bpf_map_lookup_elem(&translations, &s->other);
+	if (!pointer || !same(&s->other.source, &s->packet.key.source))
+		return -DROP_NO_TRANSLATION;
+	s->to = *pointer;
+	if (translate_quote(skb, false))
+		return -DROP_REWRITE;
+	s->decision.flags |= FLOW_TRANSLATE_SOURCE;
+	s->decision.address = s->to.address;
+	s->decision.checksum_diff = address_diff(&s->packet.key.source, &s->to.address);
+	return 0;
+}
+
+/*
+ * Keeps a decision for the packets that follow. Errors are decided each by
+ * itself, and a closed connection is followed packet by packet.
+ */
+static __always_inline void remember(const struct __sk_buff *skb, struct scratch *s)
+{
+	struct flow *before;
+
+	if (s->packet.icmp_kind == ICMP_KIND_ERROR || s->decision.epoch == NOT_REMEMBERED)
+		return;
+	before = bpf_map_lookup_elem(&flows, &s->packet.key);
+	if (before) {
+		s->decision.packets = before->packets;
+		s->decision.bytes = before->bytes;
+	}
+	account(skb, &s->decision);
+	s->decision.epoch = epoch_sum(s->decision.endpoint);
+	s->decision.decided = now();
+	bpf_map_update_elem(&flows, &s->packet.key, &s->decision, BPF_ANY);
+}
+
+static __always_inline void deliver(struct flow *decision, const struct endpoint *to)
+{
+	decision->action = ACTION_DELIVER;
+	decision->out_ifindex = to->ifindex;
+	decision->mtu = to->mtu;
+	decision->receiver = to->mac;
+	decision->gateway = to->host_mac;
+	decision->endpoint = to->id;
+}

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Where the host's routing tables and rules send a packet. */
+#pragma once
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "maps.h"
+#include "parse.h"
+#include "scratch.h"
+#include "settings.h"
+
+#define AF_INET 2
+#define AF_INET6 10
+
+/* A packet this small fits every route, so the answer tells the route's MTU. */
+#define SMALLEST_PACKET 20
+
+enum way {
+	WAY_UPLINK, /* decision's next_hop, out_ifindex and mtu are set */
+	WAY_STACK,  /* to the host itself, or nowhere: the stack knows, and it may be remembered */
+	WAY_OTHER,  /* by a device or in a manner that is not ours: the stack, each time */
+};
+
+/* Asks for scratch->packet, as it arrived on the host side that its key names. */
+__noinline int route(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct bpf_fib_lookup fib = {};
+	struct interface *out;
+	__u32 ifindex;
+	long result;
+
+	if (!s)
+		return WAY_OTHER;
+	fib.l4_protocol = s->packet.key.protocol;
+	fib.sport = s->packet.key.source_port;
+	fib.dport = s->packet.key.destination_port;
+	fib.tot_len = SMALLEST_PACKET;
+	fib.ifindex = s->packet.key.ifindex;
+	if (s->packet.ipv6) {
+		fib.family = AF_INET6;
+		fib.flowinfo = bpf_htonl((__u32)s->packet.traffic_class << 20);
+		__builtin_memcpy(fib.ipv6_src, &s->packet.key.source, sizeof(fib.ipv6_src));
+		__builtin_memcpy(fib.ipv6_dst, &s->packet.key.destination, sizeof(fib.ipv6_dst));
+	} else {
+		fib.family = AF_INET;
+		fib.tos = s->packet.traffic_class;
+		fib.ipv4_src = words(&s->packet.key.source)[3];
+		fib.ipv4_dst = words(&s->packet.key.destination)[3];
+	}
+	result = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
+	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
+		return WAY_STACK;
+	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return WAY_OTHER;
+	ifindex = fib.ifindex;
+	out = bpf_map_lookup_elem(&interfaces, &ifindex);
+	if (!out || out->role != INTERFACE_UPLINK)
+		return WAY_OTHER;
+	s->decision.out_ifindex = ifindex;
+	/* Kernels before 5.12, and a missing neighbour before 6.4, leave the field as it was. */
+	s->decision.mtu = fib.tot_len == SMALLEST_PACKET ? out->mtu : fib.tot_len;
+	if (fib.family == AF_INET)
+		set_ipv4(&s->decision.next_hop, fib.ipv4_dst);
+	else
+		__builtin_memcpy(&s->decision.next_hop, fib.ipv6_dst, sizeof(fib.ipv6_dst));
+	return WAY_UPLINK;
+}
+
+static __always_inline bool excluded(const struct address *destination)
+{
+	struct prefix_key key = { .length = 128 };
+
+	__builtin_memcpy(key.address, destination, sizeof(key.address));
+	return bpf_map_lookup_elem(&masquerade_exclude, &key);
+}

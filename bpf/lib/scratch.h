@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Working memory of the slow path. Its parts are global functions, so that the
+ * verifier looks at each once and not at every combination; on Linux 5.10 such a
+ * function takes the packet and numbers only, and all else goes by way of this.
+ * It belongs to one program on one CPU, where nothing else of the program runs
+ * meanwhile: TC programs run with bottom halves off.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "parse.h"
+#include "types.h"
+
+struct quote {
+	struct flow_key key; /* of the packet as an ICMP error quotes it; ifindex 0 */
+	__u16 network;	     /* offset of its IP header in the frame */
+	__u16 transport;
+	__u8 pad[4];
+};
+
+struct scratch {
+	struct packet packet;
+	struct flow decision;
+	struct flow_key reply;	/* of the translation in hand */
+	struct flow_key other;	/* of another one for the same flow */
+	struct flow_key victim; /* of the one to remove */
+	struct flow_key sent;	/* of its pointer */
+	struct quote quote;
+	struct translation to; /* the one to take, or what a quote is translated to */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} scratch SEC(".maps");
+
+static __always_inline struct scratch *scratch_get(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratch, &zero);
+}

@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Source ports for masquerade: taking one, finding it again, and giving it up.
+ *
+ * Inserting the reply entry with BPF_NOEXIST is the allocation. A translation
+ * dies by its timestamp or with its endpoint's epoch; a dead one is removed by
+ * whoever wants its port, or by the clock hand that every allocation moves on,
+ * so nothing waits for the agent.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "clock.h"
+#include "maps.h"
+#include "parse.h"
+#include "scratch.h"
+#include "settings.h"
+
+#define PORT_TRIES 32
+#define SLOT_TRIES 8
+
+/*
+ * Timeouts in seconds. TCP: RFC 5382 REQ-5, 2 h 4 min established and 4 min
+ * transitory; opening as Linux keeps SYN_SENT. UDP: RFC 4787 REQ-5, 5 min once
+ * both ends have spoken, 30 s before as Linux. ICMP: RFC 5508 REQ-1, 60 s.
+ */
+static __always_inline __u32 translation_timeout(__u8 protocol, __u8 state)
+{
+	if (protocol == IPPROTO_TCP)
+		return state == TRANSLATION_OPENING	  ? 120
+		       : state == TRANSLATION_ESTABLISHED ? 7440
+		       : state == TRANSLATION_CLOSING	  ? 240
+							  : 20;
+	if (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6)
+		return 60;
+	return state == TRANSLATION_OPENING ? 30 : 300;
+}
+
+static __always_inline bool translation_alive(const struct translation *t, __u8 protocol)
+{
+	/* A clock read just before another CPU's may be behind seen. */
+	__s32 idle = now() - t->seen;
+
+	return t->epoch == epoch_of(t->endpoint) &&
+	       idle <= (__s32)translation_timeout(protocol, t->state);
+}
+
+/* The reply's key of a translation, from the key as the endpoint sends. */
+static __always_inline void reply_key(struct flow_key *reply, const struct flow_key *sent,
+				      const struct address *address, __be16 port)
+{
+	__builtin_memset(reply, 0, sizeof(*reply));
+	reply->source = sent->destination;
+	reply->destination = *address;
+	reply->source_port = sent->destination_port;
+	reply->destination_port = port;
+	reply->protocol = sent->protocol;
+}
+
+/* The key as the endpoint sends, from the reply's key and entry. */
+static __always_inline void sent_key(struct flow_key *sent, const struct flow_key *reply,
+				     const struct translation *t)
+{
+	__builtin_memset(sent, 0, sizeof(*sent));
+	sent->source = t->address;
+	sent->destination = reply->source;
+	sent->source_port = t->port;
+	sent->destination_port = reply->source_port;
+	sent->ifindex = t->ifindex;
+	sent->protocol = reply->protocol;
+}
+
+static __always_inline void held_add(__u32 endpoint, __s32 n)
+{
+	__u32 *sum = bpf_map_lookup_elem(&held, &endpoint);
+
+	if (sum)
+		__sync_fetch_and_add(sum, n);
+}
+
+/* Removes the translation with key scratch->victim: both entries and both decisions. */
+__noinline int translation_remove(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct translation *t, *pointer;
+	__u32 endpoint;
+
+	if (!s || !skb)
+		return 0;
+	t = bpf_map_lookup_elem(&translations, &s->victim);
+	if (!t)
+		return 0;
+	sent_key(&s->sent, &s->victim, t);
+	endpoint = t->endpoint;
+	/* Two may try; who succeeds counts. */
+	if (bpf_map_delete_elem(&translations, &s->victim))
+		return 0;
+	held_add(endpoint, -1);
+	bpf_map_delete_elem(&flows, &s->victim);
+	pointer = bpf_map_lookup_elem(&translations, &s->sent);
+	if (pointer && pointer->port == s->victim.destination_port &&
+	    same(&pointer->address, &s->victim.destination)) {
+		bpf_map_delete_elem(&translations, &s->sent);
+		bpf_map_delete_elem(&flows, &s->sent);
+	}
+	return 1;
+}
+
+/*
+ * Frees slot index when its translation is dead or gone, and puts scratch->reply
+ * there (protocol 0: nothing). Returns 1 when the slot was claimed, or freed; 2
+ * when it was free; 0 when it is in use, and -1 when there is no such slot.
+ */
+__noinline int slot_claim(struct __sk_buff *skb, __u32 index)
+{
+	struct allocation *slot = bpf_map_lookup_elem(&allocations, &index);
+	struct scratch *s = scratch_get();
+	struct translation *t;
+	int claimed = 0;
+
+	if (!s || !slot || !skb)
+		return -1;
+	bpf_spin_lock(&slot->lock);
+	s->victim = slot->reply;
+	bpf_spin_unlock(&slot->lock);
+	if (s->victim.protocol) {
+		t = bpf_map_lookup_elem(&translations, &s->victim);
+		if (t && translation_alive(t, s->victim.protocol))
+			return 0;
+		translation_remove(skb);
+	} else if (!s->reply.protocol) {
+		return 2;
+	}
+	bpf_spin_lock(&slot->lock);
+	/* Another CPU may have been faster. */
+	if (same_key(&slot->reply, &s->victim)) {
+		slot->reply = s->reply;
+		claimed = 1;
+	}
+	bpf_spin_unlock(&slot->lock);
+	return claimed;
+}
+
+/*
+ * Finds a slot for scratch->reply, and frees those of dead translations on the
+ * way; with protocol 0 it only frees. Returns 0, or -1 when all tried are in use.
+ */
+__noinline int slot_find(struct __sk_buff *skb)
+{
+	__u32 at = bpf_get_prandom_u32();
+	struct scratch *s = scratch_get();
+
+	if (!s)
+		return -1;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < SLOT_TRIES; i++) {
+		if (slot_claim(skb, (at + i) % allocation_slots) == 1 && s->reply.protocol)
+			return 0;
+	}
+	return -1;
+}
+
+/* Whether a socket of the host would take what comes back as scratch->reply. */
+__noinline int host_uses(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *socket;
+	__u32 size;
+
+	if (!s)
+		return true;
+	if (is_ipv4(&s->reply.destination)) {
+		size = sizeof(tuple.ipv4);
+		tuple.ipv4.saddr = words(&s->reply.source)[3];
+		tuple.ipv4.daddr = words(&s->reply.destination)[3];
+		tuple.ipv4.sport = s->reply.source_port;
+		tuple.ipv4.dport = s->reply.destination_port;
+	} else {
+		size = sizeof(tuple.ipv6);
+		__builtin_memcpy(tuple.ipv6.saddr, &s->reply.source, sizeof(tuple.ipv6.saddr));
+		__builtin_memcpy(tuple.ipv6.daddr, &s->reply.destination, sizeof(tuple.ipv6.daddr));
+		tuple.ipv6.sport = s->reply.source_port;
+		tuple.ipv6.dport = s->reply.destination_port;
+	}
+	if (s->reply.protocol == IPPROTO_TCP)
+		socket = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else if (s->reply.protocol == IPPROTO_UDP)
+		socket = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		return false;
+	if (!socket)
+		return false;
+	bpf_sk_release(socket);
+	return true;
+}
+
+static __always_inline bool belongs_to(const struct translation *t, const struct flow_key *sent)
+{
+	return t->ifindex == sent->ifindex && t->port == sent->source_port &&
+	       same(&t->address, &sent->source);
+}
+
+/* What a packet tells of the state; keeps the translation alive. */
+static __always_inline void translation_note(struct translation *t, const struct packet *packet,
+					     bool inbound)
+{
+	t->seen = now();
+	if (packet->icmp_kind == ICMP_KIND_ERROR)
+		return;
+	if (inbound && t->state == TRANSLATION_OPENING)
+		t->state = TRANSLATION_ESTABLISHED;
+	if (packet->key.protocol != IPPROTO_TCP || packet->fragment == FRAGMENT_LATER)
+		return;
+	if (packet->tcp_flags & TCP_RST) {
+		t->state = TRANSLATION_CLOSED;
+	} else if (packet->tcp_flags & TCP_FIN) {
+		t->flags |= inbound ? TRANSLATION_FIN_IN : TRANSLATION_FIN_OUT;
+		t->state = t->flags & TRANSLATION_FIN_IN && t->flags & TRANSLATION_FIN_OUT
+				   ? TRANSLATION_CLOSED
+				   : TRANSLATION_CLOSING;
+	} else if (!inbound && packet->tcp_flags & TCP_SYN) {
+		if (t->state >= TRANSLATION_CLOSING) {
+			t->state = TRANSLATION_OPENING;
+			t->flags &= ~(TRANSLATION_FIN_IN | TRANSLATION_FIN_OUT);
+		}
+	} else if (!inbound && t->state == TRANSLATION_CLOSED &&
+		   !(t->flags & (TRANSLATION_FIN_IN | TRANSLATION_FIN_OUT))) {
+		/* The endpoint goes on after an RST: the RST was not for it. */
+		t->state = TRANSLATION_ESTABLISHED;
+	}
+}
+
+/* Finds the translation that the flow has. Returns its reply entry, with its key in reply. */
+static __always_inline struct translation *translation_find(const struct flow_key *sent,
+							    struct flow_key *reply)
+{
+	struct translation *pointer = bpf_map_lookup_elem(&translations, sent), *t;
+
+	if (!pointer)
+		return NULL;
+	reply_key(reply, sent, &pointer->address, pointer->port);
+	t = bpf_map_lookup_elem(&translations, reply);
+	return t && belongs_to(t, sent) && translation_alive(t, sent->protocol) ? t : NULL;
+}
+
+/*
+ * Tries to take port first + candidate for scratch->to, at the address in
+ * scratch->decision. Ports of closed connections are taken over only if hard.
+ * Returns whether it is taken, with the reply's key in scratch->reply.
+ */
+__noinline int port_try(struct __sk_buff *skb, __u32 candidate, __u32 hard)
+{
+	struct scratch *s = scratch_get();
+	struct translation *old;
+
+	if (!s)
+		return 0;
+	reply_key(&s->reply, &s->packet.key, &s->decision.address,
+		  bpf_htons((__u16)(port_first + candidate)));
+	old = bpf_map_lookup_elem(&translations, &s->reply);
+	if (old) {
+		if (translation_alive(old, s->reply.protocol) &&
+		    !(hard && old->state == TRANSLATION_CLOSED))
+			return 0;
+		s->victim = s->reply;
+		translation_remove(skb);
+	}
+	return !host_uses(skb) &&
+	       !bpf_map_update_elem(&translations, &s->reply, &s->to, BPF_NOEXIST);
+}
+
+/*
+ * Takes a port for the flow of scratch->packet, which has none, at the address
+ * in scratch->decision: the flow's own port if that is in the range and free,
+ * else one of a bounded number of others. SCTP keeps its own or gets none: its
+ * checksum cannot be corrected. flags are enum translation_flag. Returns 0 with
+ * the reply's key in scratch->reply, or minus the counter that says why not.
+ */
+__noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 flags)
+{
+	__u32 *holds = bpf_map_lookup_elem(&held, &endpoint);
+	struct scratch *s = scratch_get();
+	__u16 candidate;
+	int i, taken = 0;
+
+	if (!s || !holds)
+		return -DROP_TRANSLATIONS_FULL;
+	/* Room may have been freed by time: with the hand moved on, a retry finds it. */
+	s->reply.protocol = 0;
+	if (*holds >= endpoint_limit) {
+		slot_find(skb);
+		if (*holds >= endpoint_limit)
+			return -DROP_ENDPOINT_LIMIT;
+	}
+	__builtin_memset(&s->to, 0, sizeof(s->to));
+	s->to.address = s->packet.key.source;
+	s->to.port = s->packet.key.source_port;
+	s->to.endpoint = endpoint;
+	s->to.epoch = epoch_of(endpoint);
+	s->to.ifindex = s->packet.key.ifindex;
+	s->to.seen = now();
+	s->to.flags = flags;
+
+	candidate = bpf_ntohs(s->packet.key.source_port) - port_first;
+	if (s->packet.key.protocol == IPPROTO_SCTP) {
+		taken = port_try(skb, candidate, true);
+	} else {
+		if (candidate >= port_count)
+			candidate = bpf_get_prandom_u32() % port_count;
+#pragma clang loop unroll(disable)
+		for (i = 0; i < PORT_TRIES; i++) {
+			taken = port_try(skb, candidate, i >= PORT_TRIES / 2);
+			if (taken)
+				break;
+			candidate = bpf_get_prandom_u32() % port_count;
+		}
+	}
+	if (!taken) {
+		s->reply.protocol = 0;
+		slot_find(skb);
+		return -DROP_PORTS_EXHAUSTED;
+	}
+	held_add(endpoint, 1);
+	if (slot_find(skb)) {
+		s->victim = s->reply;
+		translation_remove(skb);
+		return -DROP_TRANSLATIONS_FULL;
+	}
+	return 0;
+}
+
+/*
+ * Makes the flow of scratch->packet lead to the translation just taken, which is
+ * in scratch->reply. Returns 0, or minus a counter.
+ */
+__noinline int translation_point(struct __sk_buff *skb, __u32 endpoint)
+{
+	struct scratch *s = scratch_get();
+	struct translation pointer = {};
+
+	if (!s)
+		return -DROP_TRANSLATIONS_FULL;
+	pointer.address = s->reply.destination;
+	pointer.port = s->reply.destination_port;
+	pointer.endpoint = endpoint;
+	pointer.ifindex = s->packet.key.ifindex;
+	if (!bpf_map_update_elem(&translations, &s->packet.key, &pointer, BPF_NOEXIST))
+		return 0;
+	/* Either a packet of this flow was faster on another CPU ... */
+	if (translation_find(&s->packet.key, &s->other) &&
+	    same(&s->other.destination, &s->reply.destination)) {
+		s->victim = s->reply;
+		translation_remove(skb);
+		s->reply = s->other;
+		return 0;
+	}
+	/* ... or the pointer of a dead translation was left. */
+	if (!bpf_map_update_elem(&translations, &s->packet.key, &pointer, BPF_ANY))
+		return 0;
+	s->victim = s->reply;
+	translation_remove(skb);
+	return -DROP_TRANSLATIONS_FULL;
+}

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* The maps and types alone: what the agent's typed access is generated from. */
+#include "lib/maps.h"
+
+/* Kept in the type information although no map holds them. */
+const enum action *unused_action __attribute__((unused));
+const enum flow_flag *unused_flow_flag __attribute__((unused));
+const enum translation_state *unused_translation_state __attribute__((unused));
+const enum translation_flag *unused_translation_flag __attribute__((unused));
+const enum endpoint_flag *unused_endpoint_flag __attribute__((unused));
+const enum interface_role *unused_interface_role __attribute__((unused));
+const enum journey *unused_journey __attribute__((unused));
+const enum counter *unused_counter __attribute__((unused));

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * To a container, through the host's stack: tcx egress of the host's side of its
+ * veth pair. What a process of the host sends needs nothing here: the answer is
+ * for an address of the host. What the stack forwards may have been translated
+ * by others on its way (a service address, a node port), so its answer must go
+ * back the same way.
+ */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_helpers.h>
+
+#include "lib/apply.h"
+#include "lib/fragment.h"
+#include "lib/parse.h"
+
+SEC("tc")
+int to_container(struct __sk_buff *skb)
+{
+	struct flow memory = { .action = ACTION_PASS, .flags = FLOW_REPLY | FLOW_STACK };
+	struct packet packet = {};
+	struct endpoint *endpoint;
+	struct flow_key back = {};
+	struct flow *before;
+
+	count(skb, TO_CONTAINER, COUNTER_PASSED);
+	if (!skb->ingress_ifindex || skb->tc_index == SEEN_DECIDED)
+		return TC_ACT_UNSPEC;
+	if (parse(skb, &packet) != PARSED_IP || packet.icmp_kind)
+		return TC_ACT_UNSPEC;
+	endpoint = bpf_map_lookup_elem(&endpoints, &packet.key.destination);
+	if (!endpoint)
+		return TC_ACT_UNSPEC;
+	if (packet.fragment) {
+		packet.key.ifindex = skb->ingress_ifindex;
+		fragment_ports(&packet);
+	}
+	back.source = packet.key.destination;
+	back.destination = packet.key.source;
+	back.source_port = packet.key.destination_port;
+	back.destination_port = packet.key.source_port;
+	back.ifindex = endpoint->ifindex;
+	back.protocol = packet.key.protocol;
+	before = bpf_map_lookup_elem(&flows, &back);
+	if (before && current(before, &packet))
+		return TC_ACT_UNSPEC;
+	/* Began with the endpoint, and only the cache has forgotten. */
+	if (bpf_map_lookup_elem(&translations, &back))
+		return TC_ACT_UNSPEC;
+	if (before) {
+		memory.packets = before->packets;
+		memory.bytes = before->bytes;
+	}
+	memory.endpoint = endpoint->id;
+	memory.sender = endpoint->mac;
+	memory.epoch = epoch_sum(endpoint->id);
+	memory.decided = now();
+	bpf_map_update_elem(&flows, &back, &memory, BPF_ANY);
+	return TC_ACT_UNSPEC;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package nstest makes the network namespaces, links and bpf file systems that
+// tests run in, and removes them when the test ends, failed or not.
+package nstest
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Root is the gate of every test that changes the kernel. Without the
+// privilege the test is skipped, or fails where TENDRIL_TEST_PRIVILEGED is set,
+// as `make test` and CI do.
+func Root(tb testing.TB) {
+	tb.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("TENDRIL_TEST_PRIVILEGED") != "" {
+		tb.Fatal("this test needs root, and TENDRIL_TEST_PRIVILEGED forbids skipping it")
+	}
+	tb.Skip("needs root")
+}
+
+// NS is a named network namespace.
+type NS struct {
+	// Name as `ip netns` shows it.
+	Name string
+	// Path of its file, for CNI_NETNS and nsenter.
+	Path string
+	// Handle is a netlink socket in the namespace.
+	Handle *netlink.Handle
+	handle netns.NsHandle
+}
+
+// New makes a network namespace with its loopback up. hint becomes part of its
+// name. It is removed when the test ends.
+func New(tb testing.TB, hint string) *NS {
+	tb.Helper()
+	Root(tb)
+	var random [4]byte
+	_, _ = rand.Read(random[:])
+	n := &NS{Name: "tdt-" + hint + "-" + hex.EncodeToString(random[:])}
+	n.Path = filepath.Join("/run/netns", n.Name)
+
+	runtime.LockOSThread()
+	old, err := netns.Get()
+	must(tb, err)
+	n.handle, err = netns.NewNamed(n.Name) // leaves the thread inside
+	if err == nil {
+		err = netns.Set(old)
+	}
+	must(tb, err)
+	runtime.UnlockOSThread()
+	must(tb, old.Close())
+	tb.Cleanup(func() {
+		n.Handle.Close()
+		_ = n.handle.Close()
+		if err := netns.DeleteNamed(n.Name); err != nil {
+			tb.Errorf("remove namespace %s: %v", n.Name, err)
+		}
+	})
+	n.Handle, err = netlink.NewHandleAt(n.handle)
+	must(tb, err)
+	lo, err := n.Handle.LinkByName("lo")
+	must(tb, err)
+	must(tb, n.Handle.LinkSetUp(lo))
+	return n
+}
+
+// Do runs f on a thread inside the namespace. f must not start goroutines that
+// rely on it.
+func (n *NS) Do(tb testing.TB, f func()) {
+	tb.Helper()
+	done := make(chan error)
+	go func() {
+		var err error
+		defer func() { done <- err }()
+		runtime.LockOSThread()
+		var old netns.NsHandle
+		if old, err = netns.Get(); err != nil {
+			return
+		}
+		defer func() { _ = old.Close() }()
+		if err = netns.Set(n.handle); err != nil {
+			return
+		}
+		f()
+		if err = netns.Set(old); err == nil {
+			runtime.UnlockOSThread() // otherwise the thread ends with the goroutine
+		}
+	}()
+	must(tb, <-done)
+}
+
+// Command is exec.Command inside the network namespace; all else, /sys
+// included, stays as it is.
+func (n *NS) Command(name string, args ...string) *exec.Cmd {
+	return exec.Command("nsenter", append([]string{"--net=" + n.Path, "--", name}, args...)...)
+}
+
+// Run runs a command in the namespace and returns what it printed; a failure
+// ends the test.
+func (n *NS) Run(tb testing.TB, name string, args ...string) string {
+	tb.Helper()
+	out, err := n.Command(name, args...).CombinedOutput()
+	if err != nil {
+		tb.Fatalf("in %s: %s %q: %v\n%s", n.Name, name, args, err, out)
+	}
+	return string(out)
+}
+
+// Veth makes a veth pair between two namespaces and sets both ends up.
+func Veth(tb testing.TB, a *NS, aName string, b *NS, bName string) {
+	tb.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = aName
+	must(tb, a.Handle.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: bName, PeerNamespace: netlink.NsFd(int(b.handle))}))
+	for _, end := range []struct {
+		ns   *NS
+		name string
+	}{{a, aName}, {b, bName}} {
+		link, err := end.ns.Handle.LinkByName(end.name)
+		must(tb, err)
+		must(tb, end.ns.Handle.LinkSetUp(link))
+	}
+}
+
+// BPFFS mounts a bpf file system of the test's own and returns its path.
+func BPFFS(tb testing.TB) string {
+	tb.Helper()
+	Root(tb)
+	dir := tb.TempDir()
+	must(tb, unix.Mount("bpf", dir, "bpf", 0, ""))
+	tb.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			tb.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+	return dir
+}
+
+func must(tb testing.TB, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
+	}
+}

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+)
+
+// DefaultSocket is where the agent listens unless it is told otherwise.
+const DefaultSocket = "/run/tendril/agent.sock"
+
+// callTimeout bounds one call, connecting included. It is what a container
+// runtime may lose on a hung agent; a busy agent answers in milliseconds.
+const callTimeout = 30 * time.Second
+
+// ErrUnavailable is what errors.Is finds in the error of a call that no agent
+// answered: the socket is missing or refuses, the agent went away before it
+// answered, or it answered that it cannot serve now.
+var ErrUnavailable = errors.New("agent is not available")
+
+// Is makes an answer of CodeUnavailable an ErrUnavailable.
+func (e *Error) Is(target error) bool {
+	return target == ErrUnavailable && e.Code == CodeUnavailable
+}
+
+// Client calls the agent. Its methods return an *Error when the agent refused
+// and an error that is ErrUnavailable when there is no agent. It is safe for
+// concurrent use.
+type Client struct {
+	http   *http.Client
+	socket string
+}
+
+// NewClient returns a client of the agent that listens on socket, a path. It
+// connects with the first call. Close it after use.
+func NewClient(socket string) *Client {
+	dialer := &net.Dialer{}
+	return &Client{
+		socket: socket,
+		http: &http.Client{
+			Timeout: callTimeout,
+			Transport: &http.Transport{
+				DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+					return dialer.DialContext(ctx, "unix", socket)
+				},
+				DisableCompression: true,
+			},
+		},
+	}
+}
+
+// Close drops idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Prepare asks for an endpoint: leases, names and numbers.
+func (c *Client) Prepare(ctx context.Context, req PrepareRequest) (Endpoint, error) {
+	return call[Endpoint](ctx, c, http.MethodPost, "/v1/endpoints", req)
+}
+
+// Attach tells the agent that the endpoint's links exist.
+func (c *Client) Attach(ctx context.Context, a Attachment, req AttachRequest) (Endpoint, error) {
+	return call[Endpoint](ctx, c, http.MethodPut, endpointPath(a)+"/attach", req)
+}
+
+// Check asks whether the agent's record, the lease and the datapath are as ADD
+// left them.
+func (c *Client) Check(ctx context.Context, a Attachment) error {
+	_, err := call[none](ctx, c, http.MethodPost, endpointPath(a)+"/check", nil)
+	return err
+}
+
+// Delete frees all that the agent holds for the attachment. It is no error
+// when that is nothing.
+func (c *Client) Delete(ctx context.Context, a Attachment) error {
+	_, err := call[none](ctx, c, http.MethodDelete, endpointPath(a), nil)
+	return err
+}
+
+// GC frees what is not in the request.
+func (c *Client) GC(ctx context.Context, req GCRequest) (GCResult, error) {
+	return call[GCResult](ctx, c, http.MethodPost, "/v1/gc", req)
+}
+
+// NetworkHealth says whether an ADD to the network would succeed.
+func (c *Client) NetworkHealth(ctx context.Context, n Network) (Health, error) {
+	return call[Health](ctx, c, http.MethodPost, "/v1/networks/status", n)
+}
+
+// Health says whether the agent works.
+func (c *Client) Health(ctx context.Context) (Health, error) {
+	return call[Health](ctx, c, http.MethodGet, "/v1/health", nil)
+}
+
+// Status returns the agent at a glance.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	return call[Status](ctx, c, http.MethodGet, "/v1/status", nil)
+}
+
+// Endpoints lists all endpoints.
+func (c *Client) Endpoints(ctx context.Context) ([]Endpoint, error) {
+	return call[[]Endpoint](ctx, c, http.MethodGet, "/v1/endpoints", nil)
+}
+
+// Endpoint returns one endpoint; an *Error of CodeNotFound when there is none.
+func (c *Client) Endpoint(ctx context.Context, a Attachment) (Endpoint, error) {
+	return call[Endpoint](ctx, c, http.MethodGet, endpointPath(a), nil)
+}
+
+// Flows lists at most limit flows, 1 to 100000; 0 takes the agent's default.
+func (c *Client) Flows(ctx context.Context, limit int) ([]Flow, error) {
+	path := "/v1/flows"
+	if limit != 0 {
+		path += "?limit=" + strconv.Itoa(limit)
+	}
+	return call[[]Flow](ctx, c, http.MethodGet, path, nil)
+}
+
+// Networks lists the networks that have endpoints.
+func (c *Client) Networks(ctx context.Context) ([]Network, error) {
+	return call[[]Network](ctx, c, http.MethodGet, "/v1/networks", nil)
+}
+
+func endpointPath(a Attachment) string {
+	return "/v1/endpoints/" + url.PathEscape(a.ContainerID) + "/" + url.PathEscape(a.IfName)
+}
+
+// none is the body of an answer that has none.
+type none struct{}
+
+// call sends one request; body is nil or what is sent as JSON.
+func call[T any](ctx context.Context, c *Client, method, path string, body any) (T, error) {
+	var answer T
+	var sent io.Reader
+	if body != nil {
+		text, err := json.Marshal(body)
+		if err != nil {
+			return answer, fmt.Errorf("encode request %s %s: %w", method, path, err)
+		}
+		sent = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://tendril"+path, sent)
+	if err != nil {
+		return answer, fmt.Errorf("build request %s %s: %w", method, path, err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return answer, c.transportError(ctx, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode >= http.StatusBadRequest {
+		return answer, decodeError(resp)
+	}
+	if _, empty := any(answer).(none); empty || resp.StatusCode == http.StatusNoContent {
+		_, _ = io.Copy(io.Discard, resp.Body) // so that the connection is used again
+		return answer, nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+		return answer, fmt.Errorf("decode answer to %s %s: %w", method, path, c.transportError(ctx, err))
+	}
+	return answer, nil
+}
+
+// transportError tells an agent that is not there from one that is slow: only
+// the first is ErrUnavailable. A caller may take "not there" for an answer,
+// as DEL does, because an agent looks around when it starts; a slow one will
+// not.
+func (c *Client) transportError(ctx context.Context, err error) error {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	var timeout net.Error
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("call agent at %s: %w", c.socket, ctx.Err())
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return fmt.Errorf("call agent at %s: no answer within %v", c.socket, callTimeout)
+	case errors.As(err, &syntax), errors.As(err, &kind):
+		return err
+	}
+	var outer *url.Error
+	if errors.As(err, &outer) {
+		err = outer.Err // without `Post "http://tendril/v1/..."`
+	}
+	return fmt.Errorf("call agent at %s: %w: %w", c.socket, ErrUnavailable, err)
+}
+
+// maxErrorBody bounds what is read of an answer that is not a success.
+const maxErrorBody = 64 << 10
+
+func decodeError(resp *http.Response) error {
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	answer := &Error{}
+	if err == nil {
+		err = json.Unmarshal(text, answer)
+	}
+	if err == nil && answer.Code != "" {
+		return answer
+	}
+	// Whoever answered is not an agent of ours, or its handler broke.
+	code := CodeInternal
+	if resp.StatusCode == http.StatusServiceUnavailable {
+		code = CodeUnavailable
+	}
+	return &Error{Code: code, Message: fmt.Sprintf("agent answered %s: %q", resp.Status, bytes.TrimSpace(text))}
+}

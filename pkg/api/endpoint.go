@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Attachment names one interface of one container: the two keys by which the
+// CNI specification identifies an attachment within a network.
+type Attachment struct {
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifName"`
+}
+
+// Network is what the agent needs to know of a CNI network configuration.
+type Network struct {
+	// Name is the CNI network name, unique on the node.
+	Name string `json:"name"`
+	// Driver is how endpoints are attached; "routed" is the only one so far.
+	Driver string `json:"driver"`
+	// IPMasq asks for the masquerade of what endpoints send to the world.
+	IPMasq bool `json:"ipMasq"`
+	// MTU of the container's interface in bytes; 0 follows the uplink's.
+	MTU int `json:"mtu,omitempty"`
+	// Ranges to allocate from, one address per set. Empty when another IPAM
+	// plugin has chosen the addresses.
+	Ranges []RangeSet `json:"ranges,omitempty"`
+}
+
+// RangeSet is a list of ranges of one family from which one address is taken.
+type RangeSet []Range
+
+// Range is a part of a subnet, in the words of the reference host-local plugin.
+// A zero RangeStart, RangeEnd or Gateway takes the plugin's default: the first
+// address after the gateway, the last before the broadcast address, and the
+// first address of the subnet.
+type Range struct {
+	Subnet     netip.Prefix `json:"subnet"`
+	RangeStart netip.Addr   `json:"rangeStart,omitzero"`
+	RangeEnd   netip.Addr   `json:"rangeEnd,omitzero"`
+	Gateway    netip.Addr   `json:"gateway,omitzero"`
+}
+
+// Address is one address of an endpoint.
+type Address struct {
+	// Address with the length of the prefix it was taken from.
+	Address netip.Prefix `json:"address"`
+	// Gateway is the container's next hop; it answers on the host's side.
+	Gateway netip.Addr `json:"gateway,omitzero"`
+}
+
+// PrepareRequest asks for an endpoint: its leases and the names and numbers it
+// is wired with. The endpoint is pending until it is attached.
+type PrepareRequest struct {
+	Attachment
+	Network Network `json:"network"`
+	// NetNS is the path of the container's network namespace.
+	NetNS string `json:"netns"`
+	// Wanted are addresses asked for by the runtime; each must lie in one
+	// of the range sets. A set without a wanted address gives any.
+	Wanted []netip.Addr `json:"wanted,omitempty"`
+	// Addresses were chosen by another IPAM plugin; Network.Ranges is empty.
+	Addresses []Address `json:"addresses,omitempty"`
+	// MAC wanted for the container's interface; empty generates one.
+	MAC string `json:"mac,omitempty"`
+	// HostMAC is that of the host's side; empty generates one. It is given
+	// where the links had to exist before the addresses were known.
+	HostMAC string `json:"hostMAC,omitempty"`
+	// Labels of the container, by which policy will know it.
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// AttachRequest tells the agent that the endpoint's links exist.
+type AttachRequest struct {
+	// HostIfIndex is the interface index of the host's side of the veth pair.
+	HostIfIndex int `json:"hostIfIndex"`
+}
+
+// EndpointState is how far an endpoint has come.
+type EndpointState string
+
+const (
+	// Pending endpoints hold leases; their links may not exist yet.
+	Pending EndpointState = "pending"
+	// Ready endpoints are attached: the datapath serves them.
+	Ready EndpointState = "ready"
+)
+
+// Endpoint is one interface of one container as the agent knows it.
+type Endpoint struct {
+	Attachment
+	// ID is the node-local number of the endpoint, 1 to 65535.
+	ID uint16 `json:"id"`
+	// Network is the name of the CNI network.
+	Network string `json:"network"`
+	Driver  string `json:"driver"`
+	// NetNS is the path of the container's network namespace at ADD.
+	NetNS string        `json:"netns"`
+	State EndpointState `json:"state"`
+	// HostIfName is the host's side of the veth pair.
+	HostIfName  string `json:"hostIfName"`
+	HostIfIndex int    `json:"hostIfIndex,omitempty"`
+	// MAC is the container's, HostMAC that of the host's side.
+	MAC        string            `json:"mac"`
+	HostMAC    string            `json:"hostMAC"`
+	MTU        int               `json:"mtu"`
+	Masquerade bool              `json:"masquerade"`
+	Addresses  []Address         `json:"addresses"`
+	Labels     map[string]string `json:"labels,omitempty"`
+	Created    time.Time         `json:"created"`
+}
+
+// GCRequest frees everything of a network that is not in Valid.
+type GCRequest struct {
+	Network string `json:"network"`
+	// Valid are the attachments to keep. Nil means that the runtime gave no
+	// list, which frees nothing but what is provably gone.
+	Valid []Attachment `json:"valid"`
+}
+
+// GCResult says what a GC freed.
+type GCResult struct {
+	Freed []Attachment `json:"freed"`
+}

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// MaxBody is the length in bytes of the longest request body that is read.
+const MaxBody = 1 << 20
+
+// Limits of GET /v1/flows?limit=N.
+const (
+	DefaultFlows = 1000
+	MaxFlows     = 100000
+)
+
+// Service is what the handler serves. Every error it returns that is or wraps
+// an *Error is answered with that error's code, any other as CodeInternal.
+type Service interface {
+	Attacher
+	Inspector
+	Networker
+	Observer
+}
+
+// Attacher changes endpoints.
+type Attacher interface {
+	Prepare(context.Context, PrepareRequest) (Endpoint, error)
+	Attach(context.Context, Attachment, AttachRequest) (Endpoint, error)
+	Delete(context.Context, Attachment) error
+}
+
+// Inspector shows endpoints.
+type Inspector interface {
+	Endpoint(context.Context, Attachment) (Endpoint, error)
+	Endpoints(context.Context) ([]Endpoint, error)
+	Check(context.Context, Attachment) error
+}
+
+// Networker serves what concerns whole networks.
+type Networker interface {
+	Networks(context.Context) ([]Network, error)
+	NetworkStatus(context.Context, Network) (Health, error)
+	GC(context.Context, GCRequest) (GCResult, error)
+}
+
+// Observer shows the agent and its datapath.
+type Observer interface {
+	Health(context.Context) (Health, error)
+	Status(context.Context) (Status, error)
+	Flows(ctx context.Context, limit int) ([]Flow, error)
+}
+
+// HandlerOptions are the optional parts of a handler.
+type HandlerOptions struct {
+	// Observe is told the operation, the code of its error ("" for success)
+	// and how long it took, for each operation that serves a CNI call:
+	// prepare, attach, delete, check, gc, status.
+	Observe func(operation, code string, took time.Duration)
+	// Fault is told what was answered as CodeInternal, for the log.
+	Fault func(method, path string, err error)
+}
+
+// handler turns HTTP requests into calls of a Service.
+type handler struct {
+	service Service
+	opts    HandlerOptions
+}
+
+// NewHandler returns the API of a service, below /v1/.
+func NewHandler(service Service, opts HandlerOptions) http.Handler {
+	if opts.Observe == nil {
+		opts.Observe = func(string, string, time.Duration) {}
+	}
+	if opts.Fault == nil {
+		opts.Fault = func(string, string, error) {}
+	}
+	h := &handler{service: service, opts: opts}
+	mux := http.NewServeMux()
+	for _, route := range []struct {
+		pattern   string
+		operation string // empty: not part of a CNI call
+		serve     func(*http.Request) (any, error)
+	}{
+		{"POST /v1/endpoints", "prepare", h.prepare},
+		{"PUT /v1/endpoints/{container}/{interface}/attach", "attach", h.attach},
+		{"DELETE /v1/endpoints/{container}/{interface}", "delete", h.delete},
+		{"POST /v1/endpoints/{container}/{interface}/check", "check", h.check},
+		{"POST /v1/gc", "gc", h.gc},
+		{"POST /v1/networks/status", "status", h.networkStatus},
+		{"GET /v1/endpoints", "", h.endpoints},
+		{"GET /v1/endpoints/{container}/{interface}", "", h.endpoint},
+		{"GET /v1/networks", "", h.networks},
+		{"GET /v1/flows", "", h.flows},
+		{"GET /v1/health", "", h.health},
+		{"GET /v1/status", "", h.status},
+		{"/", "", unknown},
+	} {
+		mux.HandleFunc(route.pattern, func(w http.ResponseWriter, r *http.Request) {
+			h.run(w, r, route.operation, route.serve)
+		})
+	}
+	return mux
+}
+
+// run serves one request. A nil answer is 204 No Content.
+func (h *handler) run(w http.ResponseWriter, r *http.Request, operation string, serve func(*http.Request) (any, error)) {
+	r.Body = http.MaxBytesReader(w, r.Body, MaxBody)
+	started := time.Now()
+	answer, err := serve(r)
+	code := ""
+	if err != nil {
+		fault := asError(err)
+		code = fault.Code
+		if code == CodeInternal {
+			h.opts.Fault(r.Method, r.URL.Path, err)
+		}
+		write(w, statusOf(code), fault)
+	} else if answer == nil {
+		w.WriteHeader(http.StatusNoContent)
+	} else {
+		write(w, http.StatusOK, answer)
+	}
+	if operation != "" {
+		h.opts.Observe(operation, code, time.Since(started))
+	}
+}
+
+func asError(err error) *Error {
+	var fault *Error
+	if !errors.As(err, &fault) {
+		return &Error{Code: CodeInternal, Message: err.Error()}
+	}
+	answer := *fault
+	answer.Message = err.Error() // with what the error was wrapped in
+	return &answer
+}
+
+func statusOf(code string) int {
+	switch code {
+	case CodeInvalid:
+		return http.StatusBadRequest
+	case CodeNotFound:
+		return http.StatusNotFound
+	case CodeConflict, CodeExhausted, CodeMismatch:
+		return http.StatusConflict
+	case CodeUnavailable:
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}
+
+// write answers with JSON. What cannot be written has nobody to read it.
+func write(w http.ResponseWriter, status int, answer any) {
+	var body bytes.Buffer
+	if err := json.NewEncoder(&body).Encode(answer); err != nil {
+		http.Error(w, fmt.Sprintf(`{"code":%q,"message":"encode answer"}`, CodeInternal), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(body.Len()))
+	w.WriteHeader(status)
+	_, _ = w.Write(body.Bytes())
+}
+
+// decode reads one JSON value with known keys only and nothing behind it.
+func decode(r *http.Request, into any) error {
+	decoder := json.NewDecoder(r.Body)
+	decoder.DisallowUnknownFields()
+	err := decoder.Decode(into)
+	if err == nil {
+		if _, more := decoder.Token(); !errors.Is(more, io.EOF) {
+			err = errors.New("more than one JSON value")
+			if tooLong := (*http.MaxBytesError)(nil); errors.As(more, &tooLong) {
+				err = more
+			}
+		}
+	}
+	if tooLong := (*http.MaxBytesError)(nil); errors.As(err, &tooLong) {
+		return &Error{Code: CodeInvalid, Message: fmt.Sprintf("read request: body is longer than %d bytes", MaxBody)}
+	}
+	if err != nil {
+		return &Error{Code: CodeInvalid, Message: "read request: " + err.Error()}
+	}
+	return nil
+}
+
+func attachment(r *http.Request) Attachment {
+	return Attachment{ContainerID: r.PathValue("container"), IfName: r.PathValue("interface")}
+}
+
+func unknown(r *http.Request) (any, error) {
+	return nil, &Error{Code: CodeNotFound, Message: fmt.Sprintf("no such operation: %s %s", r.Method, r.URL.Path)}
+}
+
+func (h *handler) prepare(r *http.Request) (any, error) {
+	var req PrepareRequest
+	if err := decode(r, &req); err != nil {
+		return nil, err
+	}
+	return h.service.Prepare(r.Context(), req)
+}
+
+func (h *handler) attach(r *http.Request) (any, error) {
+	var req AttachRequest
+	if err := decode(r, &req); err != nil {
+		return nil, err
+	}
+	return h.service.Attach(r.Context(), attachment(r), req)
+}
+
+func (h *handler) delete(r *http.Request) (any, error) {
+	return nil, h.service.Delete(r.Context(), attachment(r))
+}
+
+func (h *handler) check(r *http.Request) (any, error) {
+	return nil, h.service.Check(r.Context(), attachment(r))
+}
+
+func (h *handler) gc(r *http.Request) (any, error) {
+	var req GCRequest
+	if err := decode(r, &req); err != nil {
+		return nil, err
+	}
+	return h.service.GC(r.Context(), req)
+}
+
+func (h *handler) networkStatus(r *http.Request) (any, error) {
+	var req Network
+	if err := decode(r, &req); err != nil {
+		return nil, err
+	}
+	return h.service.NetworkStatus(r.Context(), req)
+}
+
+func (h *handler) endpoints(r *http.Request) (any, error) {
+	return list(h.service.Endpoints(r.Context()))
+}
+
+func (h *handler) endpoint(r *http.Request) (any, error) {
+	return h.service.Endpoint(r.Context(), attachment(r))
+}
+
+func (h *handler) networks(r *http.Request) (any, error) {
+	return list(h.service.Networks(r.Context()))
+}
+
+func (h *handler) flows(r *http.Request) (any, error) {
+	limit := DefaultFlows
+	if given := r.URL.Query().Get("limit"); given != "" {
+		n, err := strconv.Atoi(given)
+		if err != nil || n < 1 || n > MaxFlows {
+			return nil, &Error{Code: CodeInvalid, Key: "limit", Value: given,
+				Message: fmt.Sprintf("limit %q: not a number from 1 to %d", given, MaxFlows)}
+		}
+		limit = n
+	}
+	return list(h.service.Flows(r.Context(), limit))
+}
+
+func (h *handler) health(r *http.Request) (any, error) { return h.service.Health(r.Context()) }
+
+func (h *handler) status(r *http.Request) (any, error) { return h.service.Status(r.Context()) }
+
+// list makes an empty list an empty JSON array, never null.
+func list[T any](items []T, err error) (any, error) {
+	if items == nil {
+		items = []T{}
+	}
+	return items, err
+}

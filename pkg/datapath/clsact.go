@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// clsact attaches by filters of a clsact qdisc (before Linux 6.6). The kernel
+// holds the program as long as the filter is there; nothing is pinned. Priority
+// and handle are fixed, so attaching again replaces in one step.
+type clsact struct{}
+
+const (
+	filterPriority = 0x7e4d
+	filterHandle   = 1
+)
+
+func (*clsact) kind() string { return "clsact" }
+
+func (*clsact) filter(a attachment) *netlink.BpfFilter {
+	parent := uint32(netlink.HANDLE_MIN_EGRESS)
+	if a.ingress() {
+		parent = netlink.HANDLE_MIN_INGRESS
+	}
+	return &netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: a.ifindex,
+			Parent:    parent,
+			Handle:    filterHandle,
+			Protocol:  unix.ETH_P_ALL,
+			Priority:  filterPriority,
+		},
+		Name:         a.program,
+		DirectAction: true,
+	}
+}
+
+func clsactQdisc(ifindex int) *netlink.Clsact {
+	return &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: ifindex,
+		Handle:    netlink.MakeHandle(0xffff, 0),
+		Parent:    netlink.HANDLE_CLSACT,
+	}}
+}
+
+func (c *clsact) attach(a attachment, program *ebpf.Program) error {
+	if err := netlink.QdiscAdd(clsactQdisc(a.ifindex)); err != nil && !errors.Is(err, unix.EEXIST) {
+		if errors.Is(err, unix.ENODEV) {
+			err = errNoDevice
+		}
+		return fmt.Errorf("add clsact to interface %d: %w", a.ifindex, err)
+	}
+	filter := c.filter(a)
+	filter.Fd = program.FD()
+	if err := netlink.FilterReplace(filter); err != nil {
+		return fmt.Errorf("attach %s to interface %d: %w", a.program, a.ifindex, err)
+	}
+	return nil
+}
+
+func (c *clsact) detach(a attachment) error {
+	err := netlink.FilterDel(c.filter(a))
+	// ENODEV: no device; EINVAL: no clsact; ENOENT: no such filter.
+	if err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("detach %s from interface %d: %w", a.program, a.ifindex, err)
+	}
+	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+		filters, err := netlinksafe.FilterList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: a.ifindex}}, parent)
+		if err != nil || len(filters) > 0 {
+			return nil // the device has gone, or others use the qdisc
+		}
+	}
+	if err := netlink.QdiscDel(clsactQdisc(a.ifindex)); err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("remove clsact from interface %d: %w", a.ifindex, err)
+	}
+	return nil
+}
+
+func (c *clsact) has(a attachment) (bool, error) {
+	want := c.filter(a)
+	filters, err := netlinksafe.FilterList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: a.ifindex}}, want.Parent)
+	if err != nil {
+		return false, nil // no clsact there, or no device
+	}
+	for _, f := range filters {
+		b, ok := f.(*netlink.BpfFilter)
+		if ok && b.Priority == filterPriority && b.Name == a.program {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func (c *clsact) list() ([]attachment, error) {
+	links, err := netlinksafe.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	var attached []attachment
+	for _, l := range links {
+		for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+			filters, err := netlinksafe.FilterList(l, parent)
+			if err != nil {
+				continue // no clsact there, or the device has gone meanwhile
+			}
+			for _, f := range filters {
+				b, ok := f.(*netlink.BpfFilter)
+				if ok && b.Priority == filterPriority && objects[b.Name] != nil {
+					attached = append(attached, attachment{ifindex: l.Attrs().Index, program: b.Name})
+				}
+			}
+		}
+	}
+	return attached, nil
+}

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// Config is what the datapath is loaded with.
+type Config struct {
+	// Root is bpf-root, a folder on a bpf file system. It is made if absent.
+	Root string
+	// FlowsMax and TranslationsMax size the maps, in entries; 0 takes the
+	// default. A map that is pinned already keeps its size.
+	FlowsMax        uint32
+	TranslationsMax uint32
+	// Masquerade is the node's switch, over that of each endpoint.
+	Masquerade bool
+	// MasqueradePorts are the first and the last source port, inclusive; zeros
+	// take 40960 to 65535.
+	MasqueradePorts [2]uint16
+	// EndpointTranslations bounds what one endpoint may hold; 0 takes half of
+	// all that there is room for.
+	EndpointTranslations uint32
+	// Attach is "tcx", "clsact" or "" for the best that the kernel has.
+	Attach string
+	// Logger gets what Open and Reconcile find and mend; nil discards it.
+	Logger *slog.Logger
+}
+
+// Datapath is the loaded datapath. Its methods may be called from several
+// goroutines.
+type Datapath struct {
+	root     string
+	log      *slog.Logger
+	maps     *maps.Maps
+	programs *programs
+	hooks    hooks
+	lock     *os.File
+
+	// mu orders changes of attachments and of the maps that the agent writes.
+	mu sync.Mutex
+}
+
+// Endpoint is what the datapath needs to know of one interface of a container.
+type Endpoint struct {
+	// ID is 1 to 65535 and unique on the node.
+	ID uint16
+	// IfIndex and IfName are of the host's side of the veth pair.
+	IfIndex int
+	IfName  string
+	// MAC is the container's, HostMAC that of the host's side.
+	MAC, HostMAC net.HardwareAddr
+	Addresses    []netip.Addr
+	// MTU of the container's interface, in bytes.
+	MTU        int
+	Masquerade bool
+	// OnLinkKnown says that no decision can have sent packets for the addresses
+	// elsewhere, because a route made them unreachable so far.
+	OnLinkKnown bool
+}
+
+// Uplink is a device of the host through which the world is reached.
+type Uplink struct {
+	Name    string
+	IfIndex int
+	// MTU in bytes.
+	MTU int
+	MAC net.HardwareAddr
+	// IPv4 and IPv6 are the sources of masqueraded packets; zero for none.
+	IPv4, IPv6 netip.Addr
+}
+
+// Open loads the programs, adopts what is pinned below cfg.Root, and replaces
+// the programs of attached links in place, so that no packet is lost. It holds a
+// lock on cfg.Root until Close. Errors are *LockedError, *KernelError and
+// *maps.IncompatibleError besides those of the kernel.
+func Open(cfg Config) (_ *Datapath, err error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.MasqueradePorts == [2]uint16{} {
+		cfg.MasqueradePorts = [2]uint16{40960, 65535}
+	}
+	if cfg.MasqueradePorts[0] == 0 || cfg.MasqueradePorts[0] > cfg.MasqueradePorts[1] {
+		return nil, fmt.Errorf("masquerade ports %d to %d are no range", cfg.MasqueradePorts[0], cfg.MasqueradePorts[1])
+	}
+	d := &Datapath{root: cfg.Root, log: cfg.Logger}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	if err := os.MkdirAll(cfg.Root, 0o700); err != nil {
+		return nil, fmt.Errorf("make bpf-root: %w", err)
+	}
+	if d.lock, err = lock(cfg.Root); err != nil {
+		return nil, err
+	}
+	if err := checkKernel(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Join(cfg.Root, "maps"), 0o700); err != nil {
+		return nil, fmt.Errorf("make folder of maps: %w", err)
+	}
+	d.maps, err = maps.Open(filepath.Join(cfg.Root, "maps"), maps.Sizes{Flows: cfg.FlowsMax, Translations: cfg.TranslationsMax})
+	if err != nil {
+		return nil, err
+	}
+	if d.programs, err = loadPrograms(cfg, d.maps); err != nil {
+		return nil, err
+	}
+	if d.hooks, err = newHooks(cfg.Attach, filepath.Join(cfg.Root, "links")); err != nil {
+		return nil, err
+	}
+	if err := d.upgrade(); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// Close drops all handles and the lock. What is pinned stays and works on.
+func (d *Datapath) Close() error {
+	var errs []error
+	if d.programs != nil {
+		errs = append(errs, d.programs.close())
+	}
+	if d.maps != nil {
+		errs = append(errs, d.maps.Close())
+	}
+	if d.lock != nil {
+		errs = append(errs, d.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// AttachKind is how programs are attached: "tcx" or "clsact".
+func (d *Datapath) AttachKind() string { return d.hooks.kind() }
+
+// upgrade puts this version's programs in the place of those that are attached.
+func (d *Datapath) upgrade() error {
+	attached, err := d.hooks.list()
+	if err != nil {
+		return err
+	}
+	for _, a := range attached {
+		if err := d.hooks.attach(a, d.programs.byName[a.program]); err != nil {
+			if errors.Is(err, errNoDevice) {
+				d.log.Info("device of a pinned link is gone", "ifindex", a.ifindex, "program", a.program)
+				if err := d.hooks.detach(a); err != nil {
+					return err
+				}
+				continue
+			}
+			return err
+		}
+	}
+	if len(attached) > 0 {
+		d.log.Info("replaced programs in place", "links", len(attached))
+		// What the new programs would decide otherwise, they decide now.
+		return d.bumpEpoch(0)
+	}
+	return nil
+}
+
+// Remove detaches and unpins everything below root, which must not be in use.
+func Remove(root string) error {
+	if _, err := os.Stat(root); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	held, err := lock(root)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = held.Close() }()
+	h, err := newHooks("", filepath.Join(root, "links"))
+	if err != nil {
+		return err
+	}
+	attached, err := h.list()
+	if err != nil {
+		return err
+	}
+	for _, a := range attached {
+		if err := h.detach(a); err != nil {
+			return err
+		}
+	}
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return fmt.Errorf("read bpf-root: %w", err)
+	}
+	for _, entry := range entries {
+		if err := os.RemoveAll(filepath.Join(root, entry.Name())); err != nil {
+			return fmt.Errorf("remove pins: %w", err)
+		}
+	}
+	return nil
+}

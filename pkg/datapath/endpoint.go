@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/tendril-net/tendril/internal/failpoint"
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+func (e *Endpoint) validate() error {
+	switch {
+	case e.ID == 0:
+		return errors.New("endpoint has no id")
+	case e.IfIndex <= 0:
+		return fmt.Errorf("endpoint %d has no interface", e.ID)
+	case len(e.MAC) != 6 || len(e.HostMAC) != 6:
+		return fmt.Errorf("endpoint %d: MACs %q and %q are not of Ethernet", e.ID, e.MAC, e.HostMAC)
+	case e.MTU < 68 || e.MTU > 65535:
+		return fmt.Errorf("endpoint %d: MTU %d is not within 68 to 65535", e.ID, e.MTU)
+	}
+	for _, a := range e.Addresses {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
+			return fmt.Errorf("endpoint %d: %q is no plain address", e.ID, a)
+		}
+	}
+	return nil
+}
+
+func (e *Endpoint) value() maps.Endpoint {
+	value := maps.Endpoint{
+		Ifindex: uint32(e.IfIndex),
+		Id:      e.ID,
+		Mtu:     uint16(e.MTU),
+		Mac:     maps.NewMAC(e.MAC),
+		HostMac: maps.NewMAC(e.HostMAC),
+	}
+	if e.Masquerade {
+		value.Flags |= maps.EndpointMasquerade
+	}
+	return value
+}
+
+func (e *Endpoint) device() maps.Interface {
+	return maps.Interface{Mtu: uint16(e.MTU), Endpoint: e.ID, Mac: maps.NewMAC(e.MAC), Role: maps.RoleEndpoint}
+}
+
+func (e *Endpoint) attachments() []attachment {
+	return []attachment{{e.IfIndex, fromContainer}, {e.IfIndex, toContainer}}
+}
+
+// AttachEndpoint makes the datapath serve an endpoint. It is idempotent. What a
+// failure leaves behind is removed by DetachEndpoint.
+func (d *Datapath) AttachEndpoint(e Endpoint) error {
+	if err := e.validate(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.attachEndpoint(e)
+}
+
+func (d *Datapath) attachEndpoint(e Endpoint) error {
+	// The maps come first: a program without them would drop everything.
+	if err := d.maps.Interfaces.Put(uint32(e.IfIndex), e.device()); err != nil {
+		return fmt.Errorf("write map interfaces: %w", err)
+	}
+	for _, a := range e.Addresses {
+		if err := d.maps.Endpoints.Put(maps.NewAddress(a), e.value()); err != nil {
+			return fmt.Errorf("write map endpoints: %w", err)
+		}
+	}
+	failpoint.Hit(failpoint.AgentAttachMaps)
+	for _, a := range e.attachments() {
+		if err := d.hooks.attach(a, d.programs.byName[a.program]); err != nil {
+			return err
+		}
+	}
+	failpoint.Hit(failpoint.AgentAttachLinks)
+	if e.OnLinkKnown {
+		return nil
+	}
+	return d.bumpEpoch(0)
+}
+
+// DetachEndpoint ends the service. The device may be gone already. Flows and
+// translations of the endpoint are dead at once; Purge removes them.
+func (d *Datapath) DetachEndpoint(e Endpoint) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.detachEndpoint(e)
+}
+
+func (d *Datapath) detachEndpoint(e Endpoint) error {
+	var errs []error
+	for _, a := range e.Addresses {
+		errs = append(errs, d.removeAddress(e, maps.NewAddress(a)))
+	}
+	if e.ID != 0 {
+		errs = append(errs, d.bumpEpoch(uint32(e.ID)))
+	}
+	failpoint.Hit(failpoint.AgentDeleteMaps)
+	if e.IfIndex > 0 {
+		for _, a := range e.attachments() {
+			errs = append(errs, d.hooks.detach(a))
+		}
+		errs = append(errs, ignoreMissing(d.maps.Interfaces.Delete(uint32(e.IfIndex))))
+	}
+	failpoint.Hit(failpoint.AgentDeleteLinks)
+	return errors.Join(errs...)
+}
+
+// removeAddress removes an address unless another endpoint has it by now.
+func (d *Datapath) removeAddress(e Endpoint, key maps.Address) error {
+	var value maps.Endpoint
+	err := d.maps.Endpoints.Lookup(key, &value)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read map endpoints: %w", err)
+	}
+	if value.Id != e.ID {
+		return nil
+	}
+	return ignoreMissing(d.maps.Endpoints.Delete(key))
+}
+
+// CheckEndpoint compares the kernel with what AttachEndpoint wrote. A difference
+// is a *MismatchError.
+func (d *Datapath) CheckEndpoint(e Endpoint) error {
+	if err := e.validate(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var device maps.Interface
+	what := fmt.Sprintf("entry of interface %d in map interfaces", e.IfIndex)
+	if err := compare(d.maps.Interfaces, uint32(e.IfIndex), &device, e.device(), what); err != nil {
+		return err
+	}
+	for _, a := range e.Addresses {
+		var value maps.Endpoint
+		what := fmt.Sprintf("entry of %s in map endpoints", a)
+		if err := compare(d.maps.Endpoints, maps.NewAddress(a), &value, e.value(), what); err != nil {
+			return err
+		}
+	}
+	for _, a := range e.attachments() {
+		ok, err := d.hooks.has(a)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return &MismatchError{What: fmt.Sprintf("program %s on interface %s", a.program, e.IfName)}
+		}
+	}
+	return nil
+}
+
+func compare[V comparable](m *ebpf.Map, key any, got *V, want V, what string) error {
+	err := m.Lookup(key, got)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return &MismatchError{What: what}
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", what, err)
+	}
+	if *got != want {
+		return &MismatchError{What: what, Want: fmt.Sprintf("%+v", want), Got: fmt.Sprintf("%+v", *got)}
+	}
+	return nil
+}
+
+// ReconcileEndpoints makes the attached endpoints exactly these: it attaches all,
+// and prunes entries and programs of others.
+func (d *Datapath) ReconcileEndpoints(desired []Endpoint) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	addresses := make(map[maps.Address]bool)
+	devices := make(map[uint32]bool)
+	for _, e := range desired {
+		if err := e.validate(); err != nil {
+			return err
+		}
+		devices[uint32(e.IfIndex)] = true
+		for _, a := range e.Addresses {
+			addresses[maps.NewAddress(a)] = true
+		}
+	}
+	if err := d.prune(addresses, devices); err != nil {
+		return err
+	}
+	for _, e := range desired {
+		e.OnLinkKnown = true // one epoch for all, below
+		if err := d.attachEndpoint(e); err != nil {
+			return fmt.Errorf("attach endpoint %d on %s: %w", e.ID, e.IfName, err)
+		}
+	}
+	return d.bumpEpoch(0)
+}
+
+func (d *Datapath) prune(addresses map[maps.Address]bool, devices map[uint32]bool) error {
+	var (
+		staleAddresses []maps.Address
+		staleDevices   []uint32
+		address        maps.Address
+		endpoint       maps.Endpoint
+		ifindex        uint32
+		device         maps.Interface
+	)
+	entries := d.maps.Endpoints.Iterate()
+	for entries.Next(&address, &endpoint) {
+		if !addresses[address] {
+			staleAddresses = append(staleAddresses, address)
+			if err := d.bumpEpoch(uint32(endpoint.Id)); err != nil {
+				return err
+			}
+		}
+	}
+	if err := entries.Err(); err != nil {
+		return fmt.Errorf("read map endpoints: %w", err)
+	}
+	entries = d.maps.Interfaces.Iterate()
+	for entries.Next(&ifindex, &device) {
+		if device.Role == maps.RoleEndpoint && !devices[ifindex] {
+			staleDevices = append(staleDevices, ifindex)
+		}
+	}
+	if err := entries.Err(); err != nil {
+		return fmt.Errorf("read map interfaces: %w", err)
+	}
+	var errs []error
+	for _, key := range staleAddresses {
+		errs = append(errs, ignoreMissing(d.maps.Endpoints.Delete(key)))
+	}
+	for _, key := range staleDevices {
+		errs = append(errs, ignoreMissing(d.maps.Interfaces.Delete(key)))
+	}
+	attached, err := d.hooks.list()
+	errs = append(errs, err)
+	for _, a := range attached {
+		if (a.program == fromContainer || a.program == toContainer) && !devices[uint32(a.ifindex)] {
+			errs = append(errs, d.hooks.detach(a))
+		}
+	}
+	if n := len(staleAddresses) + len(staleDevices); n > 0 {
+		d.log.Info("pruned what no endpoint has", "entries", n)
+	}
+	return errors.Join(errs...)
+}
+
+// bumpEpoch makes every decision of the endpoint be taken anew; 0 is the node.
+func (d *Datapath) bumpEpoch(endpoint uint32) error {
+	var epoch uint32
+	if err := d.maps.Epochs.Lookup(endpoint, &epoch); err != nil {
+		return fmt.Errorf("read map epochs: %w", err)
+	}
+	if err := d.maps.Epochs.Put(endpoint, epoch+1); err != nil {
+		return fmt.Errorf("write map epochs: %w", err)
+	}
+	return nil
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// lock takes root for this process. A bpf file system holds no regular files,
+// so the folder itself is locked.
+func lock(root string) (*os.File, error) {
+	dir, err := os.Open(root)
+	if err != nil {
+		return nil, fmt.Errorf("open bpf-root: %w", err)
+	}
+	err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, errors.Join(&LockedError{Root: root, PID: holder(dir)}, dir.Close())
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock bpf-root %s: %w", root, err), dir.Close())
+	}
+	return dir, nil
+}
+
+// holder finds who has locked a file, by its inode in /proc/locks (proc(5)).
+func holder(f *os.File) int {
+	var stat unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &stat) != nil {
+		return 0
+	}
+	locks, err := os.Open("/proc/locks")
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = locks.Close() }()
+	inode := fmt.Sprintf("%02x:%02x:%d", unix.Major(stat.Dev), unix.Minor(stat.Dev), stat.Ino)
+	for scanner := bufio.NewScanner(locks); scanner.Scan(); {
+		// 1: FLOCK  ADVISORY  WRITE 1234 00:1f:42 0 EOF
+		fields := strings.Fields(scanner.Text())
+		if len(fields) >= 6 && fields[1] == "FLOCK" && fields[5] == inode {
+			pid, _ := strconv.Atoi(fields[4])
+			return pid
+		}
+	}
+	return 0
+}

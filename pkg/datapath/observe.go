@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// Flow is one direction of one connection and what was decided for it.
+type Flow struct {
+	// Protocol is an IANA protocol number.
+	Protocol uint8
+	// Source and Destination as the packet meets the datapath. An ICMP echo
+	// request has its identifier as source port, a reply as destination port.
+	Source, Destination netip.AddrPort
+	// IfIndex of the endpoint's host side, 0 for what comes from uplinks.
+	IfIndex int
+	// Action is "pass", "deliver" or "forward"; "" when only memory is kept.
+	Action string
+	// TranslatesSource and TranslatesDestination say what To replaces.
+	TranslatesSource, TranslatesDestination bool
+	To                                      netip.AddrPort
+	OutIfIndex                              int
+	NextHop                                 netip.Addr
+	Packets, Bytes                          uint64
+	// Idle is the time since the decision was taken last, in seconds: an active
+	// flow's is below 10.
+	Idle uint32
+	// Current is false for a decision that the next packet takes anew.
+	Current bool
+}
+
+// decisionSeconds is DECISION_SECONDS of bpf/lib/clock.h.
+const decisionSeconds = 10
+
+var actionNames = map[uint8]string{
+	maps.ActionPass:    "pass",
+	maps.ActionDeliver: "deliver",
+	maps.ActionForward: "forward",
+}
+
+// Flows reads up to limit entries of the flow cache, in no order.
+func (d *Datapath) Flows(limit int) ([]Flow, error) {
+	now, err := monotonicSeconds()
+	if err != nil {
+		return nil, err
+	}
+	epochs, err := d.epochs()
+	if err != nil {
+		return nil, err
+	}
+	var flows []Flow
+	err = each(d.maps.Flows, func(key maps.FlowKey, value maps.Flow) bool {
+		flows = append(flows, newFlow(key, value, now, epochs))
+		return len(flows) < limit
+	})
+	return flows, err
+}
+
+func newFlow(key maps.FlowKey, value maps.Flow, now uint32, epochs []uint32) Flow {
+	f := Flow{
+		Protocol:              key.Protocol,
+		Source:                netip.AddrPortFrom(maps.Addr(key.Source), maps.Port(key.SourcePort)),
+		Destination:           netip.AddrPortFrom(maps.Addr(key.Destination), maps.Port(key.DestinationPort)),
+		IfIndex:               int(key.Ifindex),
+		Action:                actionNames[value.Action],
+		TranslatesSource:      value.Flags&maps.FlowTranslateSource != 0,
+		TranslatesDestination: value.Flags&maps.FlowTranslateDestination != 0,
+		OutIfIndex:            int(value.OutIfindex),
+		Packets:               value.Packets,
+		Bytes:                 value.Bytes,
+		Idle:                  now - min(now, value.Decided),
+	}
+	if f.TranslatesSource || f.TranslatesDestination {
+		f.To = netip.AddrPortFrom(maps.Addr(value.Address), maps.Port(value.Port))
+	}
+	if value.Action == maps.ActionForward {
+		f.NextHop = maps.Addr(value.NextHop)
+	}
+	f.Current = value.Action != maps.ActionNone && f.Idle < decisionSeconds &&
+		value.Epoch == epochs[0]+epochs[value.Endpoint]
+	return f
+}
+
+func (d *Datapath) epochs() ([]uint32, error) {
+	epochs := make([]uint32, d.maps.Epochs.MaxEntries())
+	keys := make([]uint32, len(epochs))
+	var cursor ebpf.MapBatchCursor
+	if _, err := d.maps.Epochs.BatchLookup(&cursor, keys, epochs, nil); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, fmt.Errorf("read map epochs: %w", err)
+	}
+	return epochs, nil
+}
+
+// each calls f for every entry of a hash map until it returns false, in batches.
+// Entries that come or go meanwhile may be missed.
+func each[K, V any](m *ebpf.Map, f func(K, V) bool) error {
+	const batch = 4096
+	var (
+		cursor ebpf.MapBatchCursor
+		keys   = make([]K, min(batch, m.MaxEntries()))
+		values = make([]V, len(keys))
+	)
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("read map %s: %w", m, err)
+		}
+		for i := range n {
+			if !f(keys[i], values[i]) {
+				return nil
+			}
+		}
+		if err != nil {
+			return nil
+		}
+	}
+}
+
+// Counter is one of the datapath's counters, summed over CPUs.
+type Counter struct {
+	Journey, Reason string
+	// Dropped says that the packets went no further.
+	Dropped        bool
+	Packets, Bytes uint64
+}
+
+// Counters reads all counters; those that never counted are among them.
+func (d *Datapath) Counters() ([]Counter, error) {
+	var counters []Counter
+	for j := range maps.JourneyMax {
+		for c := range maps.CounterMax {
+			var perCPU []maps.Count
+			if err := d.maps.Counters.Lookup(uint32(j)*uint32(maps.CounterMax)+uint32(c), &perCPU); err != nil {
+				return nil, fmt.Errorf("read map counters: %w", err)
+			}
+			counter := Counter{
+				Journey: d.maps.JourneyNames[j],
+				Reason:  d.maps.CounterNames[c],
+				Dropped: c >= maps.FirstDrop,
+			}
+			for _, count := range perCPU {
+				counter.Packets += count.Packets
+				counter.Bytes += count.Bytes
+			}
+			counters = append(counters, counter)
+		}
+	}
+	return counters, nil
+}
+
+// MapUsage is the fill of one map.
+type MapUsage struct {
+	Name              string
+	Entries, Capacity uint64
+	// Memory that the kernel holds for the map, in bytes.
+	Memory uint64
+}
+
+// Maps reads the fill of every map, by name. Arrays are always full.
+func (d *Datapath) Maps() ([]MapUsage, error) {
+	counts := map[*ebpf.Map]func(*ebpf.Map) (uint64, error){
+		d.maps.Endpoints:         entries[maps.Address, maps.Endpoint],
+		d.maps.Interfaces:        entries[uint32, maps.Interface],
+		d.maps.Flows:             entries[maps.FlowKey, maps.Flow],
+		d.maps.Translations:      entries[maps.FlowKey, maps.Translation],
+		d.maps.Fragments:         entries[maps.FragmentKey, maps.Fragment],
+		d.maps.MasqueradeExclude: excludes,
+	}
+	var usage []MapUsage
+	for name, m := range d.maps.All() {
+		u := MapUsage{Name: name, Capacity: uint64(m.MaxEntries()), Entries: uint64(m.MaxEntries())}
+		info, err := m.Info()
+		if err != nil {
+			return nil, fmt.Errorf("read map %s: %w", name, err)
+		}
+		u.Memory, _ = info.Memlock()
+		if count := counts[m]; count != nil {
+			if u.Entries, err = count(m); err != nil {
+				return nil, err
+			}
+		}
+		usage = append(usage, u)
+	}
+	slices.SortFunc(usage, func(a, b MapUsage) int { return strings.Compare(a.Name, b.Name) })
+	return usage, nil
+}
+
+// entries walks a hash map: the kernel tells no count.
+func entries[K, V any](m *ebpf.Map) (n uint64, err error) {
+	err = each(m, func(K, V) bool {
+		n++
+		return true
+	})
+	return n, err
+}
+
+// excludes walks a trie, for which kernels before 5.16 have no batches.
+func excludes(m *ebpf.Map) (n uint64, err error) {
+	var key maps.PrefixKey
+	var one uint8
+	walk := m.Iterate()
+	for walk.Next(&key, &one) {
+		n++
+	}
+	return n, walk.Err()
+}
+
+func monotonicSeconds() (uint32, error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return 0, fmt.Errorf("read clock: %w", err)
+	}
+	return uint32(now.Sec), nil
+}
+
+// ProtocolName is the name of a protocol number, or the number.
+func ProtocolName(protocol uint8) string {
+	switch protocol {
+	case unix.IPPROTO_TCP:
+		return "tcp"
+	case unix.IPPROTO_UDP:
+		return "udp"
+	case unix.IPPROTO_ICMP:
+		return "icmp"
+	case unix.IPPROTO_ICMPV6:
+		return "icmpv6"
+	case unix.IPPROTO_SCTP:
+		return "sctp"
+	}
+	return strings.TrimSpace(fmt.Sprint(protocol))
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// ReconcileUplinks makes the uplinks exactly these. When something changed, every
+// decision is taken anew.
+func (d *Datapath) ReconcileUplinks(desired []Uplink) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	changed := false
+	want := make(map[uint32]bool)
+	for _, u := range desired {
+		want[uint32(u.IfIndex)] = true
+		value := maps.Interface{
+			Ipv4: maps.NewAddress(u.IPv4),
+			Ipv6: maps.NewAddress(u.IPv6),
+			Mtu:  uint16(min(u.MTU, 65535)),
+			Role: maps.RoleUplink,
+		}
+		var old maps.Interface
+		if d.maps.Interfaces.Lookup(uint32(u.IfIndex), &old) != nil || old != value {
+			if err := d.maps.Interfaces.Put(uint32(u.IfIndex), value); err != nil {
+				return fmt.Errorf("write map interfaces: %w", err)
+			}
+			changed = true
+		}
+		for _, a := range []attachment{{u.IfIndex, fromUplink}, {u.IfIndex, toUplink}} {
+			ok, err := d.hooks.has(a)
+			if err != nil {
+				return err
+			}
+			if ok {
+				continue
+			}
+			if err := d.hooks.attach(a, d.programs.byName[a.program]); err != nil {
+				if errors.Is(err, errNoDevice) {
+					continue // gone again; whoever follows the links will say so
+				}
+				return fmt.Errorf("attach uplink %s: %w", u.Name, err)
+			}
+			changed = true
+		}
+	}
+	pruned, err := d.pruneUplinks(want)
+	if err != nil {
+		return err
+	}
+	if !changed && !pruned {
+		return nil
+	}
+	d.log.Info("uplinks changed", "uplinks", desired)
+	return d.bumpEpoch(0)
+}
+
+func (d *Datapath) pruneUplinks(want map[uint32]bool) (bool, error) {
+	var (
+		stale   []uint32
+		ifindex uint32
+		device  maps.Interface
+	)
+	entries := d.maps.Interfaces.Iterate()
+	for entries.Next(&ifindex, &device) {
+		if device.Role == maps.RoleUplink && !want[ifindex] {
+			stale = append(stale, ifindex)
+		}
+	}
+	if err := entries.Err(); err != nil {
+		return false, fmt.Errorf("read map interfaces: %w", err)
+	}
+	var errs []error
+	for _, key := range stale {
+		errs = append(errs, ignoreMissing(d.maps.Interfaces.Delete(key)))
+	}
+	attached, err := d.hooks.list()
+	errs = append(errs, err)
+	for _, a := range attached {
+		if (a.program == fromUplink || a.program == toUplink) && !want[uint32(a.ifindex)] {
+			errs = append(errs, d.hooks.detach(a))
+		}
+	}
+	return len(stale) > 0, errors.Join(errs...)
+}
+
+// ReconcileExcludes makes the destinations that are never masqueraded exactly these.
+func (d *Datapath) ReconcileExcludes(desired []netip.Prefix) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	want := make(map[maps.PrefixKey]bool)
+	changed := false
+	for _, p := range desired {
+		key := maps.NewPrefixKey(p)
+		want[key] = true
+		var one uint8
+		if d.maps.MasqueradeExclude.Lookup(key, &one) == nil && d.hasExclude(key) {
+			continue
+		}
+		if err := d.maps.MasqueradeExclude.Put(key, uint8(1)); err != nil {
+			return fmt.Errorf("write map masquerade_exclude: %w", err)
+		}
+		changed = true
+	}
+	var (
+		stale []maps.PrefixKey
+		key   maps.PrefixKey
+		one   uint8
+	)
+	entries := d.maps.MasqueradeExclude.Iterate()
+	for entries.Next(&key, &one) {
+		if !want[key] {
+			stale = append(stale, key)
+		}
+	}
+	if err := entries.Err(); err != nil {
+		return fmt.Errorf("read map masquerade_exclude: %w", err)
+	}
+	for _, key := range stale {
+		if err := ignoreMissing(d.maps.MasqueradeExclude.Delete(key)); err != nil {
+			return fmt.Errorf("write map masquerade_exclude: %w", err)
+		}
+		changed = true
+	}
+	if !changed {
+		return nil
+	}
+	return d.bumpEpoch(0)
+}
+
+// hasExclude says whether the very prefix is there: a lookup in a trie is also
+// answered by a shorter one.
+func (d *Datapath) hasExclude(want maps.PrefixKey) bool {
+	var (
+		key maps.PrefixKey
+		one uint8
+	)
+	entries := d.maps.MasqueradeExclude.Iterate()
+	for entries.Next(&key, &one) {
+		if key == want {
+			return true
+		}
+	}
+	return false
+}
+
+// Invalidate makes every decision be taken anew by its next packet: routes changed.
+func (d *Datapath) Invalidate() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.bumpEpoch(0)
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+)
+
+// The types of keys and values, as the programs have them.
+type (
+	// FlowKey is one direction of one connection.
+	FlowKey = kernelFlowKey
+	// Flow is what was decided for a FlowKey.
+	Flow = kernelFlow
+	// Translation is a source port that was taken.
+	Translation = kernelTranslation
+	// Endpoint is who has an address.
+	Endpoint = kernelEndpoint
+	// Interface is what a program needs to know of a device.
+	Interface = kernelInterface
+	// PrefixKey is a destination prefix.
+	PrefixKey = kernelPrefixKey
+	// FragmentKey is a fragmented packet.
+	FragmentKey = kernelFragmentKey
+	// Fragment holds the ports of a fragmented packet.
+	Fragment = kernelFragment
+	// Count is a sum of packets and bytes.
+	Count = kernelCount
+	// Allocation is a slot of the clock on which translations are reclaimed.
+	Allocation = kernelAllocation
+	// Address is an address of either family, IPv4 as v4-mapped IPv6.
+	Address = kernelAddress
+	// Counter is what became of a packet.
+	Counter = kernelCounter
+	// Journey is the program that counted.
+	Journey = kernelJourney
+)
+
+// Values of the enums that the agent writes or reads.
+const (
+	ActionNone    = uint8(kernelActionACTION_NONE)
+	ActionPass    = uint8(kernelActionACTION_PASS)
+	ActionDeliver = uint8(kernelActionACTION_DELIVER)
+	ActionForward = uint8(kernelActionACTION_FORWARD)
+
+	FlowTranslateSource      = uint8(kernelFlowFlagFLOW_TRANSLATE_SOURCE)
+	FlowTranslateDestination = uint8(kernelFlowFlagFLOW_TRANSLATE_DESTINATION)
+	FlowReply                = uint8(kernelFlowFlagFLOW_REPLY)
+	FlowStack                = uint8(kernelFlowFlagFLOW_STACK)
+
+	TranslationOpening     = uint8(kernelTranslationStateTRANSLATION_OPENING)
+	TranslationEstablished = uint8(kernelTranslationStateTRANSLATION_ESTABLISHED)
+	TranslationClosing     = uint8(kernelTranslationStateTRANSLATION_CLOSING)
+	TranslationClosed      = uint8(kernelTranslationStateTRANSLATION_CLOSED)
+
+	EndpointMasquerade = uint8(kernelEndpointFlagENDPOINT_MASQUERADE)
+
+	RoleEndpoint = uint8(kernelInterfaceRoleINTERFACE_ENDPOINT)
+	RoleUplink   = uint8(kernelInterfaceRoleINTERFACE_UPLINK)
+
+	FromContainer = kernelJourneyFROM_CONTAINER
+	ToContainer   = kernelJourneyTO_CONTAINER
+	FromUplink    = kernelJourneyFROM_UPLINK
+	ToUplink      = kernelJourneyTO_UPLINK
+	JourneyMax    = kernelJourneyJOURNEY_MAX
+
+	// FirstDrop is the first counter whose packets went no further.
+	FirstDrop  = kernelCounterDROP_INVALID
+	CounterMax = kernelCounterCOUNTER_MAX
+)
+
+// NewAddress is the form of an address in keys and values; the zero Addr gives zeros.
+func NewAddress(a netip.Addr) Address {
+	if !a.IsValid() {
+		return Address{}
+	}
+	return Address{Bytes: a.As16()}
+}
+
+// Addr is an address as Go knows it; zeros give the zero Addr.
+func Addr(a Address) netip.Addr {
+	if a == (Address{}) {
+		return netip.Addr{}
+	}
+	return netip.AddrFrom16(a.Bytes).Unmap()
+}
+
+// Port converts a port between network byte order in a struct and a number.
+func Port(p uint16) uint16 {
+	var b [2]byte
+	binary.NativeEndian.PutUint16(b[:], p)
+	return binary.BigEndian.Uint16(b[:])
+}
+
+// NewMAC is the form of a MAC in values. Its length must be six bytes.
+func NewMAC(m net.HardwareAddr) kernelMac {
+	return kernelMac{Bytes: [6]byte(m)}
+}
+
+// NewPrefixKey is the key of a prefix of either family.
+func NewPrefixKey(p netip.Prefix) PrefixKey {
+	bits := p.Bits()
+	if p.Addr().Is4() {
+		bits += 96
+	}
+	return PrefixKey{Length: uint32(bits), Address: p.Masked().Addr().As16()}
+}
+
+// Prefix is the prefix of a key.
+func Prefix(k PrefixKey) netip.Prefix {
+	a := netip.AddrFrom16(k.Address)
+	if a.Is4In6() && k.Length >= 96 {
+		return netip.PrefixFrom(a.Unmap(), int(k.Length)-96)
+	}
+	return netip.PrefixFrom(a, int(k.Length))
+}
