@@ -10,25 +10,26 @@
 
 #include "lib/translation.h"
 
-#define SLOTS_PER_RUN 256
+#define SLOTS_PER_RUN 64
 
 SEC("tc")
 int reclaim(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
-	int freed = 0;
 
 	if (!s)
 		return 0;
-	s->reply.protocol = 0;
+	__builtin_memset(&s->reply, 0, sizeof(s->reply));
+	s->freed = 0;
 	for (__u32 i = 0; i < SLOTS_PER_RUN; i++) {
 		int slot = slot_claim(skb, skb->mark + i);
 
 		if (slot < 0)
 			break;
-		freed += slot == 1;
+		if (slot == 1)
+			s->freed++;
 	}
-	return freed;
+	return s->freed;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

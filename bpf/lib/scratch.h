@@ -29,6 +29,7 @@ struct scratch {
 	struct flow_key victim; /* of the one to remove */
 	struct flow_key sent;	/* of its pointer */
 	struct quote quote;
+	__u32 freed;	       /* slots, by the sweep */
 	struct translation to; /* the one to take, or what a quote is translated to */
 };
 

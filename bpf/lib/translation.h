@@ -291,7 +291,7 @@ __noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 fla
 	if (!s || !holds)
 		return -DROP_TRANSLATIONS_FULL;
 	/* Room may have been freed by time: with the hand moved on, a retry finds it. */
-	s->reply.protocol = 0;
+	__builtin_memset(&s->reply, 0, sizeof(s->reply));
 	if (*holds >= endpoint_limit) {
 		slot_find(skb);
 		if (*holds >= endpoint_limit)
@@ -321,7 +321,7 @@ __noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 fla
 		}
 	}
 	if (!taken) {
-		s->reply.protocol = 0;
+		__builtin_memset(&s->reply, 0, sizeof(s->reply));
 		slot_find(skb);
 		return -DROP_PORTS_EXHAUSTED;
 	}

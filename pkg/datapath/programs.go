@@ -34,6 +34,10 @@ func (p *programs) close() error {
 	return errors.Join(errs...)
 }
 
+// Program returns a loaded program by its name, as bpftool shows it, for tests
+// and measurements; nil when there is none of that name. The Datapath owns it.
+func (d *Datapath) Program(name string) *ebpf.Program { return d.programs.byName[name] }
+
 var objects = map[string]func() (*ebpf.CollectionSpec, error){
 	fromContainer: loadFromContainer,
 	toContainer:   loadToContainer,

@@ -11,7 +11,7 @@ import (
 )
 
 // slotsPerRun is SLOTS_PER_RUN of bpf/reclaim.c.
-const slotsPerRun = 256
+const slotsPerRun = 64
 
 // Purge removes the flows, translations and fragments of endpoints that were
 // detached; their ids may be used again afterwards. It takes some milliseconds
