@@ -91,8 +91,8 @@ func (c *Client) GC(ctx context.Context, req GCRequest) (GCResult, error) {
 	return call[GCResult](ctx, c, http.MethodPost, "/v1/gc", req)
 }
 
-// NetworkHealth says whether an ADD to the network would succeed.
-func (c *Client) NetworkHealth(ctx context.Context, n Network) (Health, error) {
+// NetworkStatus says whether an ADD to the network would succeed.
+func (c *Client) NetworkStatus(ctx context.Context, n Network) (Health, error) {
 	return call[Health](ctx, c, http.MethodPost, "/v1/networks/status", n)
 }
 

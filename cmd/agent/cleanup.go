@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/tendril-net/tendril/pkg/agent"
+	"github.com/tendril-net/tendril/pkg/datapath"
+	"golang.org/x/sys/unix"
+)
+
+// cleanup removes all that agents with this configuration made on the node, and
+// puts its settings back. It refuses while an agent runs and, without force,
+// while there are endpoints. It can be repeated.
+func cleanup(env environment, cfg config, log *slog.Logger, force bool) (err error) {
+	n := &node{cfg: cfg, log: log}
+	defer func() {
+		err = errors.Join(err, n.close())
+		// Only directories that nobody else uses are empty.
+		_ = os.Remove(filepath.Dir(cfg.Socket))
+		_ = os.Remove(cfg.StateDir)
+	}()
+	if err := n.takeLocks(); err != nil {
+		return err
+	}
+	if n.host, err = agent.OpenHost(""); err != nil {
+		return err
+	}
+	if err := n.openOldState(force); err != nil {
+		return err
+	}
+	devices, err := n.host.Devices(ownDevice)
+	if err != nil {
+		return err
+	}
+	if len(devices) > 0 && !force {
+		return fmt.Errorf("%d endpoints still exist: stop their containers first, or add --force to cut them off", len(devices))
+	}
+	for _, device := range devices {
+		if err := n.host.RemoveLink(device); err != nil {
+			return err
+		}
+		log.Info("device removed", "device", device)
+	}
+	if err := datapath.Remove(cfg.BPFRoot); err != nil {
+		return fmt.Errorf("remove datapath: %w", err)
+	}
+	if err := n.host.ReconcileUnreachable(nil); err != nil {
+		return err
+	}
+	if err := n.restore(); err != nil {
+		return err
+	}
+	for _, path := range []string{statePath(cfg.StateDir), cfg.Socket} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	_, err = fmt.Fprintln(env.stdout, "node cleaned up")
+	return err
+}
+
+// openOldState opens the state file if there is one. A damaged one is given up
+// with force: what it had recorded of the node's settings is lost.
+func (n *node) openOldState(force bool) (err error) {
+	path := statePath(n.cfg.StateDir)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	n.db, err = agent.OpenState(path)
+	if damaged := (*agent.StateError)(nil); force && errors.As(err, &damaged) {
+		n.log.Warn("state file given up: the node's settings stay as they are", "error", err)
+		n.db, err = nil, nil
+	}
+	return err
+}
+
+// restore puts settings and mounts back as the state file has them.
+func (n *node) restore() error {
+	if n.db == nil {
+		return nil
+	}
+	settings := &agent.Settings{DB: n.db, Root: agent.ProcSys, Logger: n.log}
+	if err := settings.Undo(); err != nil {
+		return err
+	}
+	mounts, err := agent.Mounts(n.db)
+	if err != nil {
+		return err
+	}
+	for _, path := range mounts {
+		if err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW); err != nil {
+			n.log.Warn("bpf file system left mounted: others use it", "path", path, "error", err)
+			continue
+		}
+		n.log.Info("bpf file system unmounted", "path", path)
+		_ = os.Remove(path) // ours too unless it is in sysfs, which refuses
+	}
+	return nil
+}

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/tendril-net/tendril/pkg/agent"
+	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/datapath"
+	"github.com/tendril-net/tendril/pkg/ipam"
+	"github.com/tendril-net/tendril/pkg/uplink"
+	"github.com/tendril-net/tendril/pkg/wiring"
+	"go.etcd.io/bbolt"
+	"golang.org/x/sync/errgroup"
+)
+
+// shutdownTime is how long requests under way may take when the agent stops.
+const shutdownTime = 5 * time.Second
+
+// statePath is the state file of a state directory.
+func statePath(dir string) string { return filepath.Join(dir, "state.db") }
+
+// node is what the agent of a node has open. Fields are closed in the opposite
+// order by close.
+type node struct {
+	cfg      config
+	log      *slog.Logger
+	locks    []*lock
+	db       *bbolt.DB
+	listener net.Listener // API
+	metrics  net.Listener // nil when there are none
+	host     *agent.Host
+	watcher  *uplink.Watcher
+	settings *agent.Settings
+	datapath *datapath.Datapath
+	service  *agent.Service
+}
+
+// serve runs the agent until the environment's context ends.
+func serve(env environment, cfg config, log *slog.Logger) (err error) {
+	saveMemory(env)
+	n := &node{cfg: cfg, log: log}
+	defer func() { err = errors.Join(err, n.close()) }()
+	if err := n.open(env); err != nil {
+		return err
+	}
+	if err := n.start(); err != nil {
+		return err
+	}
+	debug.FreeOSMemory() // loading programs took more than running does
+	return n.run(env)
+}
+
+// saveMemory keeps the heap small: the agent idles most of its life, and a
+// burst of ADDs is bounded by the kernel's work, not by collection. GOGC and
+// GOMEMLIMIT are honoured.
+func saveMemory(env environment) {
+	if env.getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	if env.getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(24 << 20) // a goal, not a limit: a larger heap is collected more often
+	}
+}
+
+// open takes everything that can be refused, before anything in the kernel is
+// changed.
+func (n *node) open(env environment) error {
+	if err := n.takeLocks(); err != nil {
+		return err
+	}
+	var err error
+	if n.cfg.MetricsAddress != "" {
+		if n.metrics, err = net.Listen("tcp", n.cfg.MetricsAddress); err != nil {
+			return fmt.Errorf("serve metrics at metrics-address: %w", err)
+		}
+	}
+	if n.db, err = agent.OpenState(statePath(n.cfg.StateDir)); err != nil {
+		return err
+	}
+	if n.host, err = agent.OpenHost(""); err != nil {
+		return err
+	}
+	n.watcher, err = uplink.Open(uplink.Options{
+		Names:       n.cfg.Uplinks,
+		Own:         ownDevice,
+		OwnProtocol: wiring.Protocol,
+		Logger:      n.log,
+	})
+	if err != nil {
+		return err
+	}
+	n.listener, err = listenAPI(env, n.cfg.Socket, n.log)
+	return err
+}
+
+// ownDevice tells whether a device is an endpoint's host side.
+func ownDevice(name string) bool { return strings.HasPrefix(name, api.HostIfPrefix) }
+
+// takeLocks makes this the only agent of its socket and state directory; the
+// datapath does the same for bpf-root.
+func (n *node) takeLocks() error {
+	for _, one := range []struct{ path, what, of string }{
+		{n.cfg.Socket + ".lock", "socket", n.cfg.Socket},
+		{filepath.Join(n.cfg.StateDir, "state.lock"), "state-dir", n.cfg.StateDir},
+	} {
+		l, err := takeLock(one.path, one.what, one.of)
+		if err != nil {
+			return err
+		}
+		n.locks = append(n.locks, l)
+	}
+	return nil
+}
+
+// start brings kernel and records in order.
+func (n *node) start() error {
+	mounted, err := ensureBPFFS(n.cfg.BPFRoot)
+	if err != nil {
+		return err
+	}
+	if mounted != "" {
+		n.log.Info("bpf file system mounted", "path", mounted)
+		if err := agent.RecordMount(n.db, mounted); err != nil {
+			return err
+		}
+	}
+	uplinks := n.watcher.Uplinks()
+	n.settings = &agent.Settings{DB: n.db, Root: agent.ProcSys, Logger: n.log}
+	if err := n.settings.Apply(names(uplinks), n.cfg.MasqueradePorts[0], n.cfg.MasqueradePorts[1]); err != nil {
+		return err
+	}
+	n.datapath, err = datapath.Open(datapath.Config{
+		Root:            n.cfg.BPFRoot,
+		FlowsMax:        n.cfg.FlowsMax,
+		TranslationsMax: n.cfg.TranslationsMax,
+		Masquerade:      n.cfg.Masquerade,
+		MasqueradePorts: n.cfg.MasqueradePorts,
+		Logger:          n.log,
+	})
+	if err != nil {
+		return fmt.Errorf("open datapath: %w", err)
+	}
+	leases, err := ipam.Open(n.db)
+	if err != nil {
+		return &agent.StateError{Path: n.db.Path(), Reason: "damaged", Err: err}
+	}
+	n.service = agent.New(agent.Options{
+		DB:       n.db,
+		Leases:   leases,
+		Datapath: agent.Datapath{Endpoints: n.datapath, Node: n.datapath, Flows: n.datapath, Stats: n.datapath},
+		Links:    n.host,
+		Routes:   n.host,
+		Excludes: n.cfg.MasqueradeExclude,
+		BPFRoot:  n.cfg.BPFRoot,
+		Version:  version(),
+		Logger:   n.log,
+	})
+	if err := n.service.Start(uplinks); err != nil {
+		return err
+	}
+	n.log.Info("node in order", "uplinks", names(uplinks), "attach", n.datapath.AttachKind(), "socket", n.cfg.Socket)
+	return nil
+}
+
+func names(uplinks []uplink.Uplink) []string {
+	names := make([]string, len(uplinks))
+	for i, u := range uplinks {
+		names[i] = u.Name
+	}
+	return names
+}
+
+// run serves until the context ends or a part fails, then stops in order:
+// requests under way are answered, then the background ends.
+func (n *node) run(env environment) error {
+	notify := newNotifier(env)
+	metrics := agent.NewMetrics(n.service)
+	servers := []*http.Server{newServer(api.NewHandler(n.service, api.HandlerOptions{
+		Observe: metrics.Observe,
+		Fault: func(method, path string, err error) {
+			n.log.Error("request not served", "method", method, "path", path, "error", err)
+		},
+	}))}
+	listeners := []net.Listener{n.listener}
+	if n.metrics != nil {
+		servers = append(servers, newServer(metrics.Handler()))
+		listeners = append(listeners, n.metrics)
+	}
+
+	background, stop := context.WithCancel(context.Background())
+	defer stop()
+	serving, failed := errgroup.WithContext(env.ctx)
+	work, failed := errgroup.WithContext(failed)
+	for i, server := range servers {
+		serving.Go(func() error {
+			if err := server.Serve(listeners[i]); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve %s: %w", listeners[i].Addr(), err)
+			}
+			return nil
+		})
+	}
+	n.listener, n.metrics = nil, nil // their servers close them
+	work.Go(func() error { return n.watcher.Run(background, n.events()) })
+	work.Go(func() error { return n.service.Run(background) })
+	work.Go(func() error {
+		notify.watch(background, func() { _, _ = n.service.Health(background) })
+		return nil
+	})
+	if err := notify.notify("READY=1", "STATUS=serving "+n.cfg.Socket); err != nil {
+		n.log.Warn("start not reported", "error", err)
+	}
+	n.log.Info("serving", "version", version())
+
+	<-failed.Done()
+	_ = notify.notify("STOPPING=1") // nobody to tell
+	n.log.Info("stopping")
+	var errs []error
+	for _, server := range servers {
+		errs = append(errs, shutdown(server))
+	}
+	errs = append(errs, serving.Wait())
+	stop()
+	return errors.Join(append(errs, work.Wait())...)
+}
+
+func newServer(handler http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      time.Minute,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+	}
+}
+
+func shutdown(server *http.Server) error {
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownTime)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		return errors.Join(fmt.Errorf("stop serving: %w", err), server.Close())
+	}
+	return nil
+}
+
+func (n *node) events() uplink.Events {
+	return uplink.Events{
+		Uplinks: func(uplinks []uplink.Uplink) {
+			n.log.Info("uplinks changed", "uplinks", names(uplinks))
+			if err := n.settings.AcceptRA(names(uplinks)); err != nil {
+				n.log.Error("uplink may lose its default route", "error", err)
+			}
+			n.service.SetUplinks(uplinks)
+		},
+		Routes:   n.service.RoutesChanged,
+		LinkGone: n.service.LinkGone,
+		Overrun:  n.service.LinksUnknown,
+	}
+}
+
+// close gives back what open and start took. What is pinned stays.
+func (n *node) close() error {
+	var errs []error
+	if n.datapath != nil {
+		errs = append(errs, n.datapath.Close())
+	}
+	if n.watcher != nil {
+		n.watcher.Close()
+	}
+	if n.host != nil {
+		errs = append(errs, n.host.Close())
+	}
+	if n.metrics != nil {
+		errs = append(errs, n.metrics.Close())
+	}
+	if n.listener != nil {
+		errs = append(errs, n.listener.Close())
+	}
+	if n.db != nil {
+		errs = append(errs, n.db.Close())
+	}
+	for _, l := range n.locks {
+		errs = append(errs, l.release())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,400 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/tendril-net/tendril/internal/failpoint"
+	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/wiring"
+)
+
+// The next hops of a container whose IPAM plugin named none. No host has them:
+// the container's permanent neighbour entry is all there is to them.
+var (
+	standInIPv4 = netip.AddrFrom4([4]byte{169, 254, 1, 1})
+	standInIPv6 = netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: 1})
+)
+
+// attachment is one ADD under way.
+type attachment struct {
+	*plugin
+	client          *api.Client
+	host, container *wiring.Namespace
+	undo            undo
+	links           wiring.Links
+	endpoint        api.Endpoint
+	// ipamResult is what a delegated plugin answered.
+	ipamResult *current.Result
+	// helper is the address that the host's side has while that plugin runs.
+	helper netip.Addr
+}
+
+// add makes one attachment, or nothing.
+func (p *plugin) add() (err error) {
+	a := &attachment{plugin: p, client: api.NewClient(p.config.socket)}
+	defer a.client.Close()
+	if a.host, err = wiring.Current(); err != nil {
+		return err
+	}
+	defer func() { _ = a.host.Close() }()
+	if a.container, err = openContainer(a.host, p.call.netns); err != nil {
+		return err
+	}
+	defer func() { _ = a.container.Close() }()
+	exists, err := wiring.LinkExists(a.container, p.call.IfName)
+	if err != nil {
+		return err
+	}
+	if exists {
+		return faultf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME: interface %s exists in %s already", p.call.IfName, p.call.netns)
+	}
+	wanted, err := p.wanted()
+	if err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.CNIAddStart)
+
+	err = a.wire(wanted)
+	if err != nil {
+		return a.undo.run(p.ctx, err)
+	}
+	failpoint.Hit(failpoint.CNIAddPrinted)
+	return nil
+}
+
+func (a *attachment) wire(wanted wanted) error {
+	var err error
+	if a.config.delegated() {
+		err = a.leaseElsewhere(wanted)
+	} else {
+		err = a.lease(wanted)
+	}
+	if err != nil {
+		return err
+	}
+	routed, err := a.routed()
+	if err != nil {
+		return err
+	}
+	routed.Routes, err = wiring.Configure(a.host, a.container, a.links, routed, a.helper)
+	if err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.CNIAddConfigured)
+	if _, err := a.client.Attach(a.ctx, a.call.Attachment, api.AttachRequest{HostIfIndex: a.links.HostIndex}); err != nil {
+		return fmt.Errorf("attach: %w", agentFault(err))
+	}
+	failpoint.Hit(failpoint.CNIAddAttached)
+	if err := wiring.Settle(a.host, a.container, a.links, routed); err != nil {
+		return err
+	}
+	return a.print(routed)
+}
+
+// openContainer opens CNI_NETNS, which must not be the node's own namespace.
+func openContainer(host *wiring.Namespace, path string) (*wiring.Namespace, error) {
+	container, err := wiring.Open(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, faultf(types.ErrInvalidEnvironmentVariables, "CNI_NETNS: there is no %s", path)
+	case errors.Is(err, wiring.ErrNotNamespace):
+		return nil, faultf(types.ErrInvalidEnvironmentVariables, "CNI_NETNS: %s is not a network namespace", path)
+	case err != nil:
+		return nil, fmt.Errorf("CNI_NETNS: %w", err)
+	}
+	same, err := host.Same(container)
+	if err == nil && same {
+		err = faultf(types.ErrInvalidEnvironmentVariables, "CNI_NETNS: %s is the network namespace that the plugin runs in", path)
+	}
+	if err != nil {
+		_ = container.Close()
+		return nil, err
+	}
+	return container, nil
+}
+
+// wanted is what the runtime asked for of this one attachment.
+type wanted struct {
+	addresses []netip.Addr
+	mac       net.HardwareAddr
+	labels    map[string]string
+}
+
+// wanted puts the sources together: runtimeConfig, then args.cni, then
+// CNI_ARGS, which the conventions deprecate.
+func (p *plugin) wanted() (wanted, error) {
+	w := wanted{addresses: p.config.ips, mac: p.config.mac, labels: p.config.labels}
+	if ip := p.call.args["IP"]; ip != "" && len(w.addresses) == 0 {
+		a, err := parseAddress(ip)
+		if err != nil {
+			return wanted{}, faultf(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: IP: %q is not an address", ip)
+		}
+		w.addresses = []netip.Addr{a}
+	}
+	if mac := p.call.args["MAC"]; mac != "" && w.mac == nil {
+		var err error
+		if w.mac, err = parseMAC(mac); err != nil {
+			return wanted{}, faultf(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: MAC: %q is not the MAC address of one station", mac)
+		}
+	}
+	// The names under which Kubernetes' runtimes label containers.
+	for arg, label := range map[string]string{
+		"K8S_POD_NAMESPACE": "io.kubernetes.pod.namespace",
+		"K8S_POD_NAME":      "io.kubernetes.pod.name",
+		"K8S_POD_UID":       "io.kubernetes.pod.uid",
+	} {
+		if value := p.call.args[arg]; value != "" {
+			w.labels = maps.Clone(w.labels)
+			if w.labels == nil {
+				w.labels = make(map[string]string)
+			}
+			if _, given := w.labels[label]; !given {
+				w.labels[label] = value
+			}
+		}
+	}
+	return w, nil
+}
+
+// lease has the agent choose addresses, then makes the links.
+func (a *attachment) lease(w wanted) error {
+	req := a.prepareRequest(w)
+	req.Wanted = w.addresses
+	if w.mac != nil {
+		req.MAC = w.mac.String()
+	}
+	if err := a.prepare(req); err != nil {
+		return err
+	}
+	mac, err1 := net.ParseMAC(a.endpoint.MAC)
+	hostMAC, err2 := net.ParseMAC(a.endpoint.HostMAC)
+	if err := errors.Join(err1, err2); err != nil {
+		return fmt.Errorf("decode endpoint from the agent: %w", err)
+	}
+	return a.link(wiring.Veth{
+		HostName: a.endpoint.HostIfName, Name: a.call.IfName,
+		HostMAC: hostMAC, MAC: mac, MTU: a.endpoint.MTU,
+	})
+}
+
+// leaseElsewhere has another plugin choose the addresses. The links come
+// first, because a DHCP client needs one.
+func (a *attachment) leaseElsewhere(w wanted) error {
+	mac := w.mac
+	if mac == nil {
+		mac = randomMAC()
+	}
+	err := a.link(wiring.Veth{
+		HostName: api.HostIfName(a.call.Attachment), Name: a.call.IfName,
+		HostMAC: randomMAC(), MAC: mac, MTU: a.config.network.MTU,
+	})
+	if err != nil {
+		return err
+	}
+	a.helper = standInIPv4
+	if err := wiring.Up(a.host, a.container, a.links, a.helper); err != nil {
+		return err
+	}
+	delegate, err := a.delegate()
+	if err != nil {
+		return err
+	}
+	// Also after a failed ADD: the specification's "Delegated plugin
+	// execution procedure".
+	a.undo.push(func(ctx context.Context) error { return delegate.run(ctx, "DEL") })
+	if a.ipamResult, err = delegate.add(a.ctx); err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.CNIAddLeased)
+	req := a.prepareRequest(w)
+	req.MAC, req.HostMAC = mac.String(), a.links.HostMAC.String()
+	for _, ip := range a.ipamResult.IPs {
+		address := api.Address{Address: prefixOf(ip.Address)}
+		address.Gateway, _ = netip.AddrFromSlice(ip.Gateway)
+		address.Gateway = address.Gateway.Unmap()
+		if !address.Address.IsValid() {
+			return faultf(types.ErrDecodingFailure, "ipam %s: %s is not an address", a.config.ipamType, ip.Address.String())
+		}
+		req.Addresses = append(req.Addresses, address)
+	}
+	if len(req.Addresses) == 0 {
+		return faultf(types.ErrInvalidNetworkConfig, "ipam.type: %s gave no address", a.config.ipamType)
+	}
+	return a.prepare(req)
+}
+
+func (a *attachment) prepareRequest(w wanted) api.PrepareRequest {
+	return api.PrepareRequest{Attachment: a.call.Attachment, Network: a.config.network, NetNS: a.call.netns, Labels: w.labels}
+}
+
+func (a *attachment) prepare(req api.PrepareRequest) error {
+	var err error
+	a.endpoint, err = a.client.Prepare(a.ctx, req)
+	var refused *api.Error
+	if err == nil || !errors.As(err, &refused) {
+		// Without a clear no, the agent may have done it before it went
+		// silent. With one, the endpoint may be somebody else's.
+		a.undo.push(a.release)
+	}
+	if err != nil {
+		return fmt.Errorf("prepare: %w", agentFault(err))
+	}
+	failpoint.Hit(failpoint.CNIAddPrepared)
+	return nil
+}
+
+// release is not to be heard of when no agent is there: one that starts later
+// finds an endpoint without a link, and frees it.
+func (a *attachment) release(ctx context.Context) error {
+	if err := a.client.Delete(ctx, a.call.Attachment); err != nil && !errors.Is(err, api.ErrUnavailable) {
+		return fmt.Errorf("release endpoint: %w", err)
+	}
+	return nil
+}
+
+func (a *attachment) link(v wiring.Veth) error {
+	var err error
+	if a.links, err = wiring.CreateVeth(a.host, a.container, v); err != nil {
+		return err
+	}
+	a.undo.push(func(context.Context) error { return wiring.RemoveVeth(a.host, v.HostName) })
+	failpoint.Hit(failpoint.CNIAddLinked)
+	return nil
+}
+
+// routed is what the container is to have.
+func (a *attachment) routed() (wiring.Routed, error) {
+	r := wiring.Routed{MTU: a.endpoint.MTU, Addresses: wiredAddresses(a.endpoint)}
+	if r.MTU < 1280 && slices.ContainsFunc(r.Addresses, func(a wiring.Address) bool { return a.Addr.Is6() }) {
+		return r, faultf(types.ErrInvalidNetworkConfig, "mtu: %d is less than 1280, which IPv6 needs (RFC 8200)", r.MTU)
+	}
+	given := slices.Clone(a.config.routes)
+	if a.ipamResult != nil {
+		given = append(ipamRoutes(a.ipamResult), given...)
+	}
+	for _, route := range given {
+		complete, err := byGateway(route, r.Addresses)
+		if err != nil {
+			return r, err
+		}
+		r.Routes = append(r.Routes, complete)
+	}
+	implied := func(route wiring.Route) {
+		same := func(other wiring.Route) bool {
+			return other.Dst == route.Dst && other.Priority == route.Priority && other.Table == route.Table
+		}
+		if !slices.ContainsFunc(r.Routes, same) {
+			route.Optional = true // another interface may have it
+			r.Routes = append(r.Routes, route)
+		}
+	}
+	for i, address := range r.Addresses {
+		if len(given) == 0 && a.ipamResult == nil {
+			implied(wiring.Route{Dst: netip.PrefixFrom(unspecified(address.Addr), 0), Gateway: address.Gateway})
+		}
+		if subnet := a.endpoint.Addresses[i].Address.Masked(); !subnet.IsSingleIP() {
+			implied(wiring.Route{Dst: subnet, Gateway: address.Gateway})
+		}
+	}
+	return r, nil
+}
+
+// wiredAddresses are an endpoint's addresses, with a stand-in for a gateway
+// that is not known.
+func wiredAddresses(e api.Endpoint) []wiring.Address {
+	var addresses []wiring.Address
+	for _, a := range e.Addresses {
+		wired := wiring.Address{Addr: a.Address.Addr(), Gateway: a.Gateway}
+		if !wired.Gateway.IsValid() {
+			wired.Foreign = true
+			if wired.Gateway = standInIPv4; wired.Addr.Is6() {
+				wired.Gateway = standInIPv6
+			}
+		}
+		addresses = append(addresses, wired)
+	}
+	return addresses
+}
+
+// byGateway completes a route. Its next hop is a gateway of the container, the
+// first of its family where none is named: nobody else is on the link.
+func byGateway(route wiring.Route, addresses []wiring.Address) (wiring.Route, error) {
+	const scopeLink = 253 // RT_SCOPE_LINK: as far as the link, so by way of no one
+	if !route.Gateway.IsValid() && route.Scope >= scopeLink {
+		return route, nil
+	}
+	var gateways []string
+	for _, a := range addresses {
+		if a.Addr.Is4() != route.Dst.Addr().Is4() {
+			continue
+		}
+		if !route.Gateway.IsValid() || route.Gateway == a.Gateway {
+			route.Gateway = a.Gateway
+			return route, nil
+		}
+		gateways = append(gateways, a.Gateway.String())
+	}
+	if gateways == nil {
+		return route, faultf(types.ErrInvalidNetworkConfig, "routes: dst %s: the container has no address of that family", route.Dst)
+	}
+	return route, faultf(types.ErrInvalidNetworkConfig, "routes: gw %s of dst %s is not on the container's link, where only %s is",
+		route.Gateway, route.Dst, strings.Join(gateways, " and "))
+}
+
+func ipamRoutes(result *current.Result) []wiring.Route {
+	var routes []wiring.Route
+	for _, r := range result.Routes {
+		gateway, _ := netip.AddrFromSlice(r.GW)
+		route := wiring.Route{Dst: prefixOf(r.Dst).Masked(), Gateway: gateway.Unmap(), MTU: r.MTU, AdvMSS: r.AdvMSS, Priority: r.Priority}
+		if r.Table != nil {
+			route.Table = *r.Table
+		}
+		if r.Scope != nil {
+			route.Scope = *r.Scope
+		}
+		routes = append(routes, route)
+	}
+	return routes
+}
+
+// randomMAC is a MAC address of the locally administered kind.
+func randomMAC() net.HardwareAddr {
+	mac := make(net.HardwareAddr, 6)
+	_, _ = rand.Read(mac) // it never fails
+	mac[0] = mac[0]&^1 | 2
+	return mac
+}
+
+func unspecified(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
+// prefixOf converts what the CNI library has; the zero Prefix is none.
+func prefixOf(n net.IPNet) netip.Prefix {
+	a, ok := netip.AddrFromSlice(n.IP)
+	ones, bits := n.Mask.Size()
+	if !ok || bits == 0 {
+		return netip.Prefix{}
+	}
+	if bits == 32 {
+		a = a.Unmap()
+	}
+	return netip.PrefixFrom(a, ones)
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/wiring"
+)
+
+const fullConfig = `{
+	"cniVersion": "1.1.0", "name": "pods", "type": "tendril-cni", "driver": "routed", "socket": "/run/t.sock", "ipMasq": true, "mtu": 1400,
+	"routes": [{"dst": "192.0.2.7/24", "gw": "10.10.0.1", "mtu": 1300, "advmss": 1200, "priority": 5, "table": 1000, "scope": 0}],
+	"dns": {"nameservers": ["10.10.0.53"], "domain": "example", "search": ["a"], "options": ["b"]},
+	"ipam": {"type": "tendril", "routes": [{"dst": "::/0"}],
+		"ranges": [[{"subnet": "10.10.0.0/16", "rangeStart": "10.10.1.0", "rangeEnd": "10.10.2.0", "gateway": "10.10.0.1"}, {"subnet": "10.11.0.0/16"}],
+		           [{"subnet": "fd00::/64"}]]},
+	"runtimeConfig": {"ips": ["10.10.1.5/16"], "mac": "02:00:00:00:00:05", "ipRanges": [[{"subnet": "10.12.0.0/16"}]], "dns": {"servers": ["1.1.1.1"]}},
+	"args": {"cni": {"ips": ["10.10.1.6"], "mac": "02:00:00:00:00:06", "labels": [{"key": "app", "value": "web"}, {"key": "tier", "value": ""}]}},
+	"prevResult": {"cniVersion": "1.1.0", "interfaces": [{"name": "br0"}]},
+	"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]}`
+
+func TestParseConfig(t *testing.T) {
+	got, err := parseConfig([]byte(fullConfig), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config{
+		version: "1.1.0",
+		network: api.Network{Name: "pods", Driver: "routed", IPMasq: true, MTU: 1400, Ranges: []api.RangeSet{
+			{{Subnet: netip.MustParsePrefix("10.12.0.0/16")}},
+			{
+				{
+					Subnet: netip.MustParsePrefix("10.10.0.0/16"), RangeStart: netip.MustParseAddr("10.10.1.0"),
+					RangeEnd: netip.MustParseAddr("10.10.2.0"), Gateway: netip.MustParseAddr("10.10.0.1"),
+				},
+				{Subnet: netip.MustParsePrefix("10.11.0.0/16")},
+			},
+			{{Subnet: netip.MustParsePrefix("fd00::/64")}},
+		}},
+		socket: "/run/t.sock", ipamType: "tendril",
+		routes: []wiring.Route{
+			{Dst: netip.MustParsePrefix("::/0")},
+			{Dst: netip.MustParsePrefix("192.0.2.0/24"), Gateway: netip.MustParseAddr("10.10.0.1"), MTU: 1300, AdvMSS: 1200, Priority: 5, Table: 1000},
+		},
+		dns:        types.DNS{Nameservers: []string{"10.10.0.53"}, Domain: "example", Search: []string{"a"}, Options: []string{"b"}},
+		ips:        []netip.Addr{netip.MustParseAddr("10.10.1.5")},
+		mac:        net.HardwareAddr{2, 0, 0, 0, 0, 5},
+		labels:     map[string]string{"app": "web", "tier": ""},
+		runtimeDNS: types.DNS{Nameservers: []string{"1.1.1.1"}},
+		prevResult: &current.Result{CNIVersion: "1.1.0", Interfaces: []*current.Interface{{Name: "br0"}}},
+		valid:      []api.Attachment{{ContainerID: "c1", IfName: "eth0"}},
+	}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(config{}), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+		t.Errorf("config (-want +got):\n%s", diff)
+	}
+}
+
+func TestNearest(t *testing.T) {
+	known := []string{"driver", "socket", "mtu", "ipam", "ipMasq", "rangeStart"}
+	for key, want := range map[string]string{
+		"drivr": "driver", "dirver": "driver", "Driver": "driver", "mut": "mtu", "ipmasq": "ipMasq",
+		"rangestrat": "rangeStart", "xyz": "", "bridge": "", "m": "",
+	} {
+		if got := nearest(key, known); got != want {
+			t.Errorf("nearest to %q: want %q, got %q", key, want, got)
+		}
+	}
+}
+
+func TestEmpty(t *testing.T) {
+	for text, want := range map[string]bool{
+		`null`: true, `false`: true, `0`: true, `""`: true, `[]`: true, `{}`: true, `{"a":0,"b":{"c":""}}`: true,
+		`1`: false, `[0]`: false, `{"a":{"b":"c"}}`: false, `true`: false,
+	} {
+		if got := empty(json.RawMessage(text)); got != want {
+			t.Errorf("empty(%s): want %v, got %v", text, want, got)
+		}
+	}
+}
+
+// FuzzParseConfig holds for any text: no panic; a refusal is an error of the
+// specification with a message; what is accepted has what ADD relies on; and
+// the lenient reading accepts all that the strict one does.
+func FuzzParseConfig(f *testing.F) {
+	for _, seed := range []string{
+		fullConfig,
+		`{"cniVersion":"0.4.0","name":"n","ipam":{"type":"host-local","x":1},"prevResult":{"ips":[{"version":"4","address":"10.0.0.1/8"}]}}`,
+		`{"cniVersion":"0.3.1","name":"n","ipam":{"type":"tendril","ranges":[[{"subnet":"::/0"}]]},"prevResult":{"interfaces":[null]}}`,
+		`{"name":"n","ipam":{"type":"tendril","ranges":[null,[null]]},"runtimeConfig":{"portMappings":[{}],"mac":"x"}}`,
+		`{"name":"n","drivr":null,"cni.dev/attachments":[{}],"args":{"cni":{"labels":[{"key":""}],"ips":["fe80::1%eth0"]}}}`,
+		`{"name":"n","routes":[{"dst":"0.0.0.0/33","scope":-1},{"dst":"1.2.3.4/5","gw":"::"}]}`,
+		`[]`, `null`, `{"name":"n"`, ``,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		c, err := parseConfig(text, true)
+		_, lenient := parseConfig(text, false)
+		if err != nil {
+			answer := cniError(err)
+			if answer.Msg == "" || (answer.Code != types.ErrDecodingFailure && answer.Code != types.ErrInvalidNetworkConfig &&
+				answer.Code != types.ErrUnsupportedField) {
+				t.Errorf("an error without message or of another code: %+v", answer)
+			}
+			return
+		}
+		if lenient != nil {
+			t.Errorf("accepted, but not leniently: %v", lenient)
+		}
+		if c.network.Name == "" || c.ipamType == "" || c.socket == "" || c.network.Driver != driverRouted {
+			t.Errorf("accepted without what ADD relies on: %+v", c)
+		}
+		for _, route := range c.routes {
+			if !route.Dst.IsValid() {
+				t.Errorf("accepted a route without destination: %+v", route)
+			}
+		}
+		if !c.delegated() && len(c.network.Ranges) == 0 {
+			t.Error("accepted without ranges")
+		}
+		if c.prevResult != nil {
+			for _, version := range supported() {
+				if _, err := c.prevResult.GetAsVersion(version); err != nil {
+					t.Errorf("convert prevResult to %s: %v", version, err)
+				}
+			}
+		}
+	})
+}

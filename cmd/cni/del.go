@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/tendril-net/tendril/internal/failpoint"
+	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/wiring"
+)
+
+// ipamDHCP is the one IPAM plugin that uses the container's link: its DEL
+// sends a DHCPRELEASE.
+const ipamDHCP = "dhcp"
+
+// del removes an attachment. It goes by the attachment's name alone, does all
+// that it can whatever fails, and does not mind what is gone: the namespace,
+// the link, the endpoint, or the agent. An agent that was not there frees the
+// endpoints without a link when it is back.
+func (p *plugin) del() error {
+	failpoint.Hit(failpoint.CNIDelStart)
+	var failed []error
+	if p.config.ipamType == ipamDHCP {
+		failed = append(failed, p.delegateDel())
+	}
+	failed = append(failed, p.unlink())
+	failpoint.Hit(failpoint.CNIDelUnlinked)
+
+	client := api.NewClient(p.config.socket)
+	defer client.Close()
+	err := client.Delete(p.ctx, p.call.Attachment)
+	if errors.Is(err, api.ErrUnavailable) {
+		_, _ = fmt.Fprintf(p.stderr, "tendril-cni: DEL goes on without the agent: %v\n", err)
+		err = nil
+	}
+	if err != nil {
+		failed = append(failed, fmt.Errorf("release endpoint: %w", agentFault(err)))
+	}
+	failpoint.Hit(failpoint.CNIDelReleased)
+
+	// An address that can be given out again must not have a route of ours
+	// any more, so this comes last.
+	if p.config.delegated() && p.config.ipamType != ipamDHCP {
+		failed = append(failed, p.delegateDel())
+	}
+	failpoint.Hit(failpoint.CNIDelDelegated)
+	return errors.Join(failed...)
+}
+
+func (p *plugin) unlink() error {
+	host, err := wiring.Current()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = host.Close() }()
+	return wiring.RemoveVeth(host, api.HostIfName(p.call.Attachment))
+}
+
+func (p *plugin) delegateDel() error {
+	delegate, err := p.delegate()
+	if err != nil {
+		return err
+	}
+	return delegate.run(p.ctx, "DEL")
+}

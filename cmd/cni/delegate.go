@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/types/create"
+)
+
+// delegate is the IPAM plugin that ipam.type names, to be run as section 4 of
+// the specification says: with the same environment and configuration.
+type delegate struct {
+	name    string
+	binary  string
+	environ []string
+	config  []byte
+	// version of the configuration, which a result may leave out.
+	version string
+	stderr  io.Writer
+}
+
+// delegate finds the IPAM plugin in CNI_PATH.
+func (p *plugin) delegate() (*delegate, error) {
+	d := &delegate{name: p.config.ipamType, config: p.stdinText, version: p.config.version, stderr: p.stderr}
+	d.environ = slices.DeleteFunc(slices.Clone(p.environ), func(pair string) bool {
+		return strings.HasPrefix(pair, "CNI_COMMAND=")
+	})
+	for _, dir := range filepath.SplitList(p.call.path) {
+		if dir == "" {
+			continue
+		}
+		path := filepath.Join(dir, d.name)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+			d.binary = path
+			return d, nil
+		}
+	}
+	return nil, faultf(types.ErrInvalidEnvironmentVariables, "CNI_PATH: there is no plugin %q, the ipam.type, in %q", d.name, p.call.path)
+}
+
+// add runs ADD and returns the addresses, routes and DNS settings.
+func (d *delegate) add(ctx context.Context) (*current.Result, error) {
+	out, err := d.output(ctx, "ADD")
+	if err != nil {
+		return nil, err
+	}
+	// Plugins older than 1.0.0 need not say their result's version.
+	var fields map[string]json.RawMessage
+	if err = json.Unmarshal(out, &fields); err == nil && fields == nil {
+		err = errors.New("null")
+	}
+	if err == nil {
+		if version, ok := fields["cniVersion"]; !ok || empty(version) {
+			fields["cniVersion"], _ = json.Marshal(d.version) // a string
+			out, err = json.Marshal(fields)
+		}
+	}
+	var result types.Result
+	if err == nil {
+		result, err = create.CreateFromBytes(out)
+	}
+	var converted *current.Result
+	if err == nil {
+		converted, err = current.GetResult(result)
+	}
+	if err != nil {
+		return nil, faultf(types.ErrDecodingFailure, "ipam %s: decode result %q: %v", d.name, clip(out), unwrapped(err))
+	}
+	return converted, nil
+}
+
+// run runs a command that has no result.
+func (d *delegate) run(ctx context.Context, command string) error {
+	_, err := d.output(ctx, command)
+	return err
+}
+
+func (d *delegate) output(ctx context.Context, command string) ([]byte, error) {
+	var out bytes.Buffer
+	process := exec.CommandContext(ctx, d.binary)
+	process.Env = append(slices.Clone(d.environ), "CNI_COMMAND="+command)
+	process.Stdin = bytes.NewReader(d.config)
+	process.Stdout, process.Stderr = &out, d.stderr
+	err := process.Run()
+	switch {
+	case err == nil:
+		return out.Bytes(), nil
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("ipam %s: %s: %w", d.name, command, ctx.Err())
+	case errors.Is(err, unix.ETXTBSY):
+		return nil, faultf(types.ErrTryAgainLater, "ipam %s: %s is being written", d.name, d.binary)
+	}
+	answer := &types.Error{}
+	if json.Unmarshal(out.Bytes(), answer) == nil && answer.Msg != "" {
+		answer.Msg = fmt.Sprintf("ipam %s: %s: %s", d.name, command, answer.Msg)
+		return nil, answer
+	}
+	return nil, faultf(types.ErrInternal, "ipam %s: %s: %v, and it said %q", d.name, command, err, clip(bytes.TrimSpace(out.Bytes())))
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tendril-net/tendril/pkg/api"
+)
+
+// errUnhealthy follows a status that has shown what is wrong.
+var errUnhealthy = errors.New("the node is not in order")
+
+func status(c call) error {
+	s, err := c.client.Status(c.ctx)
+	if err != nil {
+		return err
+	}
+	if c.json {
+		err = c.printJSON(s)
+	} else {
+		err = c.printStatus(s)
+	}
+	if err == nil && !s.OK {
+		err = errUnhealthy
+	}
+	return err
+}
+
+func (c call) printStatus(s api.Status) error {
+	health := "ok"
+	if !s.OK {
+		health = strings.Join(s.Reasons, "; ")
+	}
+	head := newTable("Agent", fmt.Sprintf("%s, pid %d, up %s", s.Version, s.PID, age(c.now().Sub(s.Started))))
+	head.row("Health", health)
+	head.row("Kernel", fmt.Sprintf("%s, attaches by %s", s.Kernel, s.Attach))
+	head.row("BPF root", s.BPFRoot)
+	head.row("Endpoints", strconv.Itoa(s.Endpoints))
+
+	uplinks := newTable("UPLINK", "INDEX", "MTU", "IPV4", "IPV6")
+	for _, u := range s.Uplinks {
+		uplinks.row(u.Name, strconv.Itoa(u.IfIndex), strconv.Itoa(u.MTU), address(u.IPv4), address(u.IPv6))
+	}
+	pools := newTable("NETWORK", "RANGES", "LEASED", "CAPACITY", "USED")
+	for _, p := range s.Pools {
+		pools.row(p.Network, strings.Join(p.Ranges, ","), count(p.Leased), count(p.Capacity), share(p.Leased, p.Capacity))
+	}
+	maps := newTable("MAP", "ENTRIES", "CAPACITY", "USED", "MEMORY")
+	for _, m := range s.Maps {
+		maps.row(m.Name, count(m.Entries), count(m.Capacity), share(m.Entries, m.Capacity), size(m.Memory))
+	}
+	counters := newTable("JOURNEY", "REASON", "PACKETS", "BYTES", "FATE")
+	shown := slices.DeleteFunc(slices.Clone(s.Counters), func(n api.Counter) bool { return n.Packets == 0 })
+	for _, n := range shown {
+		fate := "passed"
+		if n.Dropped {
+			fate = "dropped"
+		}
+		counters.row(n.Journey, n.Reason, count(n.Packets), size(n.Bytes), fate)
+	}
+	if err := head.write(c.stdout); err != nil {
+		return err
+	}
+	for _, part := range []struct {
+		*table
+		rows int
+	}{{uplinks, len(s.Uplinks)}, {pools, len(s.Pools)}, {maps, len(s.Maps)}, {counters, len(shown)}} {
+		if part.rows == 0 {
+			continue
+		}
+		if _, err := fmt.Fprintln(c.stdout); err != nil {
+			return err
+		}
+		if err := part.write(c.stdout); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func endpoints(c call) error {
+	list, err := c.client.Endpoints(c.ctx)
+	if err != nil {
+		return err
+	}
+	if c.json {
+		return c.printJSON(list)
+	}
+	t := newTable("ID", "CONTAINER", "INTERFACE", "NETWORK", "STATE", "ADDRESSES", "HOST DEVICE", "AGE")
+	for _, e := range list {
+		var addresses []string
+		for _, a := range e.Addresses {
+			addresses = append(addresses, a.Address.Addr().String())
+		}
+		t.row(strconv.Itoa(int(e.ID)), short(e.ContainerID), e.IfName, e.Network, string(e.State),
+			strings.Join(addresses, ","), e.HostIfName, age(c.now().Sub(e.Created)))
+	}
+	return t.write(c.stdout)
+}
+
+func flows(c call) error {
+	list, err := c.client.Flows(c.ctx, c.limit)
+	if err != nil {
+		return err
+	}
+	if c.json {
+		return c.printJSON(list)
+	}
+	t := newTable("PROTO", "SOURCE", "DESTINATION", "IN", "ACTION", "TRANSLATED", "OUT", "NEXT HOP", "PACKETS", "BYTES", "IDLE")
+	for _, f := range list {
+		idle := age(time.Duration(f.Idle) * time.Second)
+		if !f.Current {
+			idle += " (stale)"
+		}
+		t.row(f.Protocol, end(f.Source), end(f.Destination), index(f.IfIndex), f.Action, translation(f.Translated),
+			index(f.OutIfIndex), address(f.NextHop), count(f.Packets), size(f.Bytes), idle)
+	}
+	return t.write(c.stdout)
+}
+
+// end shows one end of a flow; protocols without ports have port 0.
+func end(a netip.AddrPort) string {
+	if a.Port() == 0 {
+		return address(a.Addr())
+	}
+	return a.String()
+}
+
+func translation(t *api.Translation) string {
+	if t == nil {
+		return ""
+	}
+	return t.End + " " + end(t.To)
+}
+
+func index(i int) string {
+	if i == 0 {
+		return ""
+	}
+	return strconv.Itoa(i)
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"github.com/tendril-net/tendril/internal/failpoint"
+	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/datapath"
+	"go.etcd.io/bbolt"
+)
+
+func notFound(a api.Attachment) *api.Error {
+	return &api.Error{Code: api.CodeNotFound,
+		Message: fmt.Sprintf("container %s has no interface %s here", a.ContainerID, a.IfName)}
+}
+
+// Attach has the datapath serve an endpoint whose links exist.
+func (s *Service) Attach(_ context.Context, a api.Attachment, req api.AttachRequest) (api.Endpoint, error) {
+	if err := checkAttachment(a); err != nil {
+		return api.Endpoint{}, err
+	}
+	if req.HostIfIndex < 1 || int64(req.HostIfIndex) > 1<<31-1 {
+		return api.Endpoint{}, invalid("hostIfIndex", strconv.Itoa(req.HostIfIndex), "is no interface index")
+	}
+	defer s.locks.lock(a)()
+	s.hit(failpoint.AgentAttachStart)
+	r := s.lookup(a)
+	if r == nil {
+		return api.Endpoint{}, notFound(a)
+	}
+	if r.State == api.Ready && r.HostIfIndex != req.HostIfIndex {
+		return api.Endpoint{}, &api.Error{Code: api.CodeConflict, Key: "hostIfIndex", Value: strconv.Itoa(req.HostIfIndex),
+			Message: fmt.Sprintf("endpoint is attached to device %d, not %d", r.HostIfIndex, req.HostIfIndex)}
+	}
+	ready := *r
+	ready.State, ready.HostIfIndex = api.Ready, req.HostIfIndex
+	if err := s.checkLink(&ready); err != nil {
+		return api.Endpoint{}, err
+	}
+	if err := s.attach(&ready); err != nil {
+		return api.Endpoint{}, err
+	}
+	s.hit(failpoint.AgentAttachStored)
+	return ready.Endpoint, nil
+}
+
+// attach is the change of state from pending to ready.
+func (s *Service) attach(ready *record) error {
+	served := ready.datapath()
+	if err := s.opts.Datapath.Endpoints.AttachEndpoint(served); err != nil {
+		return fmt.Errorf("attach endpoint %s: %w", recordKey(ready.Attachment), err)
+	}
+	err := s.opts.DB.Update(func(tx *bbolt.Tx) error { return putRecord(tx, ready) })
+	if err == nil {
+		s.put(ready)
+		// From here on LinkGone finds the endpoint by its link; what happened
+		// before is found by looking again.
+		err = s.checkLink(ready)
+	}
+	if err != nil {
+		err = errors.Join(err, s.opts.Datapath.Endpoints.DetachEndpoint(served))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		delete(s.index.detached, ready.Attachment)
+	} else if s.index.records[ready.Attachment] == ready {
+		s.index.detached[ready.Attachment] = true
+	}
+	return err
+}
+
+// checkLink compares the host's side of the veth pair with the record. The
+// error is an *api.Error of CodeMismatch unless the kernel did not answer.
+func (s *Service) checkLink(r *record) error {
+	mismatch := func(format string, args ...any) error {
+		what := fmt.Sprintf(format, args...)
+		return &api.Error{Code: api.CodeMismatch, Message: fmt.Sprintf("device %s %s", r.HostIfName, what)}
+	}
+	link, err := s.opts.Links.Link(r.HostIfName)
+	switch {
+	case errors.Is(err, ErrNoLink):
+		return mismatch("is gone")
+	case err != nil:
+		return fmt.Errorf("read device %s: %w", r.HostIfName, err)
+	case link.Index != r.HostIfIndex:
+		return mismatch("has index %d, not %d", link.Index, r.HostIfIndex)
+	case !bytes.Equal(link.MAC, parsedMAC(r.HostMAC)):
+		return mismatch("has MAC %s, not %s", link.MAC, r.HostMAC)
+	}
+	return nil
+}
+
+// parsedMAC reads a MAC that was checked before it was stored.
+func parsedMAC(text string) net.HardwareAddr {
+	mac, _ := net.ParseMAC(text)
+	return mac
+}
+
+// datapath returns the endpoint as the datapath takes it.
+func (r *record) datapath() datapath.Endpoint {
+	e := datapath.Endpoint{
+		ID:          r.ID,
+		IfIndex:     r.HostIfIndex,
+		IfName:      r.HostIfName,
+		MAC:         parsedMAC(r.MAC),
+		HostMAC:     parsedMAC(r.HostMAC),
+		MTU:         r.MTU,
+		Masquerade:  r.Masquerade,
+		OnLinkKnown: r.leased(),
+	}
+	for _, a := range r.Addresses {
+		e.Addresses = append(e.Addresses, a.Address.Addr())
+	}
+	return e
+}
+
+// Delete frees all that an endpoint holds. One that is not known is no error.
+func (s *Service) Delete(_ context.Context, a api.Attachment) error {
+	if err := checkAttachment(a); err != nil {
+		return err
+	}
+	defer s.locks.lock(a)()
+	s.hit(failpoint.AgentDeleteStart)
+	r := s.lookup(a)
+	if r == nil {
+		return nil
+	}
+	if err := s.remove(r); err != nil {
+		return err
+	}
+	s.hit(failpoint.AgentDeleteStored)
+	return nil
+}
+
+// remove detaches and releases an endpoint. Its lock is held.
+func (s *Service) remove(r *record) error {
+	if err := s.detach(r); err != nil {
+		return err
+	}
+	return s.release(r)
+}
+
+// detach has the datapath serve the endpoint no more.
+func (s *Service) detach(r *record) error {
+	if r.State != api.Ready || s.isDetached(r.Attachment) {
+		return nil
+	}
+	if err := s.opts.Datapath.Endpoints.DetachEndpoint(r.datapath()); err != nil {
+		return fmt.Errorf("detach endpoint %s: %w", recordKey(r.Attachment), err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.index.detached[r.Attachment] = true
+	return nil
+}
+
+func (s *Service) isDetached(a api.Attachment) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.index.detached[a]
+}
+
+// Check compares what is with what ADD left: the record, the device, the
+// leases, the datapath.
+func (s *Service) Check(_ context.Context, a api.Attachment) error {
+	if err := checkAttachment(a); err != nil {
+		return err
+	}
+	defer s.locks.lock(a)()
+	r := s.lookup(a)
+	if r == nil {
+		return notFound(a)
+	}
+	if r.State != api.Ready {
+		return &api.Error{Code: api.CodeMismatch, Message: fmt.Sprintf("endpoint is %s: its ADD did not finish", r.State)}
+	}
+	if err := s.checkLink(r); err != nil {
+		return err
+	}
+	if err := s.checkLeases(r); err != nil {
+		return err
+	}
+	err := s.opts.Datapath.Endpoints.CheckEndpoint(r.datapath())
+	if mismatch := (*datapath.MismatchError)(nil); errors.As(err, &mismatch) {
+		return &api.Error{Code: api.CodeMismatch, Message: err.Error()}
+	}
+	return err
+}
+
+func (s *Service) checkLeases(r *record) error {
+	if !r.leased() {
+		return nil
+	}
+	held := make(map[netip.Prefix]bool)
+	for _, lease := range s.opts.Leases.Lookup(r.Network, owner(r.Attachment)) {
+		held[lease.Prefix] = true
+	}
+	for _, a := range r.Addresses {
+		if !held[a.Address] {
+			return &api.Error{Code: api.CodeMismatch, Message: fmt.Sprintf("address %s is not leased to the endpoint", a.Address)}
+		}
+	}
+	return nil
+}

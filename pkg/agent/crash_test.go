@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/tendril-net/tendril/internal/failpoint"
+	"github.com/tendril-net/tendril/pkg/api"
+)
+
+// steps are the instants at which the agent dies in TestCrash: its own
+// failpoints, those inside of the datapath told by the call they are in.
+var steps = append([]failpoint.Point{"AttachEndpoint", "DetachEndpoint", "never"}, failpoint.Agent...)
+
+// TestCrash kills the agent at each step of ADD and DEL in turn, starts it
+// again, and has the runtime do what runtimes do then: DEL, or GC.
+func TestCrash(t *testing.T) {
+	for _, step := range steps {
+		for _, keepLink := range []bool{true, false} {
+			for _, cure := range []string{"DEL", "GC", "restart"} {
+				if cure == "restart" && keepLink {
+					continue // then the container lives, and so does its endpoint
+				}
+				for kind, req := range map[string]api.PrepareRequest{"leased": request("c1"), "delegated": delegated("c1", "192.0.2.7/24")} {
+					t.Run(fmt.Sprintf("%s/link kept %v/%s/%s", step, keepLink, cure, kind), func(t *testing.T) {
+						testCrash(t, step, keepLink, cure, req)
+					})
+				}
+			}
+		}
+	}
+}
+
+func testCrash(t *testing.T, step failpoint.Point, keepLink bool, cure string, req api.PrepareRequest) {
+	w := newWorld(t)
+	s, stop := w.boot(t)
+	s.crashAt(step)
+	w.during = func(call string) {
+		if call == string(step) {
+			panic(crash{})
+		}
+	}
+	survive(func() {
+		if _, err := w.add(s, req); err != nil {
+			t.Errorf("ADD: %v", err)
+		}
+		if err := s.Delete(ctx, req.Attachment); err != nil {
+			t.Errorf("DEL: %v", err)
+		}
+	})
+	stop()
+	w.during = func(string) {}
+	if !keepLink {
+		w.unwire(req.Attachment)
+	}
+
+	s, _ = w.boot(t)
+	// What the new agent holds agrees with what the node holds.
+	r := w.remains(t, s)
+	if len(r.Attached) != len(r.Endpoints) {
+		t.Errorf("%d endpoints, %d attached", len(r.Endpoints), len(r.Attached))
+	}
+	switch cure {
+	case "DEL":
+		w.unwire(req.Attachment)
+		must(t, s.Delete(ctx, req.Attachment))
+	case "GC":
+		_, err := s.GC(ctx, api.GCRequest{Network: req.Network.Name, Valid: []api.Attachment{}})
+		must(t, err)
+		w.unwire(req.Attachment) // of a DEL that had reached the agent already
+	}
+	must(t, s.purge())
+	w.mustRemain(t, s, nothing())
+
+	e, err := w.add(s, req)
+	must(t, err)
+	if e.ID != 1 {
+		t.Errorf("the next ADD has number %d, want 1", e.ID)
+	}
+	must(t, s.Check(ctx, e.Attachment))
+}
+
+// TestRestart keeps what lives and releases what does not.
+func TestRestart(t *testing.T) {
+	w := newWorld(t)
+	s, stop := w.boot(t)
+	alive := w.mustAdd(t, s, request("alive"))
+	gone := w.mustAdd(t, s, request("gone"))
+	replaced := w.mustAdd(t, s, request("replaced"))
+	pending, err := s.Prepare(ctx, request("pending"))
+	must(t, err)
+	w.wire(pending)
+	must(t, s.Delete(ctx, w.mustAdd(t, s, request("deleted")).Attachment))
+	w.unwire(request("deleted").Attachment)
+	stop()
+	w.unwire(gone.Attachment)
+	w.wire(replaced)
+
+	s, _ = w.boot(t)
+	want := nothing()
+	want.Endpoints = []api.Attachment{alive.Attachment}
+	want.Links = []string{alive.HostIfName, replaced.HostIfName} // one of them is not ours to remove
+	if want.Links[0] > want.Links[1] {
+		want.Links[0], want.Links[1] = want.Links[1], want.Links[0]
+	}
+	want.Attached = []uint16{alive.ID}
+	want.Leases = 2
+	got := w.remains(t, s)
+	want.Unreachable, want.Excludes = got.Unreachable, got.Excludes
+	want.Draining = []uint16{2, 3, 4, 5}
+	w.mustRemain(t, s, want)
+	if len(got.Unreachable) != 2 {
+		t.Errorf("unreachable routes %v, want those of the network", got.Unreachable)
+	}
+	must(t, s.Check(ctx, alive.Attachment))
+	must(t, s.purge())
+	if e := w.mustAdd(t, s, request("next")); e.ID != 2 {
+		t.Errorf("next number %d, want 2", e.ID)
+	}
+}
+
+func TestLinkGoneWhileRunning(t *testing.T) {
+	for name, tell := range map[string]func(*Service, api.Endpoint){
+		"event":       func(s *Service, e api.Endpoint) { s.LinkGone(e.HostIfIndex) },
+		"lost events": func(s *Service, _ api.Endpoint) { s.LinksUnknown() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			s, _ := w.boot(t)
+			e, other := w.mustAdd(t, s, request("c1")), w.mustAdd(t, s, request("c2"))
+			w.unwire(e.Attachment)
+			tell(s, e)
+			tell(s, e)
+			r := w.remains(t, s)
+			if len(r.Attached) != 1 || r.Attached[0] != other.ID {
+				t.Errorf("attached %v, want only %d", r.Attached, other.ID)
+			}
+			if len(r.Endpoints) != 2 || r.Leases != 4 {
+				t.Errorf("%d endpoints with %d leases, want 2 with 4 until DEL", len(r.Endpoints), r.Leases)
+			}
+			wantCode(t, s.Check(ctx, e.Attachment), api.CodeMismatch)
+			must(t, s.Delete(ctx, e.Attachment))
+			if got := len(w.remains(t, s).Endpoints); got != 1 {
+				t.Errorf("%d endpoints, want 1", got)
+			}
+		})
+	}
+}
+
+func TestTidy(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	old, err := s.Prepare(ctx, request("old"))
+	must(t, err)
+	wired, err := s.Prepare(ctx, request("wired"))
+	must(t, err)
+	w.wire(wired)
+	ready := w.mustAdd(t, s, request("ready"))
+	w.clock = w.clock.Add(abandoned + 1)
+	young, err := s.Prepare(ctx, request("young"))
+	must(t, err)
+	clear(w.unreachable) // somebody flushed the routes
+	s.tidy()
+	var left []string
+	for _, a := range w.remains(t, s).Endpoints {
+		left = append(left, a.ContainerID)
+	}
+	if want := []string{ready.ContainerID, wired.ContainerID, young.ContainerID}; fmt.Sprint(left) != fmt.Sprint(want) {
+		t.Errorf("left %v, want %v and not %s", left, want, old.ContainerID)
+	}
+	if len(w.unreachable) != 2 {
+		t.Errorf("unreachable routes %v, want two again", w.unreachable)
+	}
+}

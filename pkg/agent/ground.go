@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+)
+
+// ground is what the node knows of the networks' address ranges as long as they
+// have endpoints: an unreachable route for each subnet that leases come from,
+// so that what is sent to an address without endpoint does not leave by the
+// default route; and the destinations that are not masqueraded.
+type ground struct {
+	routes     Routes
+	node       NodePlane
+	configured []netip.Prefix
+
+	mu          sync.Mutex
+	unreachable map[netip.Prefix]int // number of endpoints that want it
+	excludes    map[netip.Prefix]int
+}
+
+// subnets returns the subnets that belong to the endpoint's network.
+func (r *record) subnets() (leased, all []netip.Prefix) {
+	seen := make(map[netip.Prefix]bool)
+	for _, set := range r.Origin.Ranges {
+		for _, one := range set {
+			seen[one.Subnet.Masked()] = true
+		}
+	}
+	leased = slices.Collect(maps.Keys(seen))
+	for _, a := range r.Addresses {
+		seen[a.Address.Masked()] = true
+	}
+	return leased, slices.Collect(maps.Keys(seen))
+}
+
+// count adds n to the users of the record's subnets and returns the subnets
+// that are wanted for the first time, or no longer.
+func (g *ground) count(r *record, n int) (routes []netip.Prefix, excludes bool) {
+	leased, all := r.subnets()
+	for _, p := range leased {
+		if change(g.unreachable, p, n) {
+			routes = append(routes, p)
+		}
+	}
+	for _, p := range all {
+		if change(g.excludes, p, n) {
+			excludes = true
+		}
+	}
+	return routes, excludes
+}
+
+// change returns true when the count has left or reached zero.
+func change(counts map[netip.Prefix]int, p netip.Prefix, n int) bool {
+	before := counts[p]
+	if counts[p] += n; counts[p] <= 0 {
+		delete(counts, p)
+		return before > 0
+	}
+	return before == 0
+}
+
+// add makes the node know the subnets of an endpoint before anything is sent
+// to it.
+func (g *ground) add(r *record) (err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	routes, excludes := g.count(r, 1)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.withdraw(g.count(r, -1)))
+		}
+	}()
+	if excludes {
+		if err := g.applyExcludes(); err != nil {
+			return err
+		}
+	}
+	for _, p := range routes {
+		if err := g.routes.AddUnreachable(p); err != nil {
+			return fmt.Errorf("add unreachable route %s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// remove makes the node forget what only this endpoint had it know.
+func (g *ground) remove(r *record) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.withdraw(g.count(r, -1))
+}
+
+func (g *ground) withdraw(routes []netip.Prefix, excludes bool) error {
+	var errs []error
+	for _, p := range routes {
+		if err := g.routes.RemoveUnreachable(p); err != nil {
+			errs = append(errs, fmt.Errorf("remove unreachable route %s: %w", p, err))
+		}
+	}
+	if excludes {
+		errs = append(errs, g.applyExcludes())
+	}
+	return errors.Join(errs...)
+}
+
+// reset makes the node know the subnets of exactly these endpoints.
+func (g *ground) reset(records []*record) error {
+	g.mu.Lock()
+	g.unreachable = make(map[netip.Prefix]int)
+	g.excludes = make(map[netip.Prefix]int)
+	for _, r := range records {
+		g.count(r, 1)
+	}
+	g.mu.Unlock()
+	return g.ensure()
+}
+
+// ensure repairs what others have changed.
+func (g *ground) ensure() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.routes.ReconcileUnreachable(sorted(maps.Keys(g.unreachable))); err != nil {
+		return fmt.Errorf("reconcile unreachable routes: %w", err)
+	}
+	return g.applyExcludes()
+}
+
+func (g *ground) applyExcludes() error {
+	wanted := slices.AppendSeq(slices.Clone(g.configured), maps.Keys(g.excludes))
+	if err := g.node.ReconcileExcludes(sorted(slices.Values(wanted))); err != nil {
+		return fmt.Errorf("reconcile masquerade excludes: %w", err)
+	}
+	return nil
+}
+
+// sorted returns each prefix once, in an order that does not change.
+func sorted(prefixes func(yield func(netip.Prefix) bool)) []netip.Prefix {
+	list := slices.SortedFunc(prefixes, func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
+	return slices.Compact(list)
+}

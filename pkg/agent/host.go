@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/tendril-net/tendril/pkg/wiring"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Host is the node: Links and Routes of one network namespace.
+type Host struct {
+	ns     *wiring.Namespace
+	handle netlinksafe.Handle
+}
+
+var (
+	_ Links  = (*Host)(nil)
+	_ Routes = (*Host)(nil)
+)
+
+// OpenHost opens the network namespace of the process, or the one at path when
+// that is not empty. The caller closes the Host.
+func OpenHost(path string) (_ *Host, err error) {
+	h := &Host{}
+	defer func() {
+		if err != nil {
+			_ = h.Close()
+		}
+	}()
+	at := netns.None()
+	if path == "" {
+		h.ns, err = wiring.Current()
+	} else {
+		h.ns, err = wiring.Open(path)
+		if err == nil {
+			at, err = netns.GetFromPath(path)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open node: %w", err)
+	}
+	h.handle, err = netlinksafe.NewHandleAt(at, unix.NETLINK_ROUTE)
+	if at.IsOpen() {
+		_ = at.Close()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open node: open netlink socket: %w", err)
+	}
+	return h, nil
+}
+
+// Close closes the sockets. Nothing of the node changes.
+func (h *Host) Close() error {
+	h.handle.Close()
+	if h.ns == nil {
+		return nil
+	}
+	return h.ns.Close()
+}
+
+// Link implements Links.
+func (h *Host) Link(name string) (HostLink, error) {
+	link, err := h.handle.LinkByName(name)
+	var missing netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &missing), errors.Is(err, unix.ENODEV):
+		return HostLink{}, ErrNoLink
+	case err != nil:
+		return HostLink{}, err
+	}
+	attrs := link.Attrs()
+	return HostLink{Name: attrs.Name, Index: attrs.Index, MAC: attrs.HardwareAddr}, nil
+}
+
+// Devices returns the names of the devices for which keep holds.
+func (h *Host) Devices(keep func(name string) bool) ([]string, error) {
+	links, err := h.handle.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	var names []string
+	for _, link := range links {
+		if name := link.Attrs().Name; keep(name) {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// RemoveLink implements Links.
+func (h *Host) RemoveLink(name string) error { return wiring.RemoveVeth(h.ns, name) }
+
+// AddUnreachable implements Routes.
+func (h *Host) AddUnreachable(p netip.Prefix) error { return wiring.EnsureUnreachable(h.ns, p) }
+
+// RemoveUnreachable implements Routes.
+func (h *Host) RemoveUnreachable(p netip.Prefix) error { return wiring.RemoveUnreachable(h.ns, p) }
+
+// ReconcileUnreachable implements Routes. Missing routes come before surplus
+// ones go.
+func (h *Host) ReconcileUnreachable(wanted []netip.Prefix) error {
+	present, err := wiring.ListUnreachable(h.ns)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range wanted {
+		if !slices.Contains(present, p) {
+			errs = append(errs, wiring.EnsureUnreachable(h.ns, p))
+		}
+	}
+	for _, p := range present {
+		if !slices.Contains(wanted, p) {
+			errs = append(errs, wiring.RemoveUnreachable(h.ns, p))
+		}
+	}
+	return errors.Join(errs...)
+}

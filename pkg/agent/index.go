@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"cmp"
+	"net/netip"
+	"reflect"
+	"slices"
+
+	"github.com/tendril-net/tendril/pkg/api"
+)
+
+// index is the state file in memory, by what it is asked for. Records in it are
+// never changed, only replaced. It is not safe for concurrent use.
+type index struct {
+	records   map[api.Attachment]*record
+	byAddress map[netip.Addr]api.Attachment
+	byLink    map[int]api.Attachment // interface index of ready endpoints
+	detached  map[api.Attachment]bool
+	networks  map[string]api.Network // as the latest record has them
+	ids       *idPool
+}
+
+func newIndex() *index {
+	return &index{
+		records:   make(map[api.Attachment]*record),
+		byAddress: make(map[netip.Addr]api.Attachment),
+		byLink:    make(map[int]api.Attachment),
+		detached:  make(map[api.Attachment]bool),
+		networks:  make(map[string]api.Network),
+		ids:       newIDPool(),
+	}
+}
+
+// put adds or replaces a record.
+func (x *index) put(r *record) {
+	if known, ok := x.networks[r.Network]; ok && reflect.DeepEqual(known, r.Origin) {
+		r.Origin = known // a thousand endpoints share one copy of the ranges
+	} else {
+		x.networks[r.Network] = r.Origin
+	}
+	x.records[r.Attachment] = r
+	for _, a := range r.Addresses {
+		x.byAddress[a.Address.Addr()] = r.Attachment
+	}
+	if r.State == api.Ready {
+		x.byLink[r.HostIfIndex] = r.Attachment
+	}
+}
+
+// drop removes a record; its id is left to the caller.
+func (x *index) drop(r *record) {
+	delete(x.records, r.Attachment)
+	delete(x.detached, r.Attachment)
+	for _, a := range r.Addresses {
+		delete(x.byAddress, a.Address.Addr())
+	}
+	if x.byLink[r.HostIfIndex] == r.Attachment {
+		delete(x.byLink, r.HostIfIndex)
+	}
+	for _, other := range x.records {
+		if other.Network == r.Network {
+			return
+		}
+	}
+	delete(x.networks, r.Network)
+}
+
+// all returns the records for which keep holds, ordered by endpoint id.
+func (x *index) all(keep func(*record) bool) []*record {
+	var found []*record
+	for _, r := range x.records {
+		if keep(r) {
+			found = append(found, r)
+		}
+	}
+	slices.SortFunc(found, func(a, b *record) int { return cmp.Compare(a.ID, b.ID) })
+	return found
+}

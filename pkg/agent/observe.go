@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+
+	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/datapath"
+	"golang.org/x/sys/unix"
+)
+
+func sortBy[T any, K cmp.Ordered](items []T, key func(T) K) {
+	slices.SortFunc(items, func(a, b T) int { return cmp.Compare(key(a), key(b)) })
+}
+
+// Health says whether the agent can serve an ADD.
+func (s *Service) Health(context.Context) (api.Health, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	health := api.Health{OK: len(s.problems) == 0}
+	for _, concern := range slices.Sorted(maps.Keys(s.problems)) {
+		health.Reasons = append(health.Reasons, fmt.Sprintf("%s: %v", concern, s.problems[concern]))
+	}
+	return health, nil
+}
+
+// Status returns the agent at a glance.
+func (s *Service) Status(ctx context.Context) (api.Status, error) {
+	health, err := s.Health(ctx)
+	if err != nil {
+		return api.Status{}, err
+	}
+	status := api.Status{
+		Health:   health,
+		Version:  s.opts.Version,
+		PID:      os.Getpid(),
+		Started:  s.started.UTC(),
+		Kernel:   kernelRelease(),
+		Attach:   s.opts.Datapath.Stats.AttachKind(),
+		BPFRoot:  s.opts.BPFRoot,
+		Uplinks:  []api.Uplink{},
+		Pools:    s.pools(),
+		Maps:     []api.Map{},
+		Counters: []api.Counter{},
+	}
+	s.mu.Lock()
+	status.Endpoints = len(s.index.records)
+	for _, u := range s.uplinks {
+		status.Uplinks = append(status.Uplinks, api.Uplink{Name: u.Name, IfIndex: u.IfIndex, MTU: u.MTU, IPv4: u.IPv4, IPv6: u.IPv6})
+	}
+	s.mu.Unlock()
+	usages, err := s.opts.Datapath.Stats.Maps()
+	if err != nil {
+		return api.Status{}, fmt.Errorf("read map usage: %w", err)
+	}
+	for _, m := range usages {
+		status.Maps = append(status.Maps, api.Map{Name: m.Name, Entries: m.Entries, Capacity: m.Capacity, Memory: m.Memory})
+	}
+	counters, err := s.opts.Datapath.Stats.Counters()
+	if err != nil {
+		return api.Status{}, fmt.Errorf("read counters: %w", err)
+	}
+	for _, c := range counters {
+		status.Counters = append(status.Counters, api.Counter{Journey: c.Journey, Reason: c.Reason, Dropped: c.Dropped, Packets: c.Packets, Bytes: c.Bytes})
+	}
+	return status, nil
+}
+
+func (s *Service) pools() []api.Pool {
+	pools := []api.Pool{}
+	for _, p := range s.opts.Leases.Pools() {
+		pool := api.Pool{Network: p.Network, Leased: p.Leased, Capacity: p.Capacity}
+		for _, r := range p.Ranges {
+			pool.Ranges = append(pool.Ranges, r.String())
+		}
+		pools = append(pools, pool)
+	}
+	return pools
+}
+
+func kernelRelease() string {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(name.Release[:])
+}
+
+// Endpoints lists all endpoints, by id.
+func (s *Service) Endpoints(context.Context) ([]api.Endpoint, error) {
+	records := s.list(func(*record) bool { return true })
+	endpoints := make([]api.Endpoint, 0, len(records))
+	for _, r := range records {
+		endpoints = append(endpoints, r.Endpoint)
+	}
+	return endpoints, nil
+}
+
+// Endpoint returns one endpoint.
+func (s *Service) Endpoint(_ context.Context, a api.Attachment) (api.Endpoint, error) {
+	if err := checkAttachment(a); err != nil {
+		return api.Endpoint{}, err
+	}
+	r := s.lookup(a)
+	if r == nil {
+		return api.Endpoint{}, notFound(a)
+	}
+	return r.Endpoint, nil
+}
+
+// Flows lists at most limit flows of the datapath.
+func (s *Service) Flows(_ context.Context, limit int) ([]api.Flow, error) {
+	flows, err := s.opts.Datapath.Flows.Flows(limit)
+	if err != nil {
+		return nil, fmt.Errorf("read flows: %w", err)
+	}
+	answer := make([]api.Flow, 0, len(flows))
+	for _, f := range flows {
+		answer = append(answer, flow(f))
+	}
+	return answer, nil
+}
+
+func flow(f datapath.Flow) api.Flow {
+	a := api.Flow{
+		Protocol:    datapath.ProtocolName(f.Protocol),
+		Source:      f.Source,
+		Destination: f.Destination,
+		IfIndex:     f.IfIndex,
+		Action:      f.Action,
+		OutIfIndex:  f.OutIfIndex,
+		NextHop:     f.NextHop,
+		Packets:     f.Packets,
+		Bytes:       f.Bytes,
+		Idle:        f.Idle,
+		Current:     f.Current,
+	}
+	switch {
+	case f.TranslatesSource:
+		a.Translated = &api.Translation{End: "source", To: f.To}
+	case f.TranslatesDestination:
+		a.Translated = &api.Translation{End: "destination", To: f.To}
+	}
+	return a
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"net"
+	"net/netip"
+
+	"github.com/tendril-net/tendril/pkg/datapath"
+)
+
+// Datapath is the part of *datapath.Datapath that the service uses, by concern.
+// One value usually fills all four.
+type Datapath struct {
+	Endpoints EndpointPlane
+	Node      NodePlane
+	Flows     FlowPlane
+	Stats     StatPlane
+}
+
+// EndpointPlane serves single endpoints.
+type EndpointPlane interface {
+	AttachEndpoint(datapath.Endpoint) error
+	DetachEndpoint(datapath.Endpoint) error
+	CheckEndpoint(datapath.Endpoint) error
+}
+
+// NodePlane makes the datapath equal to what is desired for the node.
+type NodePlane interface {
+	ReconcileEndpoints([]datapath.Endpoint) error
+	ReconcileUplinks([]datapath.Uplink) error
+	ReconcileExcludes([]netip.Prefix) error
+}
+
+// FlowPlane works on the decisions that the datapath has stored.
+type FlowPlane interface {
+	Flows(limit int) ([]datapath.Flow, error)
+	Invalidate() error
+	Purge(ids []uint16) error
+}
+
+// StatPlane shows the datapath.
+type StatPlane interface {
+	Counters() ([]datapath.Counter, error)
+	Maps() ([]datapath.MapUsage, error)
+	AttachKind() string
+}
+
+// HostLink is the host's side of a veth pair.
+type HostLink struct {
+	Name  string
+	Index int
+	MAC   net.HardwareAddr
+}
+
+// Links are the network devices of the node.
+type Links interface {
+	// Link returns the device of that name; ErrNoLink when there is none.
+	Link(name string) (HostLink, error)
+	// RemoveLink removes a device; one that is not there is no error.
+	RemoveLink(name string) error
+}
+
+// Routes are the unreachable routes that keep packets for addresses that no
+// endpoint has from leaving by the default route.
+type Routes interface {
+	AddUnreachable(netip.Prefix) error
+	RemoveUnreachable(netip.Prefix) error
+	// ReconcileUnreachable makes them exactly these.
+	ReconcileUnreachable([]netip.Prefix) error
+}

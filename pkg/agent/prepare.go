@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/tendril-net/tendril/internal/failpoint"
+	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/ipam"
+	"go.etcd.io/bbolt"
+)
+
+// defaultMTU is the MTU of endpoints of a node without uplinks, in bytes.
+const defaultMTU = 1500
+
+// Prepare takes leases and a number for a new endpoint and writes the intent
+// down, before any side effect. The endpoint is pending until Attach.
+func (s *Service) Prepare(_ context.Context, req api.PrepareRequest) (api.Endpoint, error) {
+	in, err := parsePrepare(req)
+	if err != nil {
+		return api.Endpoint{}, err
+	}
+	defer s.locks.lock(in.attachment)()
+	s.hit(failpoint.AgentPrepareStart)
+
+	if old := s.lookup(in.attachment); old != nil {
+		if old.State == api.Ready {
+			return api.Endpoint{}, &api.Error{Code: api.CodeConflict, Key: "ifName", Value: in.attachment.IfName,
+				Message: fmt.Sprintf("container %s already has interface %s, in network %q: DEL must come first",
+					in.attachment.ContainerID, in.attachment.IfName, old.Network)}
+		}
+		// A crashed ADD left it. With addresses of another IPAM plugin the
+		// links of this ADD exist already, under the same name: leave them.
+		if err := s.undo(old, len(in.addresses) > 0); err != nil {
+			return api.Endpoint{}, fmt.Errorf("undo unfinished endpoint: %w", err)
+		}
+	}
+	r, err := s.store(in)
+	if err != nil {
+		return api.Endpoint{}, err
+	}
+	s.hit(failpoint.AgentPrepareStored)
+	if err := s.ground.add(r); err != nil {
+		return api.Endpoint{}, errors.Join(err, s.forget(r))
+	}
+	return r.Endpoint, nil
+}
+
+// store commits leases and record of a new endpoint in one transaction.
+func (s *Service) store(in *intent) (_ *record, err error) {
+	r, err := s.newRecord(in)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.index.ids.free(r.ID)
+		}
+	}()
+	// Transactions follow each other, and the index learns of this endpoint
+	// within its own: no two endpoints get one address.
+	also := func(tx *bbolt.Tx, leases []ipam.Address) error {
+		for _, lease := range leases {
+			r.Addresses = append(r.Addresses, api.Address{Address: lease.Prefix, Gateway: lease.Gateway})
+		}
+		if err := s.claim(r); err != nil {
+			return err
+		}
+		return putRecord(tx, r)
+	}
+	if r.leased() {
+		_, err = s.opts.Leases.Allocate(ipam.Request{Network: r.Network, Ranges: in.ranges, Owner: owner(r.Attachment), Wanted: in.wanted}, also)
+		err = leaseError(err)
+	} else {
+		err = s.opts.DB.Update(func(tx *bbolt.Tx) error { return also(tx, nil) })
+	}
+	if err != nil {
+		s.unclaim(r)
+		return nil, err
+	}
+	return r, nil
+}
+
+func (s *Service) newRecord(in *intent) (*record, error) {
+	id, err := s.takeID()
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := &record{
+		Origin: in.network,
+		Endpoint: api.Endpoint{
+			Attachment: in.attachment,
+			ID:         id,
+			Network:    in.network.Name,
+			Driver:     in.network.Driver,
+			NetNS:      in.netns,
+			State:      api.Pending,
+			HostIfName: api.HostIfName(in.attachment),
+			MAC:        macOr(in.mac).String(),
+			HostMAC:    macOr(in.hostMAC).String(),
+			MTU:        in.network.MTU,
+			Masquerade: in.network.IPMasq,
+			Addresses:  in.addresses,
+			Labels:     in.labels,
+			Created:    s.opts.Now().UTC(),
+		},
+	}
+	if r.MTU == 0 {
+		r.MTU = s.uplinkMTU()
+	}
+	return r, nil
+}
+
+// uplinkMTU is the least MTU of the uplinks, in bytes. s.mu is held.
+func (s *Service) uplinkMTU() int {
+	least := 0
+	for _, u := range s.uplinks {
+		if least == 0 || u.MTU < least {
+			least = u.MTU
+		}
+	}
+	if least == 0 {
+		return defaultMTU
+	}
+	return least
+}
+
+// macOr returns a MAC that was asked for, or a random one that is locally
+// administered and of a single station (IEEE 802, 8.4).
+func macOr(given net.HardwareAddr) net.HardwareAddr {
+	if given != nil {
+		return given
+	}
+	mac := make(net.HardwareAddr, 6)
+	_, _ = rand.Read(mac) // never fails
+	mac[0] = mac[0]&^1 | 2
+	return mac
+}
+
+// claim puts a record into the index unless one of its addresses is another
+// endpoint's.
+func (s *Service) claim(r *record) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range r.Addresses {
+		if other, ok := s.index.byAddress[a.Address.Addr()]; ok {
+			return &api.Error{Code: api.CodeConflict, Key: "addresses", Value: a.Address.Addr().String(),
+				Message: fmt.Sprintf("address %s is in use by container %s, interface %s",
+					a.Address.Addr(), other.ContainerID, other.IfName)}
+		}
+	}
+	s.index.put(r)
+	return nil
+}
+
+func (s *Service) unclaim(r *record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.index.records[r.Attachment] == r {
+		s.index.drop(r)
+	}
+}
+
+// owner is how pkg/ipam names an attachment.
+func owner(a api.Attachment) ipam.Owner {
+	return ipam.Owner{ContainerID: a.ContainerID, IfName: a.IfName}
+}
+
+// takeID returns a free endpoint number, after a purge if need be.
+func (s *Service) takeID() (uint16, error) {
+	for {
+		s.mu.Lock()
+		id, waiting := s.index.ids.take(), len(s.index.ids.draining)
+		s.mu.Unlock()
+		switch {
+		case id != 0:
+			return id, nil
+		case waiting == 0:
+			return 0, &api.Error{Code: api.CodeExhausted, Message: "no endpoint number is left: the node has 65535 endpoints"}
+		}
+		if err := s.purge(); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// undo frees a pending endpoint and, unless they are to be kept, its links.
+func (s *Service) undo(r *record, keepLinks bool) error {
+	if !keepLinks {
+		if err := s.opts.Links.RemoveLink(r.HostIfName); err != nil {
+			return fmt.Errorf("remove device %s: %w", r.HostIfName, err)
+		}
+	}
+	return s.release(r)
+}
+
+// release frees what an endpoint holds that the datapath does not serve any
+// more. Its lock is held.
+func (s *Service) release(r *record) error {
+	if err := s.forget(r); err != nil {
+		return err
+	}
+	if err := s.ground.remove(r); err != nil {
+		s.problem("subnets", err) // the endpoint is gone; the next reconcile repairs it
+	}
+	return nil
+}
+
+// forget removes record and leases in one transaction, then the index entry.
+func (s *Service) forget(r *record) error {
+	drop := func(tx *bbolt.Tx) error { return dropRecord(tx, r) }
+	var err error
+	if r.leased() {
+		err = s.opts.Leases.Release(r.Network, owner(r.Attachment), drop)
+	} else {
+		err = s.opts.DB.Update(drop)
+	}
+	if err != nil {
+		return fmt.Errorf("release endpoint %s: %w", recordKey(r.Attachment), err)
+	}
+	s.mu.Lock()
+	s.index.drop(r)
+	s.index.ids.drain(r.ID)
+	s.mu.Unlock()
+	s.wakePurge()
+	return nil
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/datapath"
+	"github.com/tendril-net/tendril/pkg/uplink"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// tidyInterval is the pause between two looks at what no event announces.
+	tidyInterval = time.Minute
+	// abandoned is how old a pending endpoint without link is when its plugin
+	// must have died: a runtime gives up on an ADD sooner.
+	abandoned = 2 * time.Minute
+)
+
+// Start makes kernel and records equal, after whatever has happened since the
+// last agent stopped: unfinished endpoints are undone, those whose device is
+// gone released, all others attached again. Nothing else may be called before.
+func (s *Service) Start(uplinks []uplink.Uplink) error {
+	records, draining, err := loadState(s.opts.DB)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	for _, r := range records {
+		s.index.put(r)
+		if !s.index.ids.claim(r.ID) {
+			s.mu.Unlock()
+			return &StateError{Path: s.opts.DB.Path(), Reason: fmt.Sprintf("two endpoints have number %d", r.ID)}
+		}
+	}
+	for _, id := range draining {
+		if s.index.ids.claim(id) {
+			s.index.ids.drain(id)
+		}
+	}
+	s.uplinks = uplinks
+	s.mu.Unlock()
+
+	if err := s.applyUplinks(); err != nil {
+		return err
+	}
+	if err := s.releaseOrphans(); err != nil {
+		return err
+	}
+	if err := s.ground.reset(records); err != nil {
+		return err
+	}
+	var alive []datapath.Endpoint
+	for _, r := range records {
+		gone, err := s.isGone(r)
+		switch {
+		case err != nil:
+			return err
+		case !gone:
+			alive = append(alive, r.datapath())
+			continue
+		}
+		s.log.Info("endpoint released", "container", r.ContainerID, "interface", r.IfName, "state", r.State)
+		if r.State == api.Pending {
+			err = s.undo(r, false)
+		} else {
+			err = s.release(r) // the datapath forgets it below
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := s.opts.Datapath.Node.ReconcileEndpoints(alive); err != nil {
+		return fmt.Errorf("attach endpoints again: %w", err)
+	}
+	if s.waiting() > 0 {
+		s.wakePurge()
+	}
+	return nil
+}
+
+// isGone tells whether an endpoint found in the state file cannot be served.
+func (s *Service) isGone(r *record) (bool, error) {
+	if r.State == api.Pending {
+		return true, nil
+	}
+	err := s.checkLink(r)
+	if mismatch := (*api.Error)(nil); errors.As(err, &mismatch) {
+		return true, nil
+	}
+	return false, err
+}
+
+// releaseOrphans frees leases that no record speaks of. Both are written in one
+// transaction, so there are none unless a file was tampered with.
+func (s *Service) releaseOrphans() error {
+	seen := make(map[string]bool)
+	for _, pool := range s.opts.Leases.Pools() {
+		if seen[pool.Network] {
+			continue
+		}
+		seen[pool.Network] = true
+		for owner := range s.opts.Leases.Leases(pool.Network) {
+			r := s.lookup(api.Attachment{ContainerID: owner.ContainerID, IfName: owner.IfName})
+			if r != nil && r.Network == pool.Network {
+				continue
+			}
+			s.log.Warn("lease without endpoint released", "network", pool.Network, "container", owner.ContainerID)
+			if err := s.opts.Leases.Release(pool.Network, owner, nil); err != nil {
+				return fmt.Errorf("release lease without endpoint: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// Run does what must be done in the background until the context ends.
+func (s *Service) Run(ctx context.Context) error {
+	var group errgroup.Group
+	group.Go(func() error {
+		s.purgeLoop(ctx)
+		return nil
+	})
+	group.Go(func() error {
+		for sleep(ctx, tidyInterval) {
+			s.tidy()
+		}
+		return nil
+	})
+	return group.Wait()
+}
+
+// tidy undoes the endpoints of plugins that died between Prepare and Attach,
+// puts back what others took from the node, and sweeps the maps.
+func (s *Service) tidy() {
+	before := s.opts.Now().Add(-abandoned)
+	old := func(r *record) bool { return r.State == api.Pending && r.Created.Before(before) }
+	var errs []error
+	for _, r := range s.list(old) {
+		errs = append(errs, s.tidyOne(r))
+	}
+	s.problem("unfinished endpoints", errors.Join(errs...))
+	s.problem("subnets", s.ground.ensure())
+	// The datapath judges by itself what is too old; this keeps the maps small.
+	s.problem("sweep", s.opts.Datapath.Flows.Purge(nil))
+}
+
+func (s *Service) tidyOne(r *record) error {
+	defer s.locks.lock(r.Attachment)()
+	if s.lookup(r.Attachment) != r {
+		return nil // it has come further, or is gone
+	}
+	_, err := s.opts.Links.Link(r.HostIfName)
+	switch {
+	case err == nil:
+		return nil // its ADD may be at work; DEL or GC frees it
+	case !errors.Is(err, ErrNoLink):
+		return fmt.Errorf("read device %s: %w", r.HostIfName, err)
+	}
+	s.log.Info("unfinished endpoint undone", "container", r.ContainerID, "interface", r.IfName)
+	return s.release(r)
+}
+
+// SetUplinks has the datapath use these uplinks.
+func (s *Service) SetUplinks(uplinks []uplink.Uplink) {
+	s.mu.Lock()
+	s.uplinks = uplinks
+	s.mu.Unlock()
+	s.problem("uplinks", s.applyUplinks())
+}
+
+func (s *Service) applyUplinks() error {
+	s.mu.Lock()
+	wanted := make([]datapath.Uplink, 0, len(s.uplinks))
+	for _, u := range s.uplinks {
+		wanted = append(wanted, datapath.Uplink(u))
+	}
+	s.mu.Unlock()
+	if err := s.opts.Datapath.Node.ReconcileUplinks(wanted); err != nil {
+		return fmt.Errorf("reconcile uplinks: %w", err)
+	}
+	return nil
+}
+
+// RoutesChanged has every decision of the datapath taken anew.
+func (s *Service) RoutesChanged() {
+	s.problem("routes", s.opts.Datapath.Flows.Invalidate())
+}
+
+// LinkGone detaches the endpoint whose device has that index. It keeps its
+// leases until DEL, GC or the next start: the container may still be there.
+func (s *Service) LinkGone(ifindex int) {
+	s.mu.Lock()
+	a, ok := s.index.byLink[ifindex]
+	s.mu.Unlock()
+	if !ok {
+		return
+	}
+	defer s.locks.lock(a)()
+	r := s.lookup(a)
+	if r == nil || r.HostIfIndex != ifindex {
+		return
+	}
+	if err := s.detach(r); err != nil {
+		s.log.Error("device is gone", "container", r.ContainerID, "interface", r.IfName, "error", err)
+	}
+}
+
+// LinksUnknown looks for the devices of all endpoints, after events were lost.
+func (s *Service) LinksUnknown() {
+	for _, r := range s.list(func(r *record) bool { return r.State == api.Ready }) {
+		if gone, err := s.isGone(r); err == nil && gone {
+			s.LinkGone(r.HostIfIndex)
+		}
+	}
+}

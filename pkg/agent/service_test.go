@@ -1,0 +1,555 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/datapath"
+	"github.com/tendril-net/tendril/pkg/uplink"
+)
+
+func TestLifeOfAnEndpoint(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t, uplink.Uplink{Name: "eth0", IfIndex: 2, MTU: 1400})
+	w.mustRemain(t, s, nothing())
+
+	req := request("c1")
+	req.Labels = map[string]string{"app": "web"}
+	got, err := s.Prepare(ctx, req)
+	must(t, err)
+	want := api.Endpoint{
+		Attachment: req.Attachment, ID: 1, Network: "pods", Driver: "routed", NetNS: "/run/netns/c1",
+		State: api.Pending, HostIfName: api.HostIfName(req.Attachment), MTU: 1400, Masquerade: true,
+		Addresses: []api.Address{
+			{Address: netip.MustParsePrefix("10.10.0.2/24"), Gateway: netip.MustParseAddr("10.10.0.1")},
+			{Address: netip.MustParsePrefix("fd00:10::2/64"), Gateway: netip.MustParseAddr("fd00:10::1")},
+		},
+		Labels: req.Labels, Created: w.clock,
+	}
+	if d := cmp.Diff(want, got, append(equate, cmpopts.IgnoreFields(api.Endpoint{}, "MAC", "HostMAC"))...); d != "" {
+		t.Errorf("prepared (-want +got):\n%s", d)
+	}
+	for _, text := range []string{got.MAC, got.HostMAC} {
+		if mac, err := net.ParseMAC(text); err != nil || mac[0]&3 != 2 {
+			t.Errorf("MAC %s is not of one station and locally administered: %v", text, err)
+		}
+	}
+
+	link := w.wire(got)
+	ready, err := s.Attach(ctx, got.Attachment, api.AttachRequest{HostIfIndex: link.Index})
+	must(t, err)
+	want = got
+	want.State, want.HostIfIndex = api.Ready, link.Index
+	if d := cmp.Diff(want, ready, equate...); d != "" {
+		t.Errorf("attached (-want +got):\n%s", d)
+	}
+	mac, _ := net.ParseMAC(got.MAC)
+	if d := cmp.Diff(map[uint16]datapath.Endpoint{1: {
+		ID: 1, IfIndex: link.Index, IfName: link.Name, MAC: mac, HostMAC: link.MAC, MTU: 1400, Masquerade: true, OnLinkKnown: true,
+		Addresses: []netip.Addr{netip.MustParseAddr("10.10.0.2"), netip.MustParseAddr("fd00:10::2")},
+	}}, w.attached, equate...); d != "" {
+		t.Errorf("datapath (-want +got):\n%s", d)
+	}
+	must(t, s.Check(ctx, got.Attachment))
+	subnets := []netip.Prefix{netip.MustParsePrefix("10.10.0.0/24"), netip.MustParsePrefix("fd00:10::/64")}
+	w.mustRemain(t, s, remains{
+		Links: []string{link.Name}, Attached: []uint16{1}, Unreachable: subnets, Leases: 2, Endpoints: []api.Attachment{got.Attachment},
+		Excludes: []netip.Prefix{subnets[0], netip.MustParsePrefix("172.16.0.0/12"), subnets[1]},
+	})
+	// Attach is idempotent.
+	_, err = s.Attach(ctx, got.Attachment, api.AttachRequest{HostIfIndex: link.Index})
+	must(t, err)
+
+	w.unwire(got.Attachment)
+	must(t, s.Delete(ctx, got.Attachment))
+	must(t, s.Delete(ctx, got.Attachment))
+	rest := nothing()
+	rest.Draining = []uint16{1}
+	w.mustRemain(t, s, rest)
+	must(t, s.purge())
+	w.mustRemain(t, s, nothing())
+}
+
+func TestPrepareRefuses(t *testing.T) {
+	long := string(make([]byte, 300))
+	tests := map[string]struct {
+		change     func(*api.PrepareRequest)
+		code, key  string
+		value      string
+		beforehand []api.PrepareRequest
+	}{
+		"container ID":       {change: func(r *api.PrepareRequest) { r.ContainerID = "../x" }, code: api.CodeInvalid, key: "containerID", value: "../x"},
+		"no container ID":    {change: func(r *api.PrepareRequest) { r.ContainerID = "" }, code: api.CodeInvalid, key: "containerID"},
+		"interface name":     {change: func(r *api.PrepareRequest) { r.IfName = "eth 0" }, code: api.CodeInvalid, key: "ifName", value: "eth 0"},
+		"long interface":     {change: func(r *api.PrepareRequest) { r.IfName = "abcdefghijklmnop" }, code: api.CodeInvalid, key: "ifName", value: "abcdefghijklmno..."},
+		"network name":       {change: func(r *api.PrepareRequest) { r.Network.Name = "a/b" }, code: api.CodeInvalid, key: "name", value: "a/b"},
+		"driver":             {change: func(r *api.PrepareRequest) { r.Network.Driver = "bridge" }, code: api.CodeInvalid, key: "driver", value: "bridge"},
+		"relative namespace": {change: func(r *api.PrepareRequest) { r.NetNS = "netns/x" }, code: api.CodeInvalid, key: "netns", value: "netns/x"},
+		"neither ranges nor addresses": {
+			change: func(r *api.PrepareRequest) { r.Network.Ranges = nil }, code: api.CodeInvalid, key: "ipam.ranges",
+		},
+		"ranges and addresses": {
+			change: func(r *api.PrepareRequest) { r.Addresses = delegated("c", "192.0.2.1/24").Addresses },
+			code:   api.CodeInvalid, key: "addresses", value: "192.0.2.1/24",
+		},
+		"start outside of its subnet": {
+			change: func(r *api.PrepareRequest) {
+				r.Network.Ranges = []api.RangeSet{{{Subnet: netip.MustParsePrefix("10.0.0.0/24"), RangeStart: netip.MustParseAddr("10.0.1.1")}}}
+			},
+			code: api.CodeInvalid, key: "ipam.ranges[0][0].rangeStart", value: "10.0.1.1",
+		},
+		"empty range set": {
+			change: func(r *api.PrepareRequest) { r.Network.Ranges = []api.RangeSet{{}} },
+			code:   api.CodeInvalid, key: "ipam.ranges[0]",
+		},
+		"wanted outside of the ranges": {
+			change: func(r *api.PrepareRequest) { r.Wanted = []netip.Addr{netip.MustParseAddr("192.0.2.1")} },
+			code:   api.CodeInvalid, key: "ips", value: "192.0.2.1",
+		},
+		"more wanted than range sets": {
+			change: func(r *api.PrepareRequest) {
+				one := netip.MustParseAddr("10.10.0.9")
+				r.Wanted = []netip.Addr{one, one.Next(), one.Next().Next()}
+			},
+			code: api.CodeInvalid, key: "ips", value: "10.10.0.9,10.10.0.10,10.10.0.11",
+		},
+		"wanted and taken": {
+			beforehand: []api.PrepareRequest{request("c0")},
+			change:     func(r *api.PrepareRequest) { r.Wanted = []netip.Addr{netip.MustParseAddr("10.10.0.2")} },
+			code:       api.CodeConflict, key: "ips", value: "10.10.0.2",
+		},
+		"ranges of another network": {
+			beforehand: []api.PrepareRequest{request("c0")},
+			change:     func(r *api.PrepareRequest) { r.Network.Name = "other" },
+			code:       api.CodeConflict, key: "ipam.ranges",
+		},
+		"exhausted": {
+			beforehand: []api.PrepareRequest{tiny("c0"), tiny("c1")},
+			change:     func(r *api.PrepareRequest) { r.Network = tiny("c2").Network },
+			code:       api.CodeExhausted, key: "ipam.ranges",
+		},
+		"address of another's": {
+			beforehand: []api.PrepareRequest{request("c0")},
+			change:     func(r *api.PrepareRequest) { *r = delegated("c9", "10.10.0.2/16") },
+			code:       api.CodeConflict, key: "addresses", value: "10.10.0.2",
+		},
+		"multicast address":      {change: func(r *api.PrepareRequest) { *r = delegated("c9", "224.0.0.1/24") }, code: api.CodeInvalid, key: "addresses", value: "224.0.0.1/24"},
+		"mapped address":         {change: func(r *api.PrepareRequest) { *r = delegated("c9", "::ffff:10.0.0.1/120") }, code: api.CodeInvalid, key: "addresses", value: "::ffff:10.0.0.1/120"},
+		"MAC of a group":         {change: func(r *api.PrepareRequest) { r.MAC = "01:00:5e:00:00:01" }, code: api.CodeInvalid, key: "mac", value: "01:00:5e:00:00:01"},
+		"MAC of 8 bytes":         {change: func(r *api.PrepareRequest) { r.HostMAC = "02:00:00:00:00:00:00:01" }, code: api.CodeInvalid, key: "hostMAC", value: "02:00:00:00:00:00:00:01"},
+		"MTU too small for v6":   {change: func(r *api.PrepareRequest) { r.Network.MTU = 1279 }, code: api.CodeInvalid, key: "mtu", value: "1279"},
+		"MTU too large":          {change: func(r *api.PrepareRequest) { r.Network.MTU = 65536 }, code: api.CodeInvalid, key: "mtu", value: "65536"},
+		"label that is too long": {change: func(r *api.PrepareRequest) { r.Labels = map[string]string{"a": long} }, code: api.CodeInvalid, key: "labels", value: "a"},
+		"attachment that is ready": {
+			beforehand: []api.PrepareRequest{request("c9")},
+			code:       api.CodeConflict, key: "ifName", value: "eth0",
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			s, _ := w.boot(t)
+			for _, req := range test.beforehand {
+				w.mustAdd(t, s, req)
+			}
+			before := w.remains(t, s)
+			req := request("c9")
+			if test.change != nil {
+				test.change(&req)
+			}
+			_, err := s.Prepare(ctx, req)
+			fault := wantCode(t, err, test.code)
+			if fault.Key != test.key || fault.Value != test.value {
+				t.Errorf("key %q value %q, want %q %q (%v)", fault.Key, fault.Value, test.key, test.value, err)
+			}
+			w.mustRemain(t, s, before) // and nothing has changed
+			// Nor is a number lost.
+			next := w.mustAdd(t, s, delegated("next", "198.51.100.1/32"))
+			if want := uint16(len(test.beforehand) + 1); next.ID != want {
+				t.Errorf("next endpoint has number %d, want %d", next.ID, want)
+			}
+		})
+	}
+}
+
+// tiny is a request to a network of two addresses.
+func tiny(container string) api.PrepareRequest {
+	req := request(container)
+	req.Network.Name = "tiny"
+	req.Network.Ranges = []api.RangeSet{{{
+		Subnet: netip.MustParsePrefix("10.20.0.0/24"), RangeStart: netip.MustParseAddr("10.20.0.8"), RangeEnd: netip.MustParseAddr("10.20.0.9"),
+	}}}
+	return req
+}
+
+func TestPrepareAfterUnfinishedADD(t *testing.T) {
+	for name, first := range map[string]api.PrepareRequest{"leased": request("c1"), "delegated": delegated("c1", "192.0.2.7/24")} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			s, _ := w.boot(t)
+			old, err := s.Prepare(ctx, first)
+			must(t, err)
+			w.wire(old)
+			if _, err := s.Prepare(ctx, first); err != nil {
+				t.Fatal(err)
+			}
+			// A plugin with another IPAM made its links before it asked.
+			_, err = w.Link(old.HostIfName)
+			if kept := err == nil; kept != (name == "delegated") {
+				t.Errorf("links kept: %v", kept)
+			}
+			if got := w.remains(t, s).Endpoints; len(got) != 1 {
+				t.Errorf("endpoints %v, want one", got)
+			}
+		})
+	}
+}
+
+func TestPrepareUndoneWhenTheNodeRefuses(t *testing.T) {
+	for _, call := range []string{"AddUnreachable", "ReconcileExcludes"} {
+		t.Run(call, func(t *testing.T) {
+			w := newWorld(t)
+			s, _ := w.boot(t)
+			w.fail[call] = errors.New("refused")
+			if _, err := s.Prepare(ctx, request("c1")); !errors.Is(err, w.fail[call]) {
+				t.Fatalf("error %v", err)
+			}
+			delete(w.fail, call)
+			must(t, s.purge())
+			s.tidy()
+			w.mustRemain(t, s, nothing())
+			w.mustAdd(t, s, request("c1"))
+		})
+	}
+}
+
+func TestAttachRefuses(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	_, err := s.Attach(ctx, api.Attachment{ContainerID: "c1", IfName: "eth0"}, api.AttachRequest{HostIfIndex: 5})
+	wantCode(t, err, api.CodeNotFound)
+	e, err := s.Prepare(ctx, request("c1"))
+	must(t, err)
+	_, err = s.Attach(ctx, e.Attachment, api.AttachRequest{})
+	wantCode(t, err, api.CodeInvalid)
+	_, err = s.Attach(ctx, e.Attachment, api.AttachRequest{HostIfIndex: 5})
+	wantCode(t, err, api.CodeMismatch) // no device
+	link := w.wire(e)
+	_, err = s.Attach(ctx, e.Attachment, api.AttachRequest{HostIfIndex: link.Index + 1})
+	wantCode(t, err, api.CodeMismatch)
+	w.links[link.Name] = HostLink{Name: link.Name, Index: link.Index, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 9}}
+	_, err = s.Attach(ctx, e.Attachment, api.AttachRequest{HostIfIndex: link.Index})
+	wantCode(t, err, api.CodeMismatch)
+	w.links[link.Name] = link
+
+	w.fail["AttachEndpoint"] = errors.New("refused")
+	_, err = s.Attach(ctx, e.Attachment, api.AttachRequest{HostIfIndex: link.Index})
+	if !errors.Is(err, w.fail["AttachEndpoint"]) {
+		t.Fatalf("error %v", err)
+	}
+	delete(w.fail, "AttachEndpoint")
+	if r := w.remains(t, s); len(r.Attached) != 0 {
+		t.Errorf("attached %v after refused attempts", r.Attached)
+	}
+	_, err = s.Attach(ctx, e.Attachment, api.AttachRequest{HostIfIndex: link.Index})
+	must(t, err)
+	_, err = s.Attach(ctx, e.Attachment, api.AttachRequest{HostIfIndex: link.Index + 1})
+	wantCode(t, err, api.CodeConflict)
+}
+
+// TestAttachToVanishingLink removes the device after it was looked at first.
+func TestAttachToVanishingLink(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	e, err := s.Prepare(ctx, request("c1"))
+	must(t, err)
+	link := w.wire(e)
+	w.during = func(call string) {
+		if call == "AttachEndpoint" {
+			w.unwire(e.Attachment)
+			s.LinkGone(link.Index) // the event comes before the endpoint is known by its link
+		}
+	}
+	_, err = s.Attach(ctx, e.Attachment, api.AttachRequest{HostIfIndex: link.Index})
+	wantCode(t, err, api.CodeMismatch)
+	if len(w.attached) != 0 {
+		t.Errorf("attached %v", w.attached)
+	}
+}
+
+func TestCheckFinds(t *testing.T) {
+	tests := map[string]struct {
+		spoil func(*world, *Service, api.Endpoint)
+		code  string
+	}{
+		"endpoint gone":      {func(_ *world, s *Service, e api.Endpoint) { _ = s.Delete(ctx, e.Attachment) }, api.CodeNotFound},
+		"device gone":        {func(w *world, _ *Service, e api.Endpoint) { w.unwire(e.Attachment) }, api.CodeMismatch},
+		"device replaced":    {func(w *world, _ *Service, e api.Endpoint) { w.wire(e) }, api.CodeMismatch},
+		"datapath different": {func(w *world, _ *Service, _ api.Endpoint) { w.fail["CheckEndpoint"] = &datapath.MismatchError{} }, api.CodeMismatch},
+		"lease gone": {func(_ *world, s *Service, e api.Endpoint) {
+			_ = s.opts.Leases.Release(e.Network, owner(e.Attachment), nil)
+		}, api.CodeMismatch},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			s, _ := w.boot(t)
+			e := w.mustAdd(t, s, request("c1"))
+			must(t, s.Check(ctx, e.Attachment))
+			test.spoil(w, s, e)
+			wantCode(t, s.Check(ctx, e.Attachment), test.code)
+		})
+	}
+	t.Run("unfinished", func(t *testing.T) {
+		w := newWorld(t)
+		s, _ := w.boot(t)
+		e, err := s.Prepare(ctx, request("c1"))
+		must(t, err)
+		wantCode(t, s.Check(ctx, e.Attachment), api.CodeMismatch)
+	})
+}
+
+func TestDeleteThatIsRefusedKeepsTheEndpoint(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	e := w.mustAdd(t, s, request("c1"))
+	before := w.remains(t, s)
+	w.fail["DetachEndpoint"] = errors.New("refused")
+	if err := s.Delete(ctx, e.Attachment); !errors.Is(err, w.fail["DetachEndpoint"]) {
+		t.Fatalf("error %v", err)
+	}
+	delete(w.fail, "DetachEndpoint")
+	w.mustRemain(t, s, before)
+	must(t, s.Delete(ctx, e.Attachment))
+}
+
+func TestGC(t *testing.T) {
+	alive := filepath.Join(t.TempDir(), "netns")
+	must(t, os.WriteFile(alive, nil, 0o600))
+	// c1: all is there. c2: device gone. c3: device and namespace gone. c4: in another network.
+	attachments := func(names ...string) []api.Attachment {
+		list := []api.Attachment{}
+		for _, name := range names {
+			list = append(list, api.Attachment{ContainerID: name, IfName: "eth0"})
+		}
+		return list
+	}
+	tests := map[string]struct {
+		valid []api.Attachment
+		want  []api.Attachment
+	}{
+		"no list":    {nil, attachments("c3")},
+		"empty list": {attachments(), attachments("c1", "c2", "c3")},
+		"list":       {attachments("c1", "c3", "unknown"), attachments("c2")},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			s, _ := w.boot(t)
+			for _, container := range []string{"c1", "c2", "c3"} {
+				req := request(container)
+				if container != "c3" {
+					req.NetNS = alive
+				}
+				e := w.mustAdd(t, s, req)
+				if container != "c1" {
+					w.unwire(e.Attachment)
+				}
+			}
+			w.mustAdd(t, s, delegated("c4", "192.0.2.4/24"))
+			got, err := s.GC(ctx, api.GCRequest{Network: "pods", Valid: test.valid})
+			must(t, err)
+			if d := cmp.Diff(api.GCResult{Freed: test.want}, got); d != "" {
+				t.Errorf("freed (-want +got):\n%s", d)
+			}
+			if got := len(w.remains(t, s).Endpoints); got != 4-len(test.want) {
+				t.Errorf("%d endpoints are left, want %d", got, 4-len(test.want))
+			}
+			for _, a := range test.want {
+				if _, err := w.Link(api.HostIfName(a)); !errors.Is(err, ErrNoLink) {
+					t.Errorf("device of %s is left: %v", a.ContainerID, err)
+				}
+			}
+		})
+	}
+}
+
+func TestGCGoesOnAfterAnError(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	w.mustAdd(t, s, request("c1"))
+	pending, err := s.Prepare(ctx, request("c2"))
+	must(t, err)
+	w.fail["DetachEndpoint"] = errors.New("refused") // only what is ready is detached
+	got, err := s.GC(ctx, api.GCRequest{Network: "pods", Valid: []api.Attachment{}})
+	if !errors.Is(err, w.fail["DetachEndpoint"]) {
+		t.Errorf("error %v", err)
+	}
+	if d := cmp.Diff([]api.Attachment{pending.Attachment}, got.Freed); d != "" {
+		t.Errorf("freed (-want +got):\n%s", d)
+	}
+}
+
+func TestNetworkStatus(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	status := func(n api.Network) api.Health {
+		t.Helper()
+		h, err := s.NetworkStatus(ctx, n)
+		must(t, err)
+		return h
+	}
+	if d := cmp.Diff(api.Health{OK: true}, status(tiny("c").Network)); d != "" {
+		t.Errorf("empty network (-want +got):\n%s", d)
+	}
+	w.mustAdd(t, s, tiny("c1"))
+	w.mustAdd(t, s, tiny("c2"))
+	if h := status(tiny("c").Network); h.OK || len(h.Reasons) != 1 {
+		t.Errorf("full network: %+v", h)
+	}
+	w.fail["ReconcileUplinks"] = errors.New("refused")
+	s.SetUplinks(nil)
+	if h := status(delegated("c", "192.0.2.1/24").Network); h.OK || len(h.Reasons) != 1 {
+		t.Errorf("node not in order: %+v", h)
+	}
+	delete(w.fail, "ReconcileUplinks")
+	s.SetUplinks(nil)
+	if h := status(podNetwork()); !h.OK {
+		t.Errorf("node in order again: %+v", h)
+	}
+	bad := podNetwork()
+	bad.Driver = "drivr"
+	_, err := s.NetworkStatus(ctx, bad)
+	wantCode(t, err, api.CodeInvalid)
+}
+
+func TestNumbersAreDenseAndPurgedBeforeReuse(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	for i := range 3 {
+		w.mustAdd(t, s, request(fmt.Sprintf("c%d", i)))
+	}
+	must(t, s.Delete(ctx, request("c1").Attachment))
+	if e := w.mustAdd(t, s, request("c3")); e.ID != 4 {
+		t.Errorf("number %d before the purge of 2, want 4", e.ID)
+	}
+	w.fail["Purge"] = errors.New("refused")
+	if err := s.purge(); !errors.Is(err, w.fail["Purge"]) {
+		t.Errorf("error %v", err)
+	}
+	if e := w.mustAdd(t, s, request("c4")); e.ID != 5 {
+		t.Errorf("number %d after a purge that failed, want 5", e.ID)
+	}
+	delete(w.fail, "Purge")
+	must(t, s.purge())
+	if e := w.mustAdd(t, s, request("c5")); e.ID != 2 {
+		t.Errorf("number %d after the purge, want 2", e.ID)
+	}
+}
+
+func TestNumbersRunOut(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	s.mu.Lock()
+	for s.index.ids.take() != 0 {
+	}
+	s.index.ids.drain(9)
+	s.mu.Unlock()
+	// The one that drains is purged at once.
+	if e := w.mustAdd(t, s, request("c1")); e.ID != 9 {
+		t.Errorf("number %d, want 9", e.ID)
+	}
+	if d := cmp.Diff([]uint16{9}, w.purged); d != "" {
+		t.Errorf("purged (-want +got):\n%s", d)
+	}
+	_, err := s.Prepare(ctx, request("c2"))
+	wantCode(t, err, api.CodeExhausted)
+}
+
+func TestManyAtOnce(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	const count = 100
+	var group sync.WaitGroup
+	for i := range count {
+		group.Go(func() {
+			req := request(fmt.Sprintf("c%d", i))
+			e, err := w.add(s, req)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if i%2 == 0 {
+				w.unwire(e.Attachment)
+				s.LinkGone(e.HostIfIndex)
+				if err := s.Delete(ctx, e.Attachment); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	r := w.remains(t, s)
+	if len(r.Endpoints) != count/2 || len(r.Attached) != count/2 || r.Leases != count {
+		t.Errorf("%d endpoints, %d attached, %d leases; want %d, %d, %d",
+			len(r.Endpoints), len(r.Attached), r.Leases, count/2, count/2, count)
+	}
+	_, err := s.GC(ctx, api.GCRequest{Network: "pods", Valid: []api.Attachment{}})
+	must(t, err)
+	must(t, s.purge())
+	w.mustRemain(t, s, nothing())
+}
+
+func TestStatusAndLists(t *testing.T) {
+	w := newWorld(t)
+	up := uplink.Uplink{Name: "eth0", IfIndex: 2, MTU: 1500, IPv4: netip.MustParseAddr("192.0.2.2")}
+	s, _ := w.boot(t, up)
+	w.mustAdd(t, s, tiny("c1"))
+	w.mustAdd(t, s, delegated("c2", "192.0.2.7/24"))
+	got, err := s.Status(ctx)
+	must(t, err)
+	want := api.Status{
+		Health: api.Health{OK: true}, Version: "v0.0.0-test", PID: os.Getpid(), Started: w.clock, Kernel: kernelRelease(),
+		Attach: "tcx", BPFRoot: "/sys/fs/bpf/tendril", Endpoints: 2,
+		Uplinks: []api.Uplink{{Name: "eth0", IfIndex: 2, MTU: 1500, IPv4: up.IPv4}},
+		Pools:   []api.Pool{{Network: "tiny", Ranges: []string{"10.20.0.8-10.20.0.9"}, Leased: 1, Capacity: 2}},
+		Maps:    []api.Map{{Name: "flows", Entries: 3, Capacity: 1024, Memory: 4096}},
+		Counters: []api.Counter{
+			{Journey: "from_container", Reason: "forwarded", Packets: 7, Bytes: 700},
+			{Journey: "from_container", Reason: "source_spoofed", Dropped: true, Packets: 2, Bytes: 84},
+		},
+	}
+	if d := cmp.Diff(want, got, equate...); d != "" {
+		t.Errorf("status (-want +got):\n%s", d)
+	}
+	networks, err := s.Networks(ctx)
+	must(t, err)
+	canonical := tiny("c1").Network
+	canonical.Ranges[0][0].Gateway = netip.MustParseAddr("10.20.0.1")
+	if d := cmp.Diff([]api.Network{delegated("c2", "192.0.2.7/24").Network, canonical}, networks, equate...); d != "" {
+		t.Errorf("networks (-want +got):\n%s", d)
+	}
+	flows, err := s.Flows(ctx, 1)
+	must(t, err)
+	if d := cmp.Diff([]api.Flow{{
+		Protocol: "udp", Action: "forward",
+		Translated: &api.Translation{End: "source", To: netip.MustParseAddrPort("192.0.2.1:40960")},
+	}}, flows, equate...); d != "" {
+		t.Errorf("flows (-want +got):\n%s", d)
+	}
+	s.RoutesChanged()
+	if w.invalidated != 1 {
+		t.Errorf("decisions were invalidated %d times, want once", w.invalidated)
+	}
+}

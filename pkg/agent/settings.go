@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"go.etcd.io/bbolt"
+)
+
+// ProcSys is where the settings of the reader's own network namespace are.
+const ProcSys = "/proc/sys"
+
+// Paths below /proc/sys.
+const (
+	pathForward4      = "net/ipv4/ip_forward"
+	pathForward6      = "net/ipv6/conf/all/forwarding"
+	pathReservedPorts = "net/ipv4/ip_local_reserved_ports"
+)
+
+func pathAcceptRA(device string) string { return "net/ipv6/conf/" + device + "/accept_ra" }
+
+// Settings are the kernel's settings of the node that forwarding needs. Each
+// that is changed is written down first with what it was, and Undo puts that
+// back. A setting that was right already is not ours and never touched.
+type Settings struct {
+	// DB is the state file.
+	DB *bbolt.DB
+	// Root is ProcSys, or a test's directory.
+	Root string
+	// Logger gets each change.
+	Logger *slog.Logger
+}
+
+// setting is a value that was replaced.
+type setting struct {
+	Previous string `json:"previous"`
+	Written  string `json:"written"`
+}
+
+// Apply has the node forward both families and keep the ports first to last
+// away from its own sockets. Devices are the uplinks; see AcceptRA.
+func (s *Settings) Apply(devices []string, first, last uint16) error {
+	// Before forwarding: the kernel drops the default routes that router
+	// advertisements gave when a node with accept_ra=1 becomes a router.
+	if err := s.AcceptRA(devices); err != nil {
+		return err
+	}
+	if err := s.set(pathForward4, "1"); err != nil {
+		return err
+	}
+	if err := s.set(pathForward6, "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err // a kernel without IPv6 has no such setting
+	}
+	return s.reserve(first, last)
+}
+
+// AcceptRA has devices that accept router advertisements go on doing so while
+// the node forwards: 1 means "unless forwarding" (ip-sysctl, accept_ra).
+func (s *Settings) AcceptRA(devices []string) error {
+	for _, device := range devices {
+		value, err := s.read(pathAcceptRA(device))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // no IPv6, or the device is gone
+		}
+		if err != nil {
+			return err
+		}
+		if value != "1" {
+			continue
+		}
+		if err := s.set(pathAcceptRA(device), "2"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Settings) reserve(first, last uint16) error {
+	text, err := s.read(pathReservedPorts)
+	if err != nil {
+		return err
+	}
+	present, err := parsePorts(text)
+	if err != nil {
+		return fmt.Errorf("read setting %s: %w", pathReservedPorts, err)
+	}
+	// What an earlier run reserved and the configuration no longer wants goes.
+	if old, err := s.recorded(pathReservedPorts); err != nil {
+		return err
+	} else if old != nil {
+		ours, err := old.ports()
+		if err != nil {
+			return err
+		}
+		present = present.minus(ours)
+	}
+	present.add(first, last)
+	return s.set(pathReservedPorts, present.String())
+}
+
+// ports returns those that were added when the setting was written.
+func (o *setting) ports() (*portSet, error) {
+	before, err := parsePorts(o.Previous)
+	if err != nil {
+		return nil, err
+	}
+	after, err := parsePorts(o.Written)
+	if err != nil {
+		return nil, err
+	}
+	return after.minus(before), nil
+}
+
+// set writes a setting that has another value, and its record before it.
+func (s *Settings) set(path, value string) error {
+	current, err := s.read(path)
+	if err != nil || current == value {
+		return err
+	}
+	old, err := s.recorded(path)
+	if err != nil {
+		return err
+	}
+	change := setting{Previous: current, Written: value}
+	if old != nil {
+		change.Previous = old.Previous
+	}
+	if err := s.record(path, &change); err != nil {
+		return err
+	}
+	if err := s.write(path, value); err != nil {
+		return err
+	}
+	s.Logger.Info("setting changed", "setting", path, "from", current, "to", value)
+	return nil
+}
+
+// Undo puts back what Apply and AcceptRA replaced. What somebody else has
+// changed since is left as it is; of the reserved ports only ours are freed.
+func (s *Settings) Undo() error {
+	var paths []string
+	err := s.DB.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketSettings).ForEach(func(key, _ []byte) error {
+			paths = append(paths, string(key))
+			return nil
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("read settings: %w", err)
+	}
+	var errs []error
+	// The order of the paths has forwarding of IPv6 ("all") before accept_ra
+	// of devices that sort behind it; either order is safe, because a node
+	// that does not forward accepts with 1 and with 2.
+	for _, path := range paths {
+		if err := s.undo(path); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Settings) undo(path string) error {
+	old, err := s.recorded(path)
+	if err != nil {
+		return err
+	}
+	current, err := s.read(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.record(path, nil) // the device is gone, and its settings with it
+	}
+	if err != nil {
+		return err
+	}
+	value := old.Previous
+	switch {
+	case path == pathReservedPorts:
+		present, err := parsePorts(current)
+		if err != nil {
+			return fmt.Errorf("read setting %s: %w", path, err)
+		}
+		ours, err := old.ports()
+		if err != nil {
+			return fmt.Errorf("read setting %s: %w", path, err)
+		}
+		value = present.minus(ours).String()
+	case current != old.Written:
+		s.Logger.Warn("setting left as it is: changed by somebody else", "setting", path, "value", current, "ours", old.Written)
+		value = current
+	}
+	if value != current {
+		if err := s.write(path, value); err != nil {
+			return err
+		}
+		s.Logger.Info("setting restored", "setting", path, "from", current, "to", value)
+	}
+	return s.record(path, nil)
+}
+
+func (s *Settings) read(path string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(s.Root, path))
+	if err != nil {
+		return "", fmt.Errorf("read setting: %w", err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
+func (s *Settings) write(path, value string) error {
+	// A line end, because the kernel ignores a write of no bytes.
+	file, err := os.OpenFile(filepath.Join(s.Root, path), os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		return fmt.Errorf("write setting: %w", err)
+	}
+	_, err = file.WriteString(value + "\n")
+	if err = errors.Join(err, file.Close()); err != nil {
+		return fmt.Errorf("write setting %s to %q: %w", path, value, err)
+	}
+	return nil
+}
+
+// recorded returns what is written down of a setting, nil when nothing is.
+func (s *Settings) recorded(path string) (old *setting, err error) {
+	err = s.DB.View(func(tx *bbolt.Tx) error {
+		value := tx.Bucket(bucketSettings).Get([]byte(path))
+		if value == nil {
+			return nil
+		}
+		old = &setting{}
+		return json.Unmarshal(value, old)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read record of setting %s: %w", path, err)
+	}
+	return old, nil
+}
+
+// record writes a change down, or forgets it when it is nil.
+func (s *Settings) record(path string, change *setting) error {
+	err := s.DB.Update(func(tx *bbolt.Tx) error {
+		if change == nil {
+			return tx.Bucket(bucketSettings).Delete([]byte(path))
+		}
+		value, err := json.Marshal(change)
+		if err != nil {
+			return err
+		}
+		return tx.Bucket(bucketSettings).Put([]byte(path), value)
+	})
+	if err != nil {
+		return fmt.Errorf("record setting %s: %w", path, err)
+	}
+	return nil
+}

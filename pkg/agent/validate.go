@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/ipam"
+)
+
+// Limits of what is kept of a request.
+const (
+	maxName   = 256 // bytes of a container ID, network name, label key or value
+	maxLabels = 256
+	maxPath   = 4096 // PATH_MAX
+	maxIfName = 15   // IFNAMSIZ-1
+	maxMTU    = 65535
+	minMTU4   = 68   // RFC 791
+	minMTU6   = 1280 // RFC 8200, section 5
+)
+
+// nameRE is what the CNI specification allows for container IDs and network
+// names (section 2, "Parameters").
+var nameRE = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`)
+
+func invalid(key, value, reason string) *api.Error {
+	return &api.Error{Code: api.CodeInvalid, Key: key, Value: value, Message: fmt.Sprintf("%s %q: %s", key, value, reason)}
+}
+
+func checkName(key, name string) error {
+	switch {
+	case name == "":
+		return invalid(key, name, "is missing")
+	case len(name) > maxName:
+		return invalid(key, name[:32]+"...", fmt.Sprintf("is longer than %d bytes", maxName))
+	case !nameRE.MatchString(name):
+		return invalid(key, name, "must begin with a letter or digit and hold only those and _ . -")
+	}
+	return nil
+}
+
+func checkAttachment(a api.Attachment) error {
+	if err := checkName("containerID", a.ContainerID); err != nil {
+		return err
+	}
+	switch {
+	case a.IfName == "":
+		return invalid("ifName", a.IfName, "is missing")
+	case len(a.IfName) > maxIfName:
+		return invalid("ifName", a.IfName[:maxIfName]+"...", fmt.Sprintf("is longer than %d bytes", maxIfName))
+	case a.IfName == "." || a.IfName == "..":
+		return invalid("ifName", a.IfName, "is no name of a network device")
+	case strings.ContainsFunc(a.IfName, func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) || unicode.IsControl(r) }):
+		return invalid("ifName", a.IfName, "must not hold / : or white space")
+	}
+	return nil
+}
+
+// intent is a PrepareRequest that was found valid.
+type intent struct {
+	attachment   api.Attachment
+	network      api.Network // ranges in canonical form
+	ranges       []ipam.RangeSet
+	netns        string
+	wanted       []netip.Addr
+	addresses    []api.Address
+	mac, hostMAC net.HardwareAddr // nil: to be generated
+	labels       map[string]string
+}
+
+func parsePrepare(req api.PrepareRequest) (*intent, error) {
+	if err := checkAttachment(req.Attachment); err != nil {
+		return nil, err
+	}
+	network, ranges, err := parseNetwork(req.Network)
+	if err != nil {
+		return nil, err
+	}
+	in := &intent{attachment: req.Attachment, network: network, ranges: ranges, netns: req.NetNS,
+		wanted: req.Wanted, addresses: req.Addresses, labels: req.Labels}
+	switch {
+	case !filepath.IsAbs(req.NetNS) || len(req.NetNS) > maxPath || strings.ContainsRune(req.NetNS, 0):
+		return nil, invalid("netns", req.NetNS[:min(len(req.NetNS), 64)], "is no absolute path")
+	case len(ranges) == 0 && len(req.Addresses) == 0:
+		return nil, invalid("ipam.ranges", "", "neither ranges nor addresses are given")
+	case len(ranges) > 0 && len(req.Addresses) > 0:
+		return nil, invalid("addresses", req.Addresses[0].Address.String(), "ranges are given as well")
+	case len(req.Wanted) > len(ranges):
+		return nil, invalid("ips", joinAddrs(req.Wanted), fmt.Sprintf("%d addresses are wanted from %d range sets", len(req.Wanted), len(ranges)))
+	}
+	for _, wanted := range req.Wanted {
+		if !wanted.IsValid() {
+			return nil, invalid("ips", "", "is no address")
+		}
+	}
+	if err := checkAddresses(req.Addresses); err != nil {
+		return nil, err
+	}
+	if err := checkMTU(network, req.Addresses); err != nil {
+		return nil, err
+	}
+	if in.mac, err = parseMAC("mac", req.MAC); err != nil {
+		return nil, err
+	}
+	if in.hostMAC, err = parseMAC("hostMAC", req.HostMAC); err != nil {
+		return nil, err
+	}
+	return in, checkLabels(req.Labels)
+}
+
+// parseNetwork checks a network and brings its ranges to canonical form.
+func parseNetwork(n api.Network) (api.Network, []ipam.RangeSet, error) {
+	if err := checkName("name", n.Name); err != nil {
+		return n, nil, err
+	}
+	if n.Driver != "routed" {
+		return n, nil, invalid("driver", n.Driver, `is not known; "routed" is`)
+	}
+	if len(n.Ranges) == 0 {
+		n.Ranges = nil
+		return n, nil, nil
+	}
+	sets := make([]ipam.RangeSet, len(n.Ranges))
+	for i, set := range n.Ranges {
+		for _, r := range set {
+			sets[i] = append(sets[i], ipam.Range{Subnet: r.Subnet, Start: r.RangeStart, End: r.RangeEnd, Gateway: r.Gateway})
+		}
+	}
+	sets, err := ipam.Canonical(sets)
+	if err != nil {
+		return n, nil, leaseError(err)
+	}
+	n.Ranges = make([]api.RangeSet, len(sets))
+	for i, set := range sets {
+		for _, r := range set {
+			n.Ranges[i] = append(n.Ranges[i], api.Range{Subnet: r.Subnet, RangeStart: r.Start, RangeEnd: r.End, Gateway: r.Gateway})
+		}
+	}
+	return n, sets, nil
+}
+
+func checkMTU(n api.Network, addresses []api.Address) error {
+	least := minMTU4
+	for _, set := range n.Ranges {
+		if set[0].Subnet.Addr().Is6() {
+			least = minMTU6
+		}
+	}
+	for _, a := range addresses {
+		if a.Address.Addr().Is6() {
+			least = minMTU6
+		}
+	}
+	if n.MTU != 0 && (n.MTU < least || n.MTU > maxMTU) {
+		return invalid("mtu", strconv.Itoa(n.MTU), fmt.Sprintf("is not 0 or from %d to %d", least, maxMTU))
+	}
+	return nil
+}
+
+// checkAddresses looks at addresses that another IPAM plugin has chosen.
+func checkAddresses(addresses []api.Address) error {
+	seen := make(map[netip.Addr]bool)
+	for _, a := range addresses {
+		one := a.Address.Addr()
+		reason := ""
+		switch {
+		case !a.Address.IsValid():
+			reason = "is no address with a prefix length"
+		case one.Is4In6():
+			reason = "is an IPv4 address written as IPv6"
+		case !one.IsGlobalUnicast() && !one.IsLinkLocalUnicast():
+			reason = "is no unicast address"
+		case one.Is6() && one.IsLinkLocalUnicast():
+			reason = "is a link-local address"
+		case seen[one]:
+			reason = "is given twice"
+		case a.Gateway.IsValid() && a.Gateway.Is4() != one.Is4():
+			reason = fmt.Sprintf("has gateway %s of the other family", a.Gateway)
+		case a.Gateway == one:
+			reason = "is its own gateway"
+		}
+		if reason != "" {
+			return invalid("addresses", a.Address.String(), reason)
+		}
+		seen[one] = true
+	}
+	return nil
+}
+
+func parseMAC(key, text string) (net.HardwareAddr, error) {
+	if text == "" {
+		return nil, nil
+	}
+	mac, err := net.ParseMAC(text)
+	switch {
+	case err != nil || len(mac) != 6:
+		return nil, invalid(key, text[:min(len(text), 64)], "is no ethernet address")
+	case mac[0]&1 != 0:
+		return nil, invalid(key, text, "is a group address")
+	case mac.String() == "00:00:00:00:00:00":
+		return nil, invalid(key, text, "is all zero")
+	}
+	return mac, nil
+}
+
+func checkLabels(labels map[string]string) error {
+	if len(labels) > maxLabels {
+		return invalid("labels", strconv.Itoa(len(labels)), fmt.Sprintf("are more than %d", maxLabels))
+	}
+	for key, value := range labels {
+		if key == "" || len(key) > maxName || len(value) > maxName {
+			return invalid("labels", key[:min(len(key), 64)], fmt.Sprintf("key or value is empty or longer than %d bytes", maxName))
+		}
+	}
+	return nil
+}
+
+func joinAddrs(addresses []netip.Addr) string {
+	var texts []string
+	for _, a := range addresses {
+		texts = append(texts, a.String())
+	}
+	return strings.Join(texts, ",")
+}
+
+// leaseError gives an error of pkg/ipam its code, key and value.
+func leaseError(err error) error {
+	var (
+		ranges    *ipam.RangeError
+		exhausted *ipam.ExhaustedError
+		taken     *ipam.TakenError
+		outside   *ipam.NotInRangeError
+		overlap   *ipam.OverlapError
+		held      *ipam.HeldError
+	)
+	if err == nil {
+		return nil
+	}
+	answer := &api.Error{Message: err.Error()}
+	switch {
+	case errors.As(err, &ranges):
+		answer.Code, answer.Key, answer.Value = api.CodeInvalid, "ipam."+ranges.Path(), ranges.Value
+	case errors.As(err, &exhausted):
+		answer.Code, answer.Key = api.CodeExhausted, "ipam.ranges"
+	case errors.As(err, &taken):
+		answer.Code, answer.Key, answer.Value = api.CodeConflict, "ips", taken.Address.String()
+	case errors.As(err, &outside):
+		answer.Code, answer.Key, answer.Value = api.CodeInvalid, "ips", outside.Address.String()
+	case errors.As(err, &overlap):
+		answer.Code, answer.Key = api.CodeConflict, "ipam.ranges"
+	case errors.As(err, &held):
+		answer.Code = api.CodeConflict
+	default:
+		return err
+	}
+	return answer
+}

@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/tendril-net/tendril/internal/failpoint"
+	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/datapath"
+	"github.com/tendril-net/tendril/pkg/ipam"
+	"github.com/tendril-net/tendril/pkg/uplink"
+	"go.etcd.io/bbolt"
+)
+
+// world is a node in memory, all but the state file. It outlives the agents
+// that run on it, as the kernel does.
+type world struct {
+	dir   string
+	clock time.Time
+
+	mu          sync.Mutex
+	links       map[string]HostLink
+	nextIndex   int
+	unreachable map[netip.Prefix]bool
+	attached    map[uint16]datapath.Endpoint
+	excludes    []netip.Prefix
+	uplinks     []datapath.Uplink
+	purged      []uint16
+	invalidated int
+	fail        map[string]error // what the named call returns
+	during      func(string)     // called in the middle of the named call
+}
+
+func newWorld(t *testing.T) *world {
+	return &world{
+		dir:         t.TempDir(),
+		clock:       time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+		links:       make(map[string]HostLink),
+		nextIndex:   100,
+		unreachable: make(map[netip.Prefix]bool),
+		attached:    make(map[uint16]datapath.Endpoint),
+		fail:        make(map[string]error),
+		during:      func(string) {},
+	}
+}
+
+// boot starts an agent on the node; it is closed when the test ends, or by the
+// function that is returned.
+func (w *world) boot(t *testing.T, uplinks ...uplink.Uplink) (*Service, func()) {
+	t.Helper()
+	db, err := OpenState(filepath.Join(w.dir, "state.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	stop := func() { once.Do(func() { must(t, db.Close()) }) }
+	t.Cleanup(stop)
+	s := w.service(t, db)
+	if err := s.Start(uplinks); err != nil {
+		t.Fatal(err)
+	}
+	return s, stop
+}
+
+func (w *world) service(t *testing.T, db *bbolt.DB) *Service {
+	t.Helper()
+	leases, err := ipam.Open(db)
+	must(t, err)
+	return New(Options{
+		DB:       db,
+		Leases:   leases,
+		Datapath: Datapath{Endpoints: w, Node: w, Flows: w, Stats: w},
+		Links:    w,
+		Routes:   w,
+		Excludes: []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12")},
+		BPFRoot:  "/sys/fs/bpf/tendril",
+		Version:  "v0.0.0-test",
+		Now:      func() time.Time { return w.clock },
+	})
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// call is the beginning of every call of the node.
+func (w *world) call(name string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.fail[name]
+}
+
+func (w *world) AttachEndpoint(e datapath.Endpoint) error {
+	if err := w.call("AttachEndpoint"); err != nil {
+		return err
+	}
+	w.during("AttachEndpoint")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.attached[e.ID] = e
+	return nil
+}
+
+func (w *world) DetachEndpoint(e datapath.Endpoint) error {
+	if err := w.call("DetachEndpoint"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	delete(w.attached, e.ID)
+	w.mu.Unlock()
+	w.during("DetachEndpoint")
+	return nil
+}
+
+func (w *world) CheckEndpoint(e datapath.Endpoint) error {
+	if err := w.call("CheckEndpoint"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if d := cmp.Diff(e, w.attached[e.ID], cmpopts.EquateComparable(netip.Addr{})); d != "" {
+		return fmt.Errorf("not what was asked about (-want +got):\n%s", d)
+	}
+	return nil
+}
+
+func (w *world) ReconcileEndpoints(endpoints []datapath.Endpoint) error {
+	if err := w.call("ReconcileEndpoints"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.attached = make(map[uint16]datapath.Endpoint)
+	for _, e := range endpoints {
+		w.attached[e.ID] = e
+	}
+	return nil
+}
+
+func (w *world) ReconcileUplinks(uplinks []datapath.Uplink) error {
+	if err := w.call("ReconcileUplinks"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.uplinks = uplinks
+	return nil
+}
+
+func (w *world) ReconcileExcludes(excludes []netip.Prefix) error {
+	if err := w.call("ReconcileExcludes"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.excludes = excludes
+	return nil
+}
+
+func (w *world) Flows(limit int) ([]datapath.Flow, error) {
+	flows := []datapath.Flow{
+		{Protocol: 17, Action: "forward", TranslatesSource: true, To: netip.MustParseAddrPort("192.0.2.1:40960")},
+		{Protocol: 1, Action: "deliver", Current: true},
+	}
+	return flows[:min(limit, len(flows))], w.call("Flows")
+}
+
+func (w *world) Invalidate() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.invalidated++
+	return w.fail["Invalidate"]
+}
+
+func (w *world) Purge(ids []uint16) error {
+	if err := w.call("Purge"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.purged = append(w.purged, ids...)
+	return nil
+}
+
+func (w *world) Counters() ([]datapath.Counter, error) {
+	return []datapath.Counter{
+		{Journey: "from_container", Reason: "forwarded", Packets: 7, Bytes: 700},
+		{Journey: "from_container", Reason: "source_spoofed", Dropped: true, Packets: 2, Bytes: 84},
+	}, w.call("Counters")
+}
+
+func (w *world) Maps() ([]datapath.MapUsage, error) {
+	return []datapath.MapUsage{{Name: "flows", Entries: 3, Capacity: 1024, Memory: 4096}}, w.call("Maps")
+}
+
+func (w *world) AttachKind() string { return "tcx" }
+
+func (w *world) Link(name string) (HostLink, error) {
+	if err := w.call("Link"); err != nil {
+		return HostLink{}, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	link, ok := w.links[name]
+	if !ok {
+		return HostLink{}, ErrNoLink
+	}
+	return link, nil
+}
+
+func (w *world) RemoveLink(name string) error {
+	if err := w.call("RemoveLink"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.links, name)
+	return nil
+}
+
+func (w *world) AddUnreachable(p netip.Prefix) error {
+	if err := w.call("AddUnreachable"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.unreachable[p] = true
+	return nil
+}
+
+func (w *world) RemoveUnreachable(p netip.Prefix) error {
+	if err := w.call("RemoveUnreachable"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.unreachable, p)
+	return nil
+}
+
+func (w *world) ReconcileUnreachable(wanted []netip.Prefix) error {
+	if err := w.call("ReconcileUnreachable"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.unreachable = make(map[netip.Prefix]bool)
+	for _, p := range wanted {
+		w.unreachable[p] = true
+	}
+	return nil
+}
+
+// wire does what the plugin does between Prepare and Attach.
+func (w *world) wire(e api.Endpoint) HostLink {
+	mac, _ := net.ParseMAC(e.HostMAC)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.nextIndex++
+	link := HostLink{Name: e.HostIfName, Index: w.nextIndex, MAC: mac}
+	w.links[e.HostIfName] = link
+	return link
+}
+
+// unwire does what the plugin's DEL does before Delete.
+func (w *world) unwire(a api.Attachment) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.links, api.HostIfName(a))
+}
+
+var ctx = context.Background()
+
+// podNetwork is the network of most tests.
+func podNetwork() api.Network {
+	return api.Network{
+		Name: "pods", Driver: "routed", IPMasq: true,
+		Ranges: []api.RangeSet{{{Subnet: netip.MustParsePrefix("10.10.0.0/24")}}, {{Subnet: netip.MustParsePrefix("fd00:10::/64")}}},
+	}
+}
+
+func request(container string) api.PrepareRequest {
+	return api.PrepareRequest{
+		Attachment: api.Attachment{ContainerID: container, IfName: "eth0"},
+		Network:    podNetwork(),
+		NetNS:      "/run/netns/" + container,
+	}
+}
+
+// delegated is a request whose addresses another IPAM plugin has chosen.
+func delegated(container, address string) api.PrepareRequest {
+	req := request(container)
+	req.Network.Name = "static"
+	req.Network.Ranges = nil
+	req.Addresses = []api.Address{{Address: netip.MustParsePrefix(address)}}
+	return req
+}
+
+// add is a whole ADD.
+func (w *world) add(s *Service, req api.PrepareRequest) (api.Endpoint, error) {
+	e, err := s.Prepare(ctx, req)
+	if err != nil {
+		return e, err
+	}
+	link := w.wire(e)
+	return s.Attach(ctx, e.Attachment, api.AttachRequest{HostIfIndex: link.Index})
+}
+
+func (w *world) mustAdd(t *testing.T, s *Service, req api.PrepareRequest) api.Endpoint {
+	t.Helper()
+	e, err := w.add(s, req)
+	must(t, err)
+	return e
+}
+
+// remains is what a node holds that somebody must give back some day.
+type remains struct {
+	Links       []string
+	Attached    []uint16
+	Unreachable []netip.Prefix
+	Excludes    []netip.Prefix
+	Endpoints   []api.Attachment
+	Leases      int
+	Draining    []uint16
+}
+
+// nothing is what an idle node holds.
+func nothing() remains {
+	return remains{Excludes: []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12")}}
+}
+
+// remains looks at kernel, memory and state file. They must agree.
+func (w *world) remains(t *testing.T, s *Service) remains {
+	t.Helper()
+	w.mu.Lock()
+	r := remains{
+		Links:       slices.Sorted(maps.Keys(w.links)),
+		Attached:    slices.Sorted(maps.Keys(w.attached)),
+		Unreachable: sorted(maps.Keys(w.unreachable)),
+		Excludes:    w.excludes,
+	}
+	w.mu.Unlock()
+	for _, pool := range s.opts.Leases.Pools() {
+		r.Leases += int(pool.Leased)
+	}
+	records, draining, err := loadState(s.opts.DB)
+	must(t, err)
+	var stored []api.Endpoint
+	for _, one := range records {
+		r.Endpoints = append(r.Endpoints, one.Attachment)
+		stored = append(stored, one.Endpoint)
+	}
+	r.Draining = draining
+	known, err := s.Endpoints(ctx)
+	must(t, err)
+	sortBy(stored, func(e api.Endpoint) uint16 { return e.ID })
+	if d := cmp.Diff(stored, known, equate...); d != "" {
+		t.Errorf("state file and memory differ (-file +memory):\n%s", d)
+	}
+	return r
+}
+
+var equate = []cmp.Option{cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})}
+
+func (w *world) mustRemain(t *testing.T, s *Service, want remains) {
+	t.Helper()
+	if d := cmp.Diff(want, w.remains(t, s), equate...); d != "" {
+		t.Errorf("remains (-want +got):\n%s", d)
+	}
+}
+
+// wantCode fails the test unless the error is an *api.Error with this code.
+func wantCode(t *testing.T, err error, code string) *api.Error {
+	t.Helper()
+	var fault *api.Error
+	if !errors.As(err, &fault) || fault.Code != code {
+		t.Fatalf("error %v (%T), want code %q", err, err, code)
+	}
+	return fault
+}
+
+// crash is the panic that stands for SIGKILL.
+type crash struct{}
+
+// crashAt has the service die when it reaches the point.
+func (s *Service) crashAt(p failpoint.Point) {
+	s.hit = func(reached failpoint.Point) {
+		if reached == p {
+			panic(crash{})
+		}
+	}
+}
+
+// survive calls f and returns whether it crashed.
+func survive(f func()) (crashed bool) {
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ok := r.(crash); !ok {
+				panic(r)
+			}
+			crashed = true
+		}
+	}()
+	f()
+	return false
+}

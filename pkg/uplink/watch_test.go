@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package uplink
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/tendril-net/tendril/internal/nstest"
+)
+
+// events are what a running Watcher has reported, in channels that a test can
+// wait for.
+type events struct {
+	uplinks chan []Uplink
+	routes  chan struct{}
+	gone    chan int
+}
+
+// watch runs a Watcher until the test ends.
+func watch(t *testing.T, ns *nstest.NS, names ...string) (*events, []Uplink) {
+	t.Helper()
+	w, err := Open(Options{
+		NetNS:       ns.Path,
+		Names:       names,
+		Own:         func(name string) bool { return strings.HasPrefix(name, "own") },
+		OwnProtocol: 84,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := w.Uplinks()
+	e := &events{uplinks: make(chan []Uplink, 100), routes: make(chan struct{}, 100), gone: make(chan int, 100)}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- w.Run(ctx, Events{
+			Uplinks:  func(u []Uplink) { e.uplinks <- u },
+			Routes:   func() { e.routes <- struct{}{} },
+			LinkGone: func(index int) { e.gone <- index },
+			Overrun:  func() { t.Error("netlink events were lost") },
+		})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		w.Close()
+	})
+	return e, found
+}
+
+// deadline ends a wait for something that never comes.
+const deadline = 20 * time.Second
+
+func await[T any](t *testing.T, ch <-chan T, what string) T {
+	t.Helper()
+	select {
+	case v := <-ch:
+		return v
+	case <-time.After(deadline):
+		t.Fatalf("no event: %s", what)
+		panic("unreachable")
+	}
+}
+
+// awaitUplinks waits until exactly these are reported; on the way there the
+// kernel may show others.
+func awaitUplinks(t *testing.T, e *events, want ...Uplink) {
+	t.Helper()
+	var got []Uplink
+	end := time.After(deadline)
+	for {
+		select {
+		case got = <-e.uplinks:
+			if diff(want, got) == "" {
+				return
+			}
+		case <-end:
+			t.Fatalf("uplinks (-want +got):\n%s", diff(want, got))
+		}
+	}
+}
+
+func TestWatchUplinks(t *testing.T) {
+	ns := nstest.New(t, "watch")
+	a := device(t, ns, "a0")
+	ip(t, ns, []string{"addr", "add", "192.0.2.2/24", "dev", "a0"}, []string{"route", "add", "default", "via", "192.0.2.1"})
+	a = with(a, "192.0.2.2", "")
+	e, found := watch(t, ns)
+	if d := diff([]Uplink{a}, found); d != "" {
+		t.Fatalf("uplinks at first (-want +got):\n%s", d)
+	}
+
+	b := device(t, ns, "b0")
+	ip(t, ns, []string{"addr", "add", "2001:db8::2/64", "dev", "b0", "nodad"},
+		[]string{"-6", "route", "add", "default", "via", "2001:db8::1", "dev", "b0"})
+	b = with(b, "", "2001:db8::2")
+	awaitUplinks(t, e, a, b)
+
+	ip(t, ns, []string{"addr", "add", "203.0.113.9/24", "dev", "b0"})
+	b = with(b, "203.0.113.9", "")
+	awaitUplinks(t, e, a, b)
+
+	ip(t, ns, []string{"link", "set", "a0", "mtu", "1280"})
+	a.MTU = 1280
+	awaitUplinks(t, e, a, b)
+
+	ip(t, ns, []string{"link", "set", "a0", "down"}) // IPv4 routes go without a message
+	awaitUplinks(t, e, b)
+
+	ip(t, ns, []string{"link", "set", "a0", "up"}, []string{"route", "add", "default", "via", "192.0.2.1", "src", "192.0.2.2"})
+	awaitUplinks(t, e, a, b)
+
+	ip(t, ns, []string{"link", "del", "b0"})
+	awaitUplinks(t, e, a)
+
+	ip(t, ns, []string{"route", "del", "default"})
+	awaitUplinks(t, e)
+}
+
+func TestWatchNamedUplinkThatComesLater(t *testing.T) {
+	ns := nstest.New(t, "watch")
+	e, found := watch(t, ns, "a0")
+	if d := diff(nil, found); d != "" {
+		t.Fatalf("uplinks at first (-want +got):\n%s", d)
+	}
+	a := device(t, ns, "a0")
+	awaitUplinks(t, e, a)
+}
+
+func TestWatchRoutes(t *testing.T) {
+	ns := nstest.New(t, "watch")
+	device(t, ns, "a0")
+	ip(t, ns, []string{"addr", "add", "192.0.2.2/24", "dev", "a0"})
+	e, _ := watch(t, ns)
+	for _, command := range [][]string{
+		{"route", "add", "198.51.100.0/24", "via", "192.0.2.1"},
+		{"route", "add", "198.51.100.0/24", "via", "192.0.2.1", "table", "100"},
+		{"rule", "add", "from", "198.51.100.0/24", "lookup", "100"},
+		{"-6", "rule", "add", "from", "2001:db8::/32", "lookup", "100"},
+		{"route", "add", "unreachable", "203.0.113.0/24"},
+		{"-6", "route", "add", "blackhole", "2001:db8::/32"},
+		{"nexthop", "add", "id", "7", "via", "192.0.2.1", "dev", "a0"},
+		{"route", "del", "198.51.100.0/24", "via", "192.0.2.1"},
+		{"addr", "add", "198.51.100.9/32", "dev", "lo"},
+		{"link", "set", "a0", "down"},
+	} {
+		for len(e.routes) > 0 { // of the step before
+			<-e.routes
+		}
+		ip(t, ns, command)
+		await(t, e.routes, "routes changed by ip "+strings.Join(command, " "))
+	}
+}
+
+func TestWatchOwnLinks(t *testing.T) {
+	ns := nstest.New(t, "watch")
+	device(t, ns, "own1")
+	e, _ := watch(t, ns)
+	before, err := ns.Handle.LinkByName("own1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns.Run(t, "ip", "link", "add", "own2", "type", "veth", "peer", "name", "own2p")
+	during, err := ns.Handle.LinkByName("own2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"own1", "own2"} {
+		ns.Run(t, "ip", "link", "del", name)
+	}
+	// own1p and own2p go with them, and are own devices by their names.
+	gone := map[int]bool{}
+	for range 4 {
+		gone[await(t, e.gone, "own link gone")] = true
+	}
+	if !gone[before.Attrs().Index] || !gone[during.Attrs().Index] {
+		t.Errorf("gone: %v, want %d and %d among them", gone, before.Attrs().Index, during.Attrs().Index)
+	}
+}
+
+func TestWatchLeavingNamespace(t *testing.T) {
+	ns, other := nstest.New(t, "watch"), nstest.New(t, "other")
+	own := device(t, ns, "own1")
+	e, _ := watch(t, ns)
+	ns.Run(t, "ip", "link", "set", "own1", "netns", other.Name)
+	if got := await(t, e.gone, "own link moved away"); got != own.IfIndex {
+		t.Errorf("gone: %d, want %d", got, own.IfIndex)
+	}
+}
+
+// TestOverrun fills the socket's buffer while nobody reads it.
+func TestOverrun(t *testing.T) {
+	ns := nstest.New(t, "watch")
+	w, err := Open(Options{NetNS: ns.Path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if err := w.socket.SetReceiveBufferSize(1, true); err != nil { // the kernel's least
+		t.Fatal(err)
+	}
+	a := device(t, ns, "a0")
+	ip(t, ns, []string{"route", "add", "default", "dev", "a0"})
+	for range 20 {
+		ip(t, ns, []string{"link", "set", "a0", "alias", "x"})
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	overrun := make(chan struct{}, 10)
+	uplinks := make(chan []Uplink, 10)
+	done := make(chan error, 1)
+	go func() {
+		done <- w.Run(ctx, Events{
+			Uplinks: func(u []Uplink) { uplinks <- u },
+			Routes:  func() {}, LinkGone: func(int) {},
+			Overrun: func() { overrun <- struct{}{} },
+		})
+	}()
+	await(t, overrun, "overrun")
+	got := await(t, uplinks, "uplinks after the overrun")
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	if d := cmp.Diff([]string{a.Name}, []string{got[0].Name}); d != "" {
+		t.Errorf("uplinks (-want +got):\n%s", d)
+	}
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures tendril beside a bare veth pair and beside the CNI
+// reference plugins, on this machine and in this run. `make bench` is its
+// caller; it needs root.
+//
+//	./test/bench/run [-quick] [-json] [-only SECTION,...] [-rounds N] [-window DURATION]
+//
+// What is compared takes turns (A B C A B C ...), so that a machine that
+// becomes slower becomes so for all; what counts are ratios of medians. The
+// range of the samples is printed beside each: where it is wide, the machine
+// was busy and the ratio says little.
+//
+//   - packet: the programs under BPF_PROG_TEST_RUN, for packets of established
+//     flows. A program changes the packet, so each repetition first writes the
+//     changed fields anew; the cost of that, measured with an empty program,
+//     is subtracted.
+//   - same-node: container to container. Sender and receiver of "throughput"
+//     and "packets" have a CPU each; both ends of "request-response" and
+//     "connect" share one, as on two CPUs these depend on where the scheduler
+//     puts the ends.
+//   - masquerade: container to a peer behind the uplink, with no way back but
+//     to the node's address. The bare pair has the peer at its other end.
+//   - cni: latency of ADD and DEL, each plugin executed by libcni as container
+//     runtimes do.
+//   - memory: the agent and its maps with 1,000 endpoints.
+//
+// "packets" are UDP with 64 bytes of payload, counted where they arrive.
+// "connect" is connect, one byte there, one byte back, and a close begun by the
+// client. Its side keeps TIME_WAIT, so connections go to 16 ports of the server
+// in turn: otherwise a client would run out of source ports.
+//
+// The command runs in mount, PID and network namespaces of its own, with tmpfs
+// on /run. All that it makes, processes included, goes with them, also when it
+// is killed.
+package main

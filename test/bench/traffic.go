@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// serverPort is the first port of the servers.
+const serverPort = 5000
+
+// connectPorts is how many ports the server of connect has.
+const connectPorts = 16
+
+// path is between whom traffic goes.
+type path struct {
+	client, server *namespace
+	// address of the server, as the client knows it.
+	address netip.Addr
+}
+
+// measure sends traffic over a path and returns what arrived per second.
+func (b *bench) measure(ctx context.Context, kind traffic, p path) (outcome, error) {
+	j := job{Traffic: kind, At: netip.AddrPortFrom(p.address, serverPort), Ports: 1, Warmup: b.window / 5, Window: b.window}
+	clientCPU, serverCPU := 0, 1
+	if kind == requestResponse || kind == connections {
+		serverCPU = clientCPU
+	}
+	if kind == connections {
+		j.Ports = connectPorts
+	}
+	// Nothing takes longer than this but what hangs.
+	ctx, cancel := context.WithTimeout(ctx, j.Warmup+j.Window+10*time.Second)
+	defer cancel()
+
+	serve := j
+	serve.Serve = true
+	server, err := startWorker(ctx, p.server, serverCPU, serve)
+	if err != nil {
+		return outcome{}, err
+	}
+	defer server.kill()
+	if err := server.awaitReady(); err != nil {
+		return outcome{}, err
+	}
+	client, err := startWorker(ctx, p.client, clientCPU, j)
+	if err != nil {
+		return outcome{}, err
+	}
+	defer client.kill()
+	sent, err := client.outcome()
+	if err != nil || kind == requestResponse || kind == connections {
+		return sent, err
+	}
+	received, err := server.outcome()
+	received.Sent = sent.Sent
+	return received, err
+}
+
+// worker is a process with one end of a connection.
+type worker struct {
+	cmd    *exec.Cmd
+	out    *bufio.Reader
+	stderr bytes.Buffer
+}
+
+// startWorker starts one in a namespace, on one CPU. It goes before all other
+// processes of the machine.
+func startWorker(ctx context.Context, n *namespace, cpu int, j job) (*worker, error) {
+	text, err := json.Marshal(j)
+	if err != nil {
+		return nil, err
+	}
+	w := &worker{cmd: exec.CommandContext(ctx, "/proc/self/exe", modeWorker, string(text))}
+	w.cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1")
+	w.cmd.Stderr = &w.stderr
+	out, err := w.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	w.out = bufio.NewReader(out)
+	err = n.do(func() error {
+		var set unix.CPUSet
+		set.Set(cpu)
+		if err := unix.SchedSetaffinity(0, &set); err != nil {
+			return fmt.Errorf("pin to CPU %d: %w", cpu, err)
+		}
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, -20); err != nil {
+			return fmt.Errorf("raise priority: %w", err)
+		}
+		return w.cmd.Start()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start worker: %w", err)
+	}
+	return w, nil
+}
+
+func (w *worker) awaitReady() error {
+	line, err := w.out.ReadString('\n')
+	if err != nil || line != ready {
+		return fmt.Errorf("server says %q: %w", line, errors.Join(err, w.wait()))
+	}
+	return nil
+}
+
+func (w *worker) outcome() (outcome, error) {
+	var o outcome
+	err := json.NewDecoder(w.out).Decode(&o)
+	if failed := w.wait(); failed != nil {
+		return outcome{}, failed
+	}
+	if err != nil {
+		return outcome{}, fmt.Errorf("read outcome: %w", err)
+	}
+	return o, nil
+}
+
+func (w *worker) wait() error {
+	if err := w.cmd.Wait(); err != nil {
+		return fmt.Errorf("worker: %w: %s", err, bytes.TrimSpace(w.stderr.Bytes()))
+	}
+	return nil
+}
+
+// kill ends the process if it still lives.
+func (w *worker) kill() {
+	if w.cmd.ProcessState == nil {
+		_ = w.cmd.Process.Kill()
+		_ = w.cmd.Wait()
+	}
+}

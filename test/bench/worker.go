@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// traffic is what goes over a connection, and what is counted.
+type traffic string
+
+const (
+	throughput      traffic = "throughput"       // bytes of a TCP stream
+	packets         traffic = "packets"          // small UDP packets that arrive
+	requestResponse traffic = "request-response" // one byte each way over one TCP connection
+	connections     traffic = "connect"          // TCP connect, one byte each way, close
+)
+
+// job is what one worker process does.
+type job struct {
+	Traffic traffic
+	// Serve makes it the end that waits to be spoken to.
+	Serve bool
+	// At is the server's address with its first port.
+	At netip.AddrPort
+	// Ports is how many of them it has; the client takes them in turn.
+	Ports  int
+	Warmup time.Duration
+	Window time.Duration
+}
+
+// outcome is what a worker says when it is done.
+type outcome struct {
+	// Count of bytes, packets or transactions in the window.
+	Count   int64
+	Elapsed time.Duration
+	// Sent is the number of packets that the sender of packets has sent.
+	Sent int64
+	// Stalls counts transactions that took 100 ms or more: something was lost.
+	Stalls int64
+}
+
+// rate is the count per second.
+func (o outcome) rate() float64 { return float64(o.Count) / o.Elapsed.Seconds() }
+
+// ready is what a server prints once it can be spoken to.
+const ready = "ready\n"
+
+// work is one worker: a process with one end of a connection. It makes system
+// calls that block without telling the Go scheduler, which would otherwise wake
+// further threads on the CPU that is measured; so there is no collector, and a
+// thread more than there are loops.
+func work(out io.Writer, args []string) error {
+	debug.SetGCPercent(-1)
+	var j job
+	if err := json.Unmarshal([]byte(args[0]), &j); err != nil {
+		return fmt.Errorf("read job: %w", err)
+	}
+	runtime.GOMAXPROCS(j.Ports + 1)
+	runtime.LockOSThread()
+	var (
+		o   outcome
+		err error
+	)
+	switch {
+	case j.Serve && j.Traffic == throughput:
+		o, err = receiveStream(out, j)
+	case j.Serve && j.Traffic == packets:
+		o, err = receivePackets(out, j)
+	case j.Serve:
+		return answer(out, j)
+	case j.Traffic == throughput:
+		err = sendStream(j)
+	case j.Traffic == packets:
+		o, err = sendPackets(j)
+	default:
+		o, err = ask(j)
+	}
+	if err != nil {
+		return fmt.Errorf("%s at %s: %w", j.Traffic, j.At, err)
+	}
+	return json.NewEncoder(out).Encode(o)
+}
+
+// meter counts within a window that begins after a warm-up.
+type meter struct {
+	outcome
+	begin, end time.Time
+}
+
+func newMeter(j job) *meter {
+	begin := time.Now().Add(j.Warmup)
+	return &meter{begin: begin, end: begin.Add(j.Window)}
+}
+
+// count adds n, and says whether the window is still open.
+func (m *meter) count(n int64) bool {
+	now := time.Now()
+	if now.Before(m.begin) {
+		return true
+	}
+	if m.Elapsed == 0 {
+		m.begin = now // what arrived until now is not counted
+		m.Elapsed = 1
+		return true
+	}
+	m.Count += n
+	m.Elapsed = now.Sub(m.begin)
+	return now.Before(m.end)
+}
+
+const streamBuffer = 128 << 10
+
+func receiveStream(out io.Writer, j job) (outcome, error) {
+	listener, err := listen(unix.SOCK_STREAM, j.At)
+	if err != nil {
+		return outcome{}, err
+	}
+	fmt.Fprint(out, ready)
+	conn, err := accept(listener)
+	if err != nil {
+		return outcome{}, err
+	}
+	buffer := make([]byte, streamBuffer)
+	m := newMeter(j)
+	for {
+		n, err := recv(conn, buffer)
+		if err != nil {
+			return outcome{}, err
+		}
+		if n == 0 {
+			return outcome{}, errors.New("connection ended early")
+		}
+		if !m.count(int64(n)) {
+			return m.outcome, nil
+		}
+	}
+}
+
+func sendStream(j job) error {
+	conn, err := dial(unix.SOCK_STREAM, j.At)
+	if err != nil {
+		return err
+	}
+	buffer := make([]byte, streamBuffer)
+	for {
+		_, err := send(conn, buffer)
+		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+			return nil // the receiver has seen enough
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func receivePackets(out io.Writer, j job) (outcome, error) {
+	socket, err := listen(unix.SOCK_DGRAM, j.At)
+	if err != nil {
+		return outcome{}, err
+	}
+	// A burst must wait for the scheduler, not be lost. FORCE is beyond rmem_max.
+	if err := unix.SetsockoptInt(socket, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20); err != nil {
+		return outcome{}, fmt.Errorf("set receive buffer: %w", err)
+	}
+	fmt.Fprint(out, ready)
+	batch := newBatch()
+	if _, err := batch.receive(socket); err != nil {
+		return outcome{}, err
+	}
+	m := newMeter(j)
+	for {
+		n, err := batch.receive(socket)
+		if err != nil {
+			return outcome{}, err
+		}
+		if !m.count(int64(n)) {
+			return m.outcome, nil
+		}
+	}
+}
+
+func sendPackets(j job) (outcome, error) {
+	socket, err := dial(unix.SOCK_DGRAM, j.At)
+	if err != nil {
+		return outcome{}, err
+	}
+	batch := newBatch()
+	m := newMeter(j)
+	// The receiver must not be left waiting.
+	m.end = m.end.Add(200 * time.Millisecond)
+	for {
+		n, err := batch.send(socket)
+		m.Sent += int64(n)
+		if errors.Is(err, unix.ECONNREFUSED) {
+			return m.outcome, nil // the receiver has seen enough
+		}
+		if err != nil {
+			return outcome{}, err
+		}
+		if !m.count(int64(n)) {
+			return m.outcome, nil
+		}
+	}
+}
+
+// answer serves request-response and connect, one loop for each port, until the
+// process is killed.
+func answer(out io.Writer, j job) error {
+	failed := make(chan error)
+	for i := range j.Ports {
+		listener, err := listen(unix.SOCK_STREAM, port(j, i))
+		if err != nil {
+			return err
+		}
+		go func() {
+			runtime.LockOSThread()
+			buffer := make([]byte, 1)
+			for {
+				if err := serve(listener, buffer); err != nil {
+					failed <- err
+				}
+			}
+		}()
+	}
+	fmt.Fprint(out, ready)
+	return <-failed
+}
+
+// serve echoes single bytes over one connection until the other end closes it.
+func serve(listener int, buffer []byte) error {
+	conn, err := accept(listener)
+	if err != nil {
+		return err
+	}
+	for {
+		n, err := recv(conn, buffer)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return closeSocket(conn)
+		}
+		if _, err := send(conn, buffer); err != nil {
+			return err
+		}
+	}
+}
+
+func ask(j job) (outcome, error) {
+	buffer := make([]byte, 1)
+	conn, err := -1, error(nil)
+	m := newMeter(j)
+	for i := 0; ; i++ {
+		began := time.Now()
+		if conn < 0 {
+			if conn, err = dial(unix.SOCK_STREAM, port(j, i%j.Ports)); err != nil {
+				return outcome{}, err
+			}
+		}
+		if _, err := send(conn, buffer); err != nil {
+			return outcome{}, err
+		}
+		if n, err := recv(conn, buffer); err != nil || n == 0 {
+			return outcome{}, fmt.Errorf("no answer: %w", err)
+		}
+		if j.Traffic == connections {
+			if err := closeSocket(conn); err != nil {
+				return outcome{}, err
+			}
+			conn = -1
+		}
+		if time.Since(began) >= 100*time.Millisecond {
+			m.Stalls++
+		}
+		if !m.count(1) {
+			return m.outcome, nil
+		}
+	}
+}
+
+func port(j job, i int) netip.AddrPort {
+	return netip.AddrPortFrom(j.At.Addr(), j.At.Port()+uint16(i))
+}

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command kernels runs the test binaries of Go packages as root on the kernels
+// that tendril supports: for each package and kernel it boots a Debian kernel
+// in a virtual machine, under emulation, with an initramfs that holds the test
+// binary, its testdata and a few tools.
+//
+//	go run ./test/kernels [flags] package...
+//
+// A package finds itself where `go test` would have started it: in its folder
+// of a module root, with its testdata folder and what -with names at their
+// places in the tree. TENDRIL_TEST_PRIVILEGED is set.
+//
+// What a kernel lacks, a test skips, naming the feature and the version that
+// has it. A skip that names no version is a failure here, and so is a test
+// that skips on every kernel of the matrix.
+//
+// The exit code is 0 when every package passed on every kernel, else 1. The
+// Makefile's test-kernels is the caller; bin/kernels holds each run's output
+// and kernel messages afterwards. The machines own nothing outside their
+// memory; kernels are cached in the user's cache folder, under tendril-kernels.
+package main

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"time"
+)
+
+// machine is a virtual machine that runs one job and powers off.
+type machine struct {
+	kernel  *kernel
+	initrd  string // file made by writeImage
+	console string // file that gets the kernel's messages
+	code    string // file that gets the job's exit code
+	memory  int    // MiB
+	cpus    int
+	timeout time.Duration
+}
+
+// exitError is the exit code, other than 0, of a job.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// errDied says that the machine stopped before its job ended.
+var errDied = errors.New("the machine died")
+
+// boot runs the machine until it powers off, with the job's output going to
+// out. It returns an exitError when the job failed, errDied when the machine
+// stopped without a word.
+//
+// The machine is emulated: nested virtualisation is rarely to be had where
+// tests run. qemu 7.2 gets the flags of cmpxchg16b wrong under load, which
+// makes 6.12 oops, so the processor has none; and with one thread per
+// processor newer kernels now and then stumble over a breakpoint that another
+// processor has just patched in.
+func (m *machine) boot(ctx context.Context, out io.Writer) error {
+	for _, file := range []string{m.console, m.code} {
+		if err := os.WriteFile(file, nil, 0o644); err != nil {
+			return err
+		}
+	}
+	limited, cancel := context.WithTimeout(ctx, m.timeout)
+	defer cancel()
+	qemu := exec.CommandContext(limited, "qemu-system-x86_64",
+		"-accel", "tcg,thread=single", "-cpu", "max,-cx16",
+		"-smp", strconv.Itoa(m.cpus), "-m", strconv.Itoa(m.memory),
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		// ttyS0, ttyS1 and ttyS2, in this order.
+		"-serial", "stdio", "-serial", "file:"+m.console, "-serial", "file:"+m.code,
+		"-kernel", m.kernel.image, "-initrd", m.initrd,
+		"-append", "console=ttyS1 quiet loglevel=5 panic=-1 oops=panic")
+	qemu.Stdout, qemu.Stderr = out, os.Stderr
+	err := qemu.Run()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if limited.Err() != nil {
+		return fmt.Errorf("the machine was still running after %s", m.timeout)
+	}
+	if err != nil {
+		return fmt.Errorf("run qemu: %w", err)
+	}
+	text, err := os.ReadFile(m.code)
+	if err != nil {
+		return err
+	}
+	code, err := strconv.Atoi(string(text))
+	switch {
+	case err != nil:
+		return errDied
+	case code != 0:
+		return exitError(code)
+	}
+	return nil
+}
