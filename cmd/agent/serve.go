@@ -135,11 +135,6 @@ func (n *node) start() error {
 			return err
 		}
 	}
-	uplinks := n.watcher.Uplinks()
-	n.settings = &agent.Settings{DB: n.db, Root: agent.ProcSys, Logger: n.log}
-	if err := n.settings.Apply(names(uplinks), n.cfg.MasqueradePorts[0], n.cfg.MasqueradePorts[1]); err != nil {
-		return err
-	}
 	n.datapath, err = datapath.Open(datapath.Config{
 		Root:            n.cfg.BPFRoot,
 		FlowsMax:        n.cfg.FlowsMax,
@@ -150,6 +145,11 @@ func (n *node) start() error {
 	})
 	if err != nil {
 		return fmt.Errorf("open datapath: %w", err)
+	}
+	uplinks := n.watcher.Uplinks()
+	n.settings = &agent.Settings{DB: n.db, Root: agent.ProcSys, Logger: n.log}
+	if err := n.settings.Apply(names(uplinks), n.cfg.MasqueradePorts[0], n.cfg.MasqueradePorts[1]); err != nil {
+		return err
 	}
 	leases, err := ipam.Open(n.db)
 	if err != nil {

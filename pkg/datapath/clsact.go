@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// clsact attaches by filters of a clsact qdisc (before Linux 6.6). The kernel
+// clsact attaches by filters of a clsact qdisc. The kernel
 // holds the program as long as the filter is there; nothing is pinned. Priority
 // and handle are fixed, so attaching again replaces in one step.
 type clsact struct{}

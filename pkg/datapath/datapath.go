@@ -31,7 +31,7 @@ type Config struct {
 	// EndpointTranslations bounds what one endpoint may hold; 0 takes half of
 	// all that there is room for.
 	EndpointTranslations uint32
-	// Attach is "tcx", "clsact" or "" for the best that the kernel has.
+	// Attach forces "tcx" or "clsact"; "" takes the better for each device.
 	Attach string
 	// Logger gets what Open and Reconcile find and mend; nil discards it.
 	Logger *slog.Logger
@@ -44,7 +44,7 @@ type Datapath struct {
 	log      *slog.Logger
 	maps     *maps.Maps
 	programs *programs
-	hooks    hooks
+	hooks    hookSet
 	lock     *os.File
 
 	// mu orders changes of attachments and of the maps that the agent writes.
@@ -143,8 +143,9 @@ func (d *Datapath) Close() error {
 	return errors.Join(errs...)
 }
 
-// AttachKind is how programs are attached: "tcx" or "clsact".
-func (d *Datapath) AttachKind() string { return d.hooks.kind() }
+// AttachKind is how uplinks are attached: "tcx" or "clsact". Endpoints are
+// attached by clsact filters unless Config.Attach says otherwise.
+func (d *Datapath) AttachKind() string { return d.hooks.uplinks.kind() }
 
 // upgrade puts this version's programs in the place of those that are attached.
 func (d *Datapath) upgrade() error {
@@ -153,10 +154,10 @@ func (d *Datapath) upgrade() error {
 		return err
 	}
 	for _, a := range attached {
-		if err := d.hooks.attach(a, d.programs.byName[a.program]); err != nil {
+		if err := d.hooks.of(a).attach(a, d.programs.byName[a.program]); err != nil {
 			if errors.Is(err, errNoDevice) {
 				d.log.Info("device of a pinned link is gone", "ifindex", a.ifindex, "program", a.program)
-				if err := d.hooks.detach(a); err != nil {
+				if err := d.hooks.of(a).detach(a); err != nil {
 					return err
 				}
 				continue
@@ -191,7 +192,7 @@ func Remove(root string) error {
 		return err
 	}
 	for _, a := range attached {
-		if err := h.detach(a); err != nil {
+		if err := h.of(a).detach(a); err != nil {
 			return err
 		}
 	}

@@ -76,7 +76,7 @@ func (d *Datapath) attachEndpoint(e Endpoint) error {
 	}
 	failpoint.Hit(failpoint.AgentAttachMaps)
 	for _, a := range e.attachments() {
-		if err := d.hooks.attach(a, d.programs.byName[a.program]); err != nil {
+		if err := d.hooks.of(a).attach(a, d.programs.byName[a.program]); err != nil {
 			return err
 		}
 	}
@@ -106,7 +106,7 @@ func (d *Datapath) detachEndpoint(e Endpoint) error {
 	failpoint.Hit(failpoint.AgentDeleteMaps)
 	if e.IfIndex > 0 {
 		for _, a := range e.attachments() {
-			errs = append(errs, d.hooks.detach(a))
+			errs = append(errs, d.hooks.of(a).detach(a))
 		}
 		errs = append(errs, ignoreMissing(d.maps.Interfaces.Delete(uint32(e.IfIndex))))
 	}
@@ -151,7 +151,7 @@ func (d *Datapath) CheckEndpoint(e Endpoint) error {
 		}
 	}
 	for _, a := range e.attachments() {
-		ok, err := d.hooks.has(a)
+		ok, err := d.hooks.of(a).has(a)
 		if err != nil {
 			return err
 		}
@@ -241,11 +241,11 @@ func (d *Datapath) prune(addresses map[maps.Address]bool, devices map[uint32]boo
 	for _, key := range staleDevices {
 		errs = append(errs, ignoreMissing(d.maps.Interfaces.Delete(key)))
 	}
-	attached, err := d.hooks.list()
+	attached, err := d.hooks.endpoints.list()
 	errs = append(errs, err)
 	for _, a := range attached {
-		if (a.program == fromContainer || a.program == toContainer) && !devices[uint32(a.ifindex)] {
-			errs = append(errs, d.hooks.detach(a))
+		if a.endpoint() && !devices[uint32(a.ifindex)] {
+			errs = append(errs, d.hooks.of(a).detach(a))
 		}
 	}
 	if n := len(staleAddresses) + len(staleDevices); n > 0 {

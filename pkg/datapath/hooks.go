@@ -7,7 +7,6 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/features"
 )
 
 // errNoDevice says that the device to attach to does not exist.
@@ -22,8 +21,11 @@ type attachment struct {
 // ingress says on which side of the device the program sits.
 func (a attachment) ingress() bool { return a.program == fromContainer || a.program == fromUplink }
 
-// hooks is where programs meet packets: tcx links on kernels that have them,
-// else clsact filters. Nothing else in the package knows the difference.
+// endpoint says whether the program is one of an endpoint's device.
+func (a attachment) endpoint() bool { return a.program == fromContainer || a.program == toContainer }
+
+// hooks is where programs meet packets. Nothing else in the package knows the
+// difference between the kinds.
 type hooks interface {
 	kind() string
 	// attach puts the program there, in place of an older one if there is one.
@@ -36,18 +38,50 @@ type hooks interface {
 	list() ([]attachment, error)
 }
 
-func newHooks(kind, dir string) (hooks, error) {
-	switch kind {
+// hookSet is how endpoints and uplinks are attached.
+//
+// An uplink is shared with other software, so it gets tcx links where the kernel
+// has them: nobody removes those by accident, and programs of others run beside.
+// An endpoint's device is ours alone and comes and goes with its container; there
+// a clsact filter serves on every kernel, because attaching by tcx waits for two
+// grace periods of RCU, and removing the device for two more. Measured on Linux
+// 6.18: attach 23 ms by tcx and 0.3 ms by clsact, remove 40 and 19 ms (15 without
+// either), round trips of established flows the same within noise.
+type hookSet struct {
+	endpoints, uplinks hooks
+}
+
+// newHooks chooses the kinds. force is "tcx", "clsact" or "".
+func newHooks(force, dir string) (hookSet, error) {
+	byLink, byFilter := &tcx{dir: dir}, &clsact{}
+	switch force {
 	case "":
-		if features.HaveProgramType(ebpf.SchedCLS) == nil && haveTCX() {
-			return &tcx{dir: dir}, nil
+		if haveTCX() {
+			return hookSet{endpoints: byFilter, uplinks: byLink}, nil
 		}
-		return &clsact{}, nil
-	case "tcx":
-		return &tcx{dir: dir}, nil
-	case "clsact":
-		return &clsact{}, nil
-	default:
-		return nil, fmt.Errorf("attach %q is neither tcx nor clsact", kind)
+		return hookSet{endpoints: byFilter, uplinks: byFilter}, nil
+	case byLink.kind():
+		return hookSet{endpoints: byLink, uplinks: byLink}, nil
+	case byFilter.kind():
+		return hookSet{endpoints: byFilter, uplinks: byFilter}, nil
 	}
+	return hookSet{}, fmt.Errorf("attach %q is neither tcx nor clsact", force)
+}
+
+// of returns the hooks for an attachment.
+func (h hookSet) of(a attachment) hooks {
+	if a.endpoint() {
+		return h.endpoints
+	}
+	return h.uplinks
+}
+
+// list asks both what is attached.
+func (h hookSet) list() ([]attachment, error) {
+	attached, err := h.endpoints.list()
+	if err != nil || h.endpoints == h.uplinks {
+		return attached, err
+	}
+	more, err := h.uplinks.list()
+	return append(attached, more...), err
 }

@@ -33,14 +33,14 @@ func (d *Datapath) ReconcileUplinks(desired []Uplink) error {
 			changed = true
 		}
 		for _, a := range []attachment{{u.IfIndex, fromUplink}, {u.IfIndex, toUplink}} {
-			ok, err := d.hooks.has(a)
+			ok, err := d.hooks.of(a).has(a)
 			if err != nil {
 				return err
 			}
 			if ok {
 				continue
 			}
-			if err := d.hooks.attach(a, d.programs.byName[a.program]); err != nil {
+			if err := d.hooks.of(a).attach(a, d.programs.byName[a.program]); err != nil {
 				if errors.Is(err, errNoDevice) {
 					continue // gone again; whoever follows the links will say so
 				}
@@ -79,11 +79,11 @@ func (d *Datapath) pruneUplinks(want map[uint32]bool) (bool, error) {
 	for _, key := range stale {
 		errs = append(errs, ignoreMissing(d.maps.Interfaces.Delete(key)))
 	}
-	attached, err := d.hooks.list()
+	attached, err := d.hooks.uplinks.list()
 	errs = append(errs, err)
 	for _, a := range attached {
-		if (a.program == fromUplink || a.program == toUplink) && !want[uint32(a.ifindex)] {
-			errs = append(errs, d.hooks.detach(a))
+		if !a.endpoint() && !want[uint32(a.ifindex)] {
+			errs = append(errs, d.hooks.of(a).detach(a))
 		}
 	}
 	return len(stale) > 0, errors.Join(errs...)

@@ -95,12 +95,13 @@ func findMeta(r io.ReaderAt, size int64) (meta, error) {
 // it is used as, holds what it says it holds in ascending order, and is used
 // once; all others are free. Errors wrap ErrCorrupt, but for errUnborn.
 func checkPages(r io.ReaderAt, size int64) error {
+	// The first commit is transaction 2, and writes this page.
+	if m, ok := readMeta(r, 0); ok && m.transaction == 0 && size < minPages*m.pageSize {
+		return errUnborn
+	}
 	m, err := findMeta(r, size)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
-	}
-	if m.transaction == 0 && size < minPages*m.pageSize {
-		return errUnborn // the first commit is transaction 2, on this page
 	}
 	if m.high < minPages || m.high > uint64(size/m.pageSize) {
 		return fmt.Errorf("%w: cut short: it has %d bytes of %d", ErrCorrupt, size, m.high*uint64(m.pageSize))

@@ -69,8 +69,17 @@ func Open(dir string, sizes Sizes) (*Maps, error) {
 	}
 
 	m := &Maps{JourneyNames: enumNames(spec, "journey"), CounterNames: enumNames(spec, "counter")}
+	// All that is there is judged before anything is made.
 	for name, field := range m.byName() {
-		if *field, err = openMap(dir, name, spec.Maps[name]); err != nil {
+		if *field, err = adopt(filepath.Join(dir, name), spec.Maps[name]); err != nil {
+			return nil, errors.Join(err, m.Close())
+		}
+	}
+	for name, field := range m.byName() {
+		if *field != nil {
+			continue
+		}
+		if *field, err = create(filepath.Join(dir, name), spec.Maps[name]); err != nil {
 			return nil, errors.Join(err, m.Close())
 		}
 	}
@@ -113,21 +122,25 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 	}
 }
 
-func openMap(dir, name string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
-	path := filepath.Join(dir, name)
+// adopt opens a pinned map that fits the specification; nil when there is none.
+func adopt(path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	pinned, err := ebpf.LoadPinnedMap(path, nil)
-	if err == nil {
-		if reason := mismatch(pinned, spec); reason != "" {
-			return nil, errors.Join(&IncompatibleError{Path: path, Reason: reason}, pinned.Close())
-		}
-		return pinned, nil
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
 	}
-	if !errors.Is(err, os.ErrNotExist) {
+	if err != nil {
 		return nil, fmt.Errorf("open pinned map %s: %w", path, err)
 	}
+	if reason := mismatch(pinned, spec); reason != "" {
+		return nil, errors.Join(&IncompatibleError{Path: path, Reason: reason}, pinned.Close())
+	}
+	return pinned, nil
+}
+
+func create(path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	created, err := ebpf.NewMap(spec)
 	if err != nil {
-		return nil, fmt.Errorf("create map %s: %w", name, err)
+		return nil, fmt.Errorf("create map %s: %w", spec.Name, err)
 	}
 	if err := created.Pin(path); err != nil {
 		return nil, errors.Join(fmt.Errorf("pin map %s: %w", path, err), created.Close())

@@ -21,7 +21,7 @@
 //     puts the ends.
 //   - masquerade: container to a peer behind the uplink, with no way back but
 //     to the node's address. The bare pair has the peer at its other end.
-//   - cni: latency of ADD and DEL, each plugin executed by libcni as container
+//   - cni: latency of ADD and DEL, each plugin executed as container
 //     runtimes do.
 //   - memory: the agent and its maps with 1,000 endpoints.
 //

@@ -114,7 +114,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 // section is one part of the benchmark.
 type section struct {
 	name string
-	run  func(context.Context, *bench) error
+	run  func(*bench, context.Context) error
 }
 
 func sections() []section {
@@ -159,7 +159,7 @@ func run(ctx context.Context, out, log io.Writer, args []string) (err error) {
 		if !slices.Contains(s.only, one.name) {
 			continue
 		}
-		if err := one.run(ctx, b); err != nil {
+		if err := one.run(b, ctx); err != nil {
 			return fmt.Errorf("section %s: %w", one.name, err)
 		}
 	}

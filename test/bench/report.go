@@ -25,6 +25,8 @@ type metric struct {
 	against string
 	// goal of tendril's row; the zero goal is none.
 	goal goal
+	// latency has its 95th percentile told, not its highest.
+	latency bool
 }
 
 // goal bounds a median, or a ratio of medians.
@@ -53,9 +55,8 @@ type row struct {
 	Candidate string    `json:"candidate"`
 	Samples   []float64 `json:"samples"`
 	Median    float64   `json:"median"`
-	// Low and High are the extremes: of the samples, and for latencies the
-	// median and the 95th percentile.
-	Low  float64 `json:"low"`
+	Low       float64   `json:"low"`
+	// High is the highest sample, of a latency the 95th percentile.
 	High float64 `json:"high"`
 	// Against is the candidate that Ratio is to.
 	Against string  `json:"against,omitempty"`
@@ -94,6 +95,9 @@ func (b *book) report() *report {
 	for _, r := range b.rows {
 		sorted := slices.Sorted(slices.Values(r.Samples))
 		r.Median, r.Low, r.High = percentile(sorted, 0.5), sorted[0], sorted[len(sorted)-1]
+		if r.latency {
+			r.High = percentile(sorted, 0.95)
+		}
 	}
 	for _, r := range b.rows {
 		for _, other := range b.rows {
@@ -142,7 +146,11 @@ func (r *report) print(out io.Writer) error {
 	for i, row := range r.Rows {
 		if row.Section != section {
 			section = row.Section
-			fmt.Fprintf(w, "\n%s\t\tmedian\tlowest\thighest\tratio\t\t\n", section)
+			highest := "highest"
+			if row.latency {
+				highest = "p95"
+			}
+			fmt.Fprintf(w, "\n%s\t\tmedian\tlowest\t%s\tratio\t\t\n", section, highest)
 		}
 		name := ""
 		if i == 0 || r.Rows[i-1].Name != row.Name || r.Rows[i-1].Section != row.Section {

@@ -10,9 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The calls below block the thread without telling the Go scheduler; see work.
-// A signal does not end them early.
-
+// call makes a system call that may block, without telling the Go scheduler: see
+// work. A signal does not end it early. Arguments may be pointers.
+//
+//go:uintptrescapes
 func call(trap uintptr, a1, a2, a3, a4, a5 uintptr) (int, error) {
 	for {
 		n, _, errno := unix.RawSyscall6(trap, a1, a2, a3, a4, a5, 0)
@@ -53,7 +54,7 @@ func noDelay(conn int) error {
 	return err
 }
 
-// raw is an address as the kernel takes it, IPv4 only.
+// raw4 is an IPv4 address as the kernel takes it.
 func raw4(at netip.AddrPort) unix.RawSockaddrInet4 {
 	// Network byte order in memory.
 	port := at.Port()
@@ -80,8 +81,7 @@ func dial(kind int, to netip.AddrPort) (int, error) {
 	return s, nil
 }
 
-// listen returns a socket bound to at, which listens if its kind does. It gives
-// up after 5 s without anybody speaking to it.
+// listen returns a socket bound to at, which listens if its kind does.
 func listen(kind int, at netip.AddrPort) (int, error) {
 	s, err := socket(kind)
 	if err != nil {

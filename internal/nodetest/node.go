@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodetest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/pkg/api"
+)
+
+// Patience bounds every wait for an event. It is no measure of anything: what
+// has not happened by then, on the slowest of machines, never will.
+const Patience = 60 * time.Second
+
+// Options say what a Node is like.
+type Options struct {
+	Programs Programs
+	// Name becomes part of the names of its namespaces; "node" when empty.
+	Name string
+	// Flags of the agent besides those that give it its places.
+	Flags []string
+}
+
+// Node is a network namespace in which an agent can run.
+type Node struct {
+	*nstest.NS
+	Programs Programs
+	// Flags of the next agent to be started; see Options.
+	Flags []string
+	// Dir is a folder of the node's own.
+	Dir string
+	// Socket, StateDir and BPFRoot are the agent's places.
+	Socket, StateDir, BPFRoot string
+	// API is a client of whichever agent runs.
+	API   *api.Client
+	agent *Agent
+}
+
+// New makes a node, without an agent and without an uplink.
+func New(tb testing.TB, opts Options) *Node {
+	tb.Helper()
+	if opts.Name == "" {
+		opts.Name = "node"
+	}
+	n := &Node{NS: nstest.New(tb, opts.Name), Programs: opts.Programs, Flags: opts.Flags, Dir: tb.TempDir()}
+	n.Socket, n.StateDir = filepath.Join(n.Dir, "agent.sock"), filepath.Join(n.Dir, "state")
+	n.BPFRoot = filepath.Join(nstest.BPFFS(tb), "tendril")
+	n.API = api.NewClient(n.Socket)
+	tb.Cleanup(n.API.Close)
+	tb.Cleanup(func() {
+		if n.agent != nil {
+			n.agent.kill()
+		}
+		if tb.Failed() {
+			text, _ := os.ReadFile(n.logPath())
+			tb.Logf("log of the agent of %s:\n%s", n.Name, text)
+		}
+	})
+	return n
+}
+
+func (n *Node) logPath() string { return filepath.Join(n.Dir, "log") }
+
+// Status asks the agent how the node is.
+func (n *Node) Status(tb testing.TB) api.Status {
+	tb.Helper()
+	status, err := n.API.Status(tb.Context())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return status
+}
+
+// Counter is the number of packets that a journey has counted for a reason.
+func (n *Node) Counter(tb testing.TB, journey, reason string) uint64 {
+	tb.Helper()
+	for _, c := range n.Status(tb).Counters {
+		if c.Journey == journey && c.Reason == reason {
+			return c.Packets
+		}
+	}
+	tb.Fatalf("there is no counter %s of %s", reason, journey)
+	return 0
+}
+
+// Drops are the packets that a journey has dropped, by reason, without those
+// reasons that have none.
+func (n *Node) Drops(tb testing.TB) map[string]uint64 {
+	tb.Helper()
+	drops := make(map[string]uint64)
+	for _, c := range n.Status(tb).Counters {
+		if c.Dropped && c.Packets > 0 {
+			drops[c.Journey+" "+c.Reason] = c.Packets
+		}
+	}
+	return drops
+}
+
+// Address gives a link addresses, which are usable at once.
+func Address(tb testing.TB, ns *nstest.NS, link string, prefixes ...string) {
+	tb.Helper()
+	for _, p := range prefixes {
+		ns.Run(tb, "ip", "address", "add", p, "dev", link, "nodad")
+	}
+}
+
+// Route gives a namespace routes, each as `ip route add` takes it.
+func Route(tb testing.TB, ns *nstest.NS, routes ...[]string) {
+	tb.Helper()
+	for _, r := range routes {
+		ns.Run(tb, "ip", append([]string{"route", "add"}, r...)...)
+	}
+}
+
+// Eventually waits for something that no event tells of: what until returns is
+// why it has not come yet, nil when it has.
+func Eventually(tb testing.TB, what string, until func() error) {
+	tb.Helper()
+	deadline := time.Now().Add(Patience)
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		err := until()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			tb.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(pause)
+	}
+}
+
+// Unlike is an error for Eventually when two values differ.
+func Unlike[T comparable](got, want T) error {
+	if got != want {
+		return fmt.Errorf("got %v, want %v", got, want)
+	}
+	return nil
+}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/pkg/api"
+	"go.etcd.io/bbolt"
+)
+
+// TestStateFileDamaged cuts the file at many lengths. Each is refused with what
+// to do, and none is changed.
+func TestStateFileDamaged(t *testing.T) {
+	w := newWorld(t)
+	s, stop := w.boot(t)
+	for i := range 20 {
+		w.mustAdd(t, s, request(fmt.Sprintf("c%d", i)))
+	}
+	stop()
+	path := filepath.Join(w.dir, "state.db")
+	whole, err := os.ReadFile(path)
+	must(t, err)
+	for _, length := range []int{1, 100, 4096, 5000, 8192, len(whole) / 2} {
+		t.Run(fmt.Sprintf("%d of %d bytes", length, len(whole)), func(t *testing.T) {
+			must(t, os.WriteFile(path, whole[:length], 0o600))
+			_, err := OpenState(path)
+			var damaged *StateError
+			if !errors.As(err, &damaged) || damaged.Path != path {
+				t.Errorf("error %v", err)
+			}
+			after, err := os.ReadFile(path)
+			must(t, err)
+			if d := cmp.Diff(whole[:length], after); d != "" {
+				t.Error("the file has changed")
+			}
+		})
+	}
+}
+
+func TestStateFileOfAnotherFormat(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	db, err := OpenState(path)
+	must(t, err)
+	must(t, db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put([]byte("format"), []byte("99")) }))
+	must(t, db.Close())
+	_, err = OpenState(path)
+	if wrong := (*StateError)(nil); !errors.As(err, &wrong) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestStartRefusesWrongRecords(t *testing.T) {
+	tests := map[string]func(tx *bbolt.Tx) error{
+		"not JSON":      func(tx *bbolt.Tx) error { return tx.Bucket(bucketEndpoints).Put([]byte("c1/eth0"), []byte("{")) },
+		"another's key": func(tx *bbolt.Tx) error { return tx.Bucket(bucketEndpoints).Put([]byte("c1/eth0"), []byte(`{"id":1}`)) },
+		"one number for two": func(tx *bbolt.Tx) error {
+			for _, name := range []string{"c1", "c2"} {
+				r := &record{Endpoint: api.Endpoint{Attachment: api.Attachment{ContainerID: name, IfName: "eth0"}, ID: 7}}
+				if err := putRecord(tx, r); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		"draining key": func(tx *bbolt.Tx) error { return tx.Bucket(bucketDraining).Put([]byte("xyz"), []byte{}) },
+	}
+	for name, spoil := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			db, err := OpenState(filepath.Join(w.dir, "state.db"))
+			must(t, err)
+			defer func() { must(t, db.Close()) }()
+			must(t, db.Update(spoil))
+			err = w.service(t, db).Start(nil)
+			if wrong := (*StateError)(nil); !errors.As(err, &wrong) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+func TestMounts(t *testing.T) {
+	db, err := OpenState(filepath.Join(t.TempDir(), "state.db"))
+	must(t, err)
+	defer func() { must(t, db.Close()) }()
+	must(t, RecordMount(db, "/sys/fs/bpf"))
+	must(t, RecordMount(db, "/sys/fs/bpf"))
+	got, err := Mounts(db)
+	must(t, err)
+	if d := cmp.Diff([]string{"/sys/fs/bpf"}, got); d != "" {
+		t.Errorf("mounts (-want +got):\n%s", d)
+	}
+}
+
+// FuzzPrepare parses any body as the API would. What is valid can be stored and
+// read back.
+func FuzzPrepare(f *testing.F) {
+	for _, req := range []api.PrepareRequest{request("c1"), tiny("c2"), delegated("c3", "192.0.2.1/24")} {
+		body, err := json.Marshal(req)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(body)
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var req api.PrepareRequest
+		if json.Unmarshal(body, &req) != nil {
+			return
+		}
+		in, err := parsePrepare(req)
+		if err != nil {
+			if fault := (*api.Error)(nil); !errors.As(err, &fault) || fault.Code != api.CodeInvalid {
+				t.Fatalf("error %v", err)
+			}
+			return
+		}
+		r := &record{Origin: in.network, Endpoint: api.Endpoint{Attachment: in.attachment, Addresses: in.addresses, Labels: in.labels, NetNS: in.netns}}
+		stored, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		back := &record{}
+		if err := json.Unmarshal(stored, back); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(r, back, equate...); d != "" {
+			t.Errorf("stored and read back (-stored +read):\n%s", d)
+		}
+	})
+}
+
+func TestHost(t *testing.T) {
+	ns := nstest.New(t, "host")
+	h, err := OpenHost(ns.Path)
+	must(t, err)
+	t.Cleanup(func() { must(t, h.Close()) })
+	if _, err := h.Link("tdl0"); !errors.Is(err, ErrNoLink) {
+		t.Errorf("Link of nothing: %v", err)
+	}
+	must(t, h.RemoveLink("tdl0"))
+	ns.Run(t, "ip", "link", "add", "tdl0", "address", "02:00:00:00:00:07", "type", "veth", "peer", "name", "peer0")
+	got, err := h.Link("tdl0")
+	must(t, err)
+	link, err := ns.Handle.LinkByName("tdl0")
+	must(t, err)
+	want := HostLink{Name: "tdl0", Index: link.Attrs().Index, MAC: parsedMAC("02:00:00:00:00:07")}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("link (-want +got):\n%s", d)
+	}
+	devices, err := h.Devices(func(name string) bool { return name == "tdl0" })
+	must(t, err)
+	if d := cmp.Diff([]string{"tdl0"}, devices); d != "" {
+		t.Errorf("devices (-want +got):\n%s", d)
+	}
+	must(t, h.RemoveLink("tdl0"))
+	if _, err := h.Link("tdl0"); !errors.Is(err, ErrNoLink) {
+		t.Errorf("Link of a removed device: %v", err)
+	}
+
+	a, b, c := netip.MustParsePrefix("10.10.0.0/16"), netip.MustParsePrefix("fd00:10::/64"), netip.MustParsePrefix("10.20.0.0/16")
+	must(t, h.AddUnreachable(a))
+	must(t, h.AddUnreachable(a))
+	must(t, h.AddUnreachable(c))
+	must(t, h.ReconcileUnreachable([]netip.Prefix{a, b}))
+	must(t, h.RemoveUnreachable(c))
+	routes := ns.Run(t, "ip", "route", "show", "type", "unreachable") + ns.Run(t, "ip", "-6", "route", "show", "type", "unreachable")
+	if d := cmp.Diff("unreachable 10.10.0.0/16 proto 84 metric 4294967295 \nunreachable fd00:10::/64 dev lo proto 84 metric 4294967295 pref medium\n", routes); d != "" {
+		t.Errorf("routes (-want +got):\n%s", d)
+	}
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+// recorder is a Service that writes down what it is asked and answers err.
+type recorder struct {
+	asked []any
+	err   error
+}
+
+func (r *recorder) ask(what ...any) { r.asked = append(r.asked, what...) }
+
+func (r *recorder) Prepare(_ context.Context, req PrepareRequest) (Endpoint, error) {
+	r.ask("prepare", req)
+	return Endpoint{Attachment: req.Attachment, State: Pending}, r.err
+}
+
+func (r *recorder) Attach(_ context.Context, a Attachment, req AttachRequest) (Endpoint, error) {
+	r.ask("attach", a, req)
+	return Endpoint{Attachment: a, State: Ready}, r.err
+}
+
+func (r *recorder) Delete(_ context.Context, a Attachment) error {
+	r.ask("delete", a)
+	return r.err
+}
+
+func (r *recorder) Endpoint(_ context.Context, a Attachment) (Endpoint, error) {
+	r.ask("endpoint", a)
+	return Endpoint{Attachment: a}, r.err
+}
+
+func (r *recorder) Endpoints(context.Context) ([]Endpoint, error) {
+	r.ask("endpoints")
+	return nil, r.err
+}
+
+func (r *recorder) Check(_ context.Context, a Attachment) error {
+	r.ask("check", a)
+	return r.err
+}
+
+func (r *recorder) Networks(context.Context) ([]Network, error) {
+	r.ask("networks")
+	return nil, r.err
+}
+
+func (r *recorder) NetworkStatus(_ context.Context, n Network) (Health, error) {
+	r.ask("network status", n)
+	return Health{OK: true}, r.err
+}
+
+func (r *recorder) GC(_ context.Context, req GCRequest) (GCResult, error) {
+	r.ask("gc", req)
+	return GCResult{Freed: []Attachment{}}, r.err
+}
+
+func (r *recorder) Health(context.Context) (Health, error) {
+	r.ask("health")
+	return Health{OK: true}, r.err
+}
+
+func (r *recorder) Status(context.Context) (Status, error) {
+	r.ask("status")
+	return Status{}, r.err
+}
+
+func (r *recorder) Flows(_ context.Context, limit int) ([]Flow, error) {
+	r.ask("flows", limit)
+	return nil, r.err
+}
+
+// serve sends one request to a handler of the service.
+func serve(s Service, opts HandlerOptions, method, path, body string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	NewHandler(s, opts).ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader(body)))
+	return w
+}
+
+var equate = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
+
+func TestHandlerRoutes(t *testing.T) {
+	a := Attachment{ContainerID: "c1", IfName: "eth0"}
+	const prefix = `{"containerID":"c1","ifName":"eth0","id":0,"network":"","driver":"","netns":"",`
+	tests := []struct {
+		method, path, body string
+		status             int
+		answer             string
+		asked              []any
+	}{
+		{"POST", "/v1/endpoints", `{"containerID":"c1","ifName":"eth0","netns":"/n","network":{"name":"n","driver":"routed","ipMasq":true}}`,
+			200, prefix + `"state":"pending","hostIfName":"","mac":"","hostMAC":"","mtu":0,"masquerade":false,"addresses":null,"created":"0001-01-01T00:00:00Z"}`,
+			[]any{"prepare", PrepareRequest{Attachment: a, NetNS: "/n", Network: Network{Name: "n", Driver: "routed", IPMasq: true}}}},
+		{"PUT", "/v1/endpoints/c1/eth0/attach", `{"hostIfIndex":7}`,
+			200, prefix + `"state":"ready","hostIfName":"","mac":"","hostMAC":"","mtu":0,"masquerade":false,"addresses":null,"created":"0001-01-01T00:00:00Z"}`,
+			[]any{"attach", a, AttachRequest{HostIfIndex: 7}}},
+		{"DELETE", "/v1/endpoints/c1/eth0", "", 204, "", []any{"delete", a}},
+		{"DELETE", "/v1/endpoints/c1/eth%3F0", "", 204, "", []any{"delete", Attachment{ContainerID: "c1", IfName: "eth?0"}}},
+		{"POST", "/v1/endpoints/c1/eth0/check", "", 204, "", []any{"check", a}},
+		{"GET", "/v1/endpoints/c1/eth0", "",
+			200, prefix + `"state":"","hostIfName":"","mac":"","hostMAC":"","mtu":0,"masquerade":false,"addresses":null,"created":"0001-01-01T00:00:00Z"}`,
+			[]any{"endpoint", a}},
+		{"GET", "/v1/endpoints", "", 200, `[]`, []any{"endpoints"}},
+		{"GET", "/v1/networks", "", 200, `[]`, []any{"networks"}},
+		{"POST", "/v1/networks/status", `{"name":"n","driver":"routed","ipMasq":false}`, 200, `{"ok":true}`,
+			[]any{"network status", Network{Name: "n", Driver: "routed"}}},
+		{"POST", "/v1/gc", `{"network":"n","valid":null}`, 200, `{"freed":[]}`, []any{"gc", GCRequest{Network: "n"}}},
+		{"POST", "/v1/gc", `{"network":"n","valid":[]}`, 200, `{"freed":[]}`, []any{"gc", GCRequest{Network: "n", Valid: []Attachment{}}}},
+		{"GET", "/v1/flows", "", 200, `[]`, []any{"flows", 1000}},
+		{"GET", "/v1/flows?limit=5", "", 200, `[]`, []any{"flows", 5}},
+		{"GET", "/v1/flows?limit=100001", "", 400,
+			`{"code":"invalid","message":"limit \"100001\": not a number from 1 to 100000","key":"limit","value":"100001"}`, nil},
+		{"GET", "/v1/flows?limit=0", "", 400, `{"code":"invalid","message":"limit \"0\": not a number from 1 to 100000","key":"limit","value":"0"}`, nil},
+		{"GET", "/v1/health", "", 200, `{"ok":true}`, []any{"health"}},
+		{"GET", "/v2/health", "", 404, `{"code":"not_found","message":"no such operation: GET /v2/health"}`, nil},
+		{"PATCH", "/v1/endpoints", "", 404, `{"code":"not_found","message":"no such operation: PATCH /v1/endpoints"}`, nil},
+		{"POST", "/v1/gc", `{"network":"n","vaild":[]}`, 400, `{"code":"invalid","message":"read request: json: unknown field \"vaild\""}`, nil},
+		{"POST", "/v1/gc", `{"network":"n"}{}`, 400, `{"code":"invalid","message":"read request: more than one JSON value"}`, nil},
+		{"POST", "/v1/gc", ``, 400, `{"code":"invalid","message":"read request: EOF"}`, nil},
+		{"PUT", "/v1/endpoints/c1/eth0/attach", `{"hostIfIndex":"7"}`, 400,
+			`{"code":"invalid","message":"read request: json: cannot unmarshal string into Go struct field AttachRequest.hostIfIndex of type int"}`, nil},
+	}
+	for _, test := range tests {
+		t.Run(test.method+" "+test.path+" "+test.body, func(t *testing.T) {
+			r := &recorder{}
+			w := serve(r, HandlerOptions{}, test.method, test.path, test.body)
+			if w.Code != test.status {
+				t.Errorf("status %d, want %d", w.Code, test.status)
+			}
+			if d := cmp.Diff(test.answer, strings.TrimSpace(w.Body.String())); d != "" {
+				t.Errorf("answer (-want +got):\n%s", d)
+			}
+			if d := cmp.Diff(test.asked, r.asked, equate); d != "" {
+				t.Errorf("asked (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+func TestHandlerErrors(t *testing.T) {
+	tests := []struct {
+		err    error
+		status int
+		answer Error
+	}{
+		{&Error{Code: CodeInvalid, Message: "m", Key: "k", Value: "v"}, 400, Error{Code: CodeInvalid, Message: "m", Key: "k", Value: "v"}},
+		{&Error{Code: CodeNotFound, Message: "m"}, 404, Error{Code: CodeNotFound, Message: "m"}},
+		{&Error{Code: CodeConflict, Message: "m"}, 409, Error{Code: CodeConflict, Message: "m"}},
+		{&Error{Code: CodeExhausted, Message: "m"}, 409, Error{Code: CodeExhausted, Message: "m"}},
+		{&Error{Code: CodeMismatch, Message: "m"}, 409, Error{Code: CodeMismatch, Message: "m"}},
+		{&Error{Code: CodeUnavailable, Message: "m"}, 503, Error{Code: CodeUnavailable, Message: "m"}},
+		{errors.New("disk full"), 500, Error{Code: CodeInternal, Message: "disk full"}},
+		{fmt.Errorf("store: %w", &Error{Code: CodeConflict, Message: "taken", Key: "k"}), 409, Error{Code: CodeConflict, Message: "store: taken", Key: "k"}},
+	}
+	for _, test := range tests {
+		t.Run(test.err.Error(), func(t *testing.T) {
+			var observed, faults []string
+			opts := HandlerOptions{
+				Observe: func(operation, code string, _ time.Duration) { observed = append(observed, operation, code) },
+				Fault:   func(method, path string, err error) { faults = append(faults, method, path, err.Error()) },
+			}
+			w := serve(&recorder{err: test.err}, opts, "DELETE", "/v1/endpoints/c1/eth0", "")
+			var got Error
+			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(test.answer, got); d != "" || w.Code != test.status {
+				t.Errorf("status %d, want %d; answer (-want +got):\n%s", w.Code, test.status, d)
+			}
+			if d := cmp.Diff([]string{"delete", test.answer.Code}, observed); d != "" {
+				t.Errorf("observed (-want +got):\n%s", d)
+			}
+			if reported := len(faults) > 0; reported != (test.status == 500) {
+				t.Errorf("faults %q", faults)
+			}
+		})
+	}
+}
+
+func TestHandlerBoundsBodies(t *testing.T) {
+	fits := `{"network":"n","valid":[]` + strings.Repeat(" ", MaxBody-len(`{"network":"n","valid":[]}`)) + `}`
+	if w := serve(&recorder{}, HandlerOptions{}, "POST", "/v1/gc", fits); w.Code != http.StatusOK {
+		t.Errorf("a body of %d bytes: status %d: %s", len(fits), w.Code, w.Body)
+	}
+	for _, body := range []string{
+		fits + " ",
+		`{"network":"` + strings.Repeat("n", MaxBody) + `"}`,
+	} {
+		w := serve(&recorder{}, HandlerOptions{}, "POST", "/v1/gc", body)
+		want := `{"code":"invalid","message":"read request: body is longer than 1048576 bytes"}`
+		if got := strings.TrimSpace(w.Body.String()); w.Code != http.StatusBadRequest || got != want {
+			t.Errorf("a body of %d bytes: status %d: %s", len(body), w.Code, got)
+		}
+	}
+}
+
+// FuzzHandler sends any body to every operation that reads one. Whatever is not
+// a success is an Error, and the same request twice has the same answer.
+func FuzzHandler(f *testing.F) {
+	for _, body := range []string{
+		`{"containerID":"c1","ifName":"eth0","netns":"/n","network":{"name":"n","driver":"routed","ipMasq":true,"ranges":[[{"subnet":"10.0.0.0/8","gateway":"10.0.0.1"}]]},"wanted":["10.0.0.9"],"labels":{"a":"b"}}`,
+		`{"hostIfIndex":7}`,
+		`{"network":"n","valid":[{"containerID":"c1","ifName":"eth0"}]}`,
+		`{"name":"n","driver":"routed","ipMasq":false,"ranges":[[{"subnet":"fd00::/64"}]]}`,
+		`{"network":"n"}{}`, `[]`, `null`, ``, `{"valid":`,
+	} {
+		f.Add(body)
+	}
+	f.Fuzz(func(t *testing.T, body string) {
+		for _, to := range []struct{ method, path string }{
+			{"POST", "/v1/endpoints"},
+			{"PUT", "/v1/endpoints/c1/eth0/attach"},
+			{"POST", "/v1/gc"},
+			{"POST", "/v1/networks/status"},
+		} {
+			w := serve(&recorder{}, HandlerOptions{}, to.method, to.path, body)
+			again := serve(&recorder{}, HandlerOptions{}, to.method, to.path, body)
+			if w.Code != again.Code || w.Body.String() != again.Body.String() {
+				t.Errorf("%s: %d %s, then %d %s", to.path, w.Code, w.Body, again.Code, again.Body)
+			}
+			if w.Code == http.StatusOK {
+				continue
+			}
+			var fault Error
+			if err := json.Unmarshal(w.Body.Bytes(), &fault); err != nil || w.Code != http.StatusBadRequest || fault.Code != CodeInvalid {
+				t.Errorf("%s: status %d: %s", to.path, w.Code, w.Body)
+			}
+		}
+	})
+}

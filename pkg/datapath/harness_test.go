@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/internal/packet"
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// Verdicts of TC programs (linux/pkt_cls.h).
+const (
+	passOn   = -1 // TC_ACT_UNSPEC: whoever is next, then the stack
+	dropped  = 2  // TC_ACT_SHOT
+	redirect = 7  // TC_ACT_REDIRECT
+)
+
+// Values of skb->tc_index (enum seen of bpf/lib/apply.h).
+const (
+	seenNot        = 0
+	seenDecided    = 0x7e40
+	seenTranslated = 0x7e41
+)
+
+// Flags of translations (enum translation_flag of bpf/lib/types.h).
+const (
+	translationStack  = 1 << 0
+	translationFinOut = 1 << 1
+	translationFinIn  = 1 << 2
+)
+
+// skBuff is struct __sk_buff, the context of a program (linux/bpf.h). A test run
+// takes only some fields from it; what the others start as, a prelude sets.
+type skBuff struct {
+	Len, PacketType, Mark, QueueMapping, Protocol uint32
+	VLANPresent, VLANTCI, VLANProto, Priority     uint32
+	IngressIfindex, Ifindex, TCIndex              uint32
+	CB                                            [5]uint32
+	Hash, TCClassID, Data, DataEnd, NAPI, Family  uint32
+	RemoteIP4, LocalIP4                           uint32
+	RemoteIP6, LocalIP6                           [4]uint32
+	RemotePort, LocalPort, DataMeta               uint32
+	FlowKeys, Timestamp                           uint64
+	WireLen, GSOSegs                              uint32
+	Socket                                        uint64
+	GSOSize, TimestampType                        uint32
+	HardwareTimestamp                             uint64
+}
+
+// Indices of skBuff.CB that a prelude takes and returns.
+const (
+	cbSeen = iota // in and out: skb->tc_index
+	cbVLAN        // in: identifier of a tag to push; out: skb->vlan_present
+)
+
+// newPreludes makes for each program one that prepares the packet in ways that
+// BPF_PROG_TEST_RUN does not, calls the program as it is loaded, and tells what
+// became of it. The tail call in a function of its own makes the program's exit
+// return to the prelude.
+func newPreludes(t *testing.T, p *programs) map[string]*ebpf.Program {
+	t.Helper()
+	const (
+		offsetTCIndex     = 44
+		offsetVLANPresent = 20
+		offsetCB          = 48
+	)
+	preludes := make(map[string]*ebpf.Program)
+	for name, program := range p.byName {
+		targets, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+		must(t, err)
+		t.Cleanup(func() { _ = targets.Close() })
+		prelude, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+			Name: "prelude", Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
+			Instructions: asm.Instructions{
+				btf.WithFuncMetadata(asm.Mov.Reg(asm.R6, asm.R1).WithSymbol("prelude"), function("prelude", btf.GlobalFunc)),
+				asm.LoadMem(asm.R2, asm.R6, offsetCB+4*cbSeen, asm.Word),
+				asm.StoreMem(asm.R6, offsetTCIndex, asm.R2, asm.Word),
+				asm.LoadMem(asm.R3, asm.R6, offsetCB+4*cbVLAN, asm.Word),
+				asm.JEq.Imm(asm.R3, 0, "call"),
+				asm.Mov.Reg(asm.R1, asm.R6),
+				asm.Mov.Imm(asm.R2, 0x0081), // htons(ETH_P_8021Q)
+				asm.FnSkbVlanPush.Call(),
+				asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("call"),
+				asm.Call.Label("run"),
+				asm.LoadMem(asm.R2, asm.R6, offsetTCIndex, asm.Word),
+				asm.StoreMem(asm.R6, offsetCB+4*cbSeen, asm.R2, asm.Word),
+				asm.LoadMem(asm.R2, asm.R6, offsetVLANPresent, asm.Word),
+				asm.StoreMem(asm.R6, offsetCB+4*cbVLAN, asm.R2, asm.Word),
+				asm.Return(),
+				btf.WithFuncMetadata(asm.LoadMapPtr(asm.R2, targets.FD()).WithSymbol("run"), function("run", btf.StaticFunc)),
+				asm.Mov.Imm(asm.R3, 0),
+				asm.FnTailCall.Call(),
+				asm.Mov.Imm(asm.R0, 99), // no verdict: the call failed
+				asm.Return(),
+			},
+		})
+		must(t, err)
+		t.Cleanup(func() { _ = prelude.Close() })
+		must(t, targets.Put(uint32(0), program))
+		preludes[name] = prelude
+	}
+	return preludes
+}
+
+// function describes a function that takes the context, as the verifier wants to
+// know before it allows a tail call in one.
+func function(name string, linkage btf.FuncLinkage) *btf.Func {
+	return &btf.Func{Name: name, Linkage: linkage, Type: &btf.FuncProto{
+		Return: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed},
+		Params: []btf.FuncParam{{Name: "skb", Type: &btf.Pointer{Target: &btf.Struct{Name: "__sk_buff"}}}},
+	}}
+}
+
+// run is one packet that meets a program.
+type run struct {
+	program string
+	// device the program is attached to: skb->dev.
+	device int
+	in     []byte
+	// seen is skb->tc_index before.
+	seen uint32
+	// vlan is the identifier of a tag beside the frame, as devices leave it; 0 for none.
+	vlan uint32
+	// ingress is the device that the stack forwards from; 0 for the host's own.
+	ingress int
+	// gsoSize and gsoSegs make it a GSO packet.
+	gsoSize, gsoSegs uint32
+}
+
+// want is what a program makes of a packet.
+type want struct {
+	verdict int32
+	// out is the frame after; nil when it is unchanged.
+	out []byte
+	// counters are all that changed, of the program's journey.
+	counters []string
+	// seen is skb->tc_index after.
+	seen uint32
+}
+
+// step is a packet and what it shall become.
+type step struct {
+	name string
+	run
+	want
+}
+
+// check runs a packet and compares verdict, frame, mark and all counters.
+func (n *node) check(t *testing.T, r run, w want) {
+	t.Helper()
+	before := n.counts(t)
+	context := skBuff{
+		Ifindex: uint32(r.device), IngressIfindex: uint32(r.ingress),
+		GSOSize: r.gsoSize, GSOSegs: r.gsoSegs,
+	}
+	context.CB[cbSeen], context.CB[cbVLAN] = r.seen, r.vlan
+	after := context
+	out := make([]byte, len(r.in)+256)
+	options := ebpf.RunOptions{Data: r.in, DataOut: out, Context: context, ContextOut: &after}
+	var verdict uint32
+	var err error
+	n.ns.Do(t, func() { verdict, err = n.preludes[r.program].Run(&options) })
+	if r.ingress != 0 && errors.Is(err, unix.EINVAL) {
+		t.Skip("needs ingress_ifindex in BPF_PROG_TEST_RUN: Linux 5.11")
+	}
+	must(t, err)
+	wantOut := w.out
+	if wantOut == nil {
+		wantOut = r.in
+	}
+	if int32(verdict) != w.verdict {
+		t.Errorf("verdict: got %d, want %d", int32(verdict), w.verdict)
+	}
+	if w.verdict != dropped {
+		if diff := packet.Diff(wantOut, options.DataOut); diff != "" {
+			t.Errorf("packet out:\n%s", diff)
+		}
+		if after.CB[cbSeen] != w.seen {
+			t.Errorf("tc_index: got %#x, want %#x", after.CB[cbSeen], w.seen)
+		}
+		if packet.Verify(r.in) == nil {
+			if err := packet.Verify(options.DataOut); err != nil {
+				t.Errorf("packet out is wrong: %v\n%s", err, packet.Summary(options.DataOut))
+			}
+		}
+	}
+	wantCounts := make(map[string]maps.Count)
+	for _, name := range w.counters {
+		wantCounts[r.program+" "+name] = maps.Count{Packets: uint64(max(1, r.gsoSegs)), Bytes: uint64(len(r.in))}
+	}
+	changed := n.counts(t)
+	for name, count := range changed {
+		count.Packets -= before[name].Packets
+		count.Bytes -= before[name].Bytes
+		if changed[name] = count; count.Packets == 0 && count.Bytes == 0 {
+			delete(changed, name)
+		}
+	}
+	if diff := gocmp.Diff(wantCounts, changed, cmpopts.IgnoreFields(maps.Count{}, "_")); diff != "" {
+		t.Errorf("counters (-want +got):\n%s", diff)
+	}
+	if t.Failed() {
+		t.Logf("packet in: %s", packet.Summary(r.in))
+	}
+}
+
+// story runs packets one after the other.
+func (n *node) story(t *testing.T, steps ...step) {
+	t.Helper()
+	for _, s := range steps {
+		if !t.Run(s.name, func(t *testing.T) { n.check(t, s.run, s.want) }) {
+			return // what follows builds on it
+		}
+	}
+}
+
+// table runs each packet on a node without memory.
+func (n *node) table(t *testing.T, steps ...step) {
+	t.Helper()
+	for _, s := range steps {
+		t.Run(s.name, func(t *testing.T) {
+			n.forget(t)
+			n.check(t, s.run, s.want)
+		})
+	}
+}
+
+// counts reads all counters, by journey and name.
+func (n *node) counts(t *testing.T) map[string]maps.Count {
+	t.Helper()
+	counters, err := n.Counters()
+	must(t, err)
+	counts := make(map[string]maps.Count)
+	for _, c := range counters {
+		counts[c.Journey+" "+c.Reason] = maps.Count{Packets: c.Packets, Bytes: c.Bytes}
+	}
+	return counts
+}
+
+// forget empties the flow cache, the translations and the fragments.
+func (n *node) forget(t *testing.T) {
+	t.Helper()
+	clearMap[maps.FlowKey, maps.Flow](t, n.maps.Flows)
+	clearMap[maps.FlowKey, maps.Translation](t, n.maps.Translations)
+	clearMap[maps.FragmentKey, maps.Fragment](t, n.maps.Fragments)
+	for _, e := range []Endpoint{n.a, n.b, n.c} {
+		must(t, n.maps.Held.Put(uint32(e.ID), uint32(0)))
+	}
+}
+
+func clearMap[K, V any](t *testing.T, m *ebpf.Map) {
+	t.Helper()
+	var keys []K
+	must(t, each(m, func(key K, _ V) bool { keys = append(keys, key); return true }))
+	for _, key := range keys {
+		must(t, ignoreMissing(m.Delete(key)))
+	}
+}
+
+// pass lets seconds go by, for everything that the datapath remembers.
+func (n *node) elapse(t *testing.T, seconds uint32) {
+	t.Helper()
+	change(t, n.maps.Flows, func(_ maps.FlowKey, f *maps.Flow) { f.Decided -= seconds })
+	change(t, n.maps.Translations, func(_ maps.FlowKey, v *maps.Translation) { v.Seen -= seconds })
+	change(t, n.maps.Fragments, func(_ maps.FragmentKey, v *maps.Fragment) { v.Seen -= seconds })
+}
+
+// change writes every entry of a map anew.
+func change[K comparable, V any](t *testing.T, m *ebpf.Map, f func(K, *V)) {
+	t.Helper()
+	all := make(map[K]V)
+	must(t, each(m, func(key K, value V) bool { all[key] = value; return true }))
+	for key, value := range all {
+		f(key, &value)
+		must(t, m.Put(key, value))
+	}
+}
+
+// flows compares the whole flow cache.
+func (n *node) wantFlows(t *testing.T, flows ...Flow) {
+	t.Helper()
+	got, err := n.Flows(1000)
+	must(t, err)
+	if diff := gocmp.Diff(flows, got, cmpopts.SortSlices(func(a, b Flow) bool { return fmt.Sprint(a) < fmt.Sprint(b) }),
+		cmpopts.IgnoreFields(Flow{}, "Idle"), cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{}), cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("flows (-want +got):\n%s", diff)
+	}
+}
+
+// translation is one source port that is taken, as both of its entries say.
+type translation struct {
+	protocol uint8
+	// inside is the endpoint's, outside the uplink's, world the other end.
+	inside, outside, world netip.AddrPort
+	state                  uint8
+	flags                  uint8
+}
+
+// translations reads all of them, and fails where the entries of one contradict
+// each other, or the numbers that endpoints hold.
+func (n *node) translations(t *testing.T) []translation {
+	t.Helper()
+	all := make(map[maps.FlowKey]maps.Translation)
+	must(t, each(n.maps.Translations, func(key maps.FlowKey, value maps.Translation) bool { all[key] = value; return true }))
+	var found []translation
+	holds := make(map[uint16]uint32)
+	pointers := 0
+	for key, value := range all {
+		if key.Ifindex != 0 {
+			pointers++
+			continue
+		}
+		holds[value.Endpoint]++
+		tr := translation{
+			protocol: key.Protocol,
+			inside:   netip.AddrPortFrom(maps.Addr(value.Address), maps.Port(value.Port)),
+			outside:  netip.AddrPortFrom(maps.Addr(key.Destination), maps.Port(key.DestinationPort)),
+			world:    netip.AddrPortFrom(maps.Addr(key.Source), maps.Port(key.SourcePort)),
+			state:    value.State, flags: value.Flags,
+		}
+		found = append(found, tr)
+		pointer := all[maps.FlowKey{
+			Source: value.Address, Destination: key.Source, SourcePort: value.Port, DestinationPort: key.SourcePort,
+			Ifindex: value.Ifindex, Protocol: key.Protocol,
+		}]
+		if pointer.Address != key.Destination || pointer.Port != key.DestinationPort {
+			t.Errorf("the pointer of translation %+v leads to %+v", tr, pointer)
+		}
+	}
+	if pointers != len(found) {
+		t.Errorf("translations: %d pointers, %d replies", pointers, len(found))
+	}
+	for _, e := range []Endpoint{n.a, n.b, n.c} {
+		var held uint32
+		must(t, n.maps.Held.Lookup(uint32(e.ID), &held))
+		if held != holds[e.ID] {
+			t.Errorf("endpoint %d holds %d translations, the count says %d", e.ID, holds[e.ID], held)
+		}
+	}
+	slices.SortFunc(found, func(a, b translation) int { return cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	return found
+}
+
+// wantTranslations compares all translations.
+func (n *node) wantTranslations(t *testing.T, wanted ...translation) {
+	t.Helper()
+	slices.SortFunc(wanted, func(a, b translation) int { return cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	if diff := gocmp.Diff(wanted, n.translations(t), gocmp.AllowUnexported(translation{}),
+		cmpopts.EquateComparable(netip.AddrPort{}), cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("translations (-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"testing"
+)
+
+// TestPackets shows packets to the programs one by one, as the kernel would, and
+// compares all that becomes of them. The tables are in the files named for their
+// matter. Programs are loaded once for all.
+func TestPackets(t *testing.T) {
+	n := newNode(t, Config{Masquerade: true, FlowsMax: 4096, TranslationsMax: 4096})
+	for _, table := range []struct {
+		name string
+		test func(*testing.T, *node)
+	}{
+		{"from container", testFromContainer},
+	} {
+		t.Run(table.name, func(t *testing.T) { table.test(t, n) })
+	}
+}

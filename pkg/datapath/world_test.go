@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/internal/packet"
+)
+
+// node is a network namespace with a loaded datapath, three endpoints, an uplink
+// and a device that is neither. The endpoints' devices are down, so that nothing
+// but the packets under test is counted.
+type node struct {
+	*Datapath
+	ns     *nstest.NS
+	config Config
+	// a and b are masqueraded, c is not and has a smaller MTU.
+	a, b, c Endpoint
+	uplink  Uplink
+	other   netlink.Link
+	// preludes run the programs, by name.
+	preludes map[string]*ebpf.Program
+}
+
+// family is one address family of the world that the tests live in.
+type family struct {
+	name string
+	// a, b and c are the endpoints' addresses, unknown lies in their range.
+	a, b, c, unknown netip.Addr
+	// host is the uplink's address, router the next hop of the default route.
+	host, router netip.Addr
+	// world lies behind router, neighbour on the uplink's own link, narrow behind
+	// router by a route with an MTU of 1300, elsewhere behind the device other.
+	world, neighbour, narrow, elsewhere netip.Addr
+	// multicast is a group, martian what may be on no wire, linkLocal one of those.
+	multicast, martian, linkLocal netip.Addr
+	// echo and unreachable are the numbers of the ICMP protocol.
+	icmp uint8
+}
+
+// v4 and v6 are the two families.
+func v4() family {
+	return family{
+		name: "IPv4",
+		a:    addr("10.10.0.2"), b: addr("10.10.0.3"), c: addr("10.10.0.4"), unknown: addr("10.10.0.99"),
+		host: addr("192.0.2.1"), router: addr("192.0.2.254"),
+		world: addr("198.51.100.9"), neighbour: addr("192.0.2.77"), narrow: addr("198.51.100.200"), elsewhere: addr("203.0.113.9"),
+		multicast: addr("239.1.2.3"), martian: addr("127.0.0.5"), linkLocal: addr("169.254.7.7"),
+		icmp: unix.IPPROTO_ICMP,
+	}
+}
+
+func v6() family {
+	return family{
+		name: "IPv6",
+		a:    addr("fd00:10::2"), b: addr("fd00:10::3"), c: addr("fd00:10::4"), unknown: addr("fd00:10::99"),
+		host: addr("2001:db8::1"), router: addr("2001:db8::fe"),
+		world: addr("2001:db8:1::9"), neighbour: addr("2001:db8::77"), narrow: addr("2001:db8:1::c8"), elsewhere: addr("2001:db8:3::9"),
+		multicast: addr("ff0e::123"), martian: addr("::1"), linkLocal: addr("fe80::7"),
+		icmp: unix.IPPROTO_ICMPV6,
+	}
+}
+
+func (f family) v6() bool { return f.a.Is6() }
+
+// eachFamily runs a test for both families.
+func eachFamily(t *testing.T, test func(*testing.T, family)) {
+	t.Helper()
+	for _, f := range []family{v4(), v6()} {
+		t.Run(f.name, func(t *testing.T) { test(t, f) })
+	}
+}
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// routerMAC is the router's, and of every neighbour on the uplink's link.
+func routerMAC() net.HardwareAddr { return packet.MAC("02:00:00:00:fe:fe") }
+
+// newNode makes a node with the configuration; Root and, where it is not given,
+// Masquerade are filled in.
+func newNode(t *testing.T, cfg Config) *node {
+	t.Helper()
+	cfg.Root = filepath.Join(nstest.BPFFS(t), "tendril")
+	n := &node{ns: nstest.New(t, "node"), config: cfg}
+	far := nstest.New(t, "far")
+	for _, ns := range []*nstest.NS{n.ns, far} {
+		ns.Do(t, func() {
+			for _, setting := range []struct{ name, value string }{
+				{"ipv4/ip_forward", "1"},
+				{"ipv6/conf/all/forwarding", "1"},
+				{"ipv6/conf/default/accept_dad", "0"},
+				{"ipv6/conf/default/addr_gen_mode", "1"}, // none
+			} {
+				if err := os.WriteFile(filepath.Join("/proc/sys/net", setting.name), []byte(setting.value), 0); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	devices := make(map[string]netlink.Link)
+	for _, name := range []string{"tdla", "tdlb", "tdlc", "up0", "other0"} {
+		nstest.Veth(t, n.ns, name, far, name)
+		device, err := n.ns.Handle.LinkByName(name)
+		must(t, err)
+		if name != "up0" && name != "other0" {
+			must(t, n.ns.Handle.LinkSetDown(device))
+		}
+		devices[name] = device
+	}
+	up0, other := devices["up0"], devices["other0"]
+	n.other = other
+	for _, f := range []family{v4(), v6()} {
+		bits := f.host.BitLen()
+		subnet, _ := f.host.Prefix(bits - 8*bits/32) // a /24 or a /96
+		must(t, n.ns.Handle.AddrAdd(up0, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(f.host, subnet.Bits())), Flags: unix.IFA_F_NODAD}))
+		for _, neighbour := range []netip.Addr{f.router, f.neighbour} {
+			must(t, n.ns.Handle.NeighSet(&netlink.Neigh{
+				LinkIndex: up0.Attrs().Index, State: netlink.NUD_PERMANENT,
+				IP: neighbour.AsSlice(), HardwareAddr: routerMAC(),
+			}))
+		}
+		everything, _ := f.host.Prefix(0)
+		pods, _ := f.a.Prefix(bits - 8)
+		for _, route := range []netlink.Route{
+			{Dst: ipNet(everything), Gw: f.router.AsSlice()},
+			{Dst: ipNet(netip.PrefixFrom(f.narrow, bits)), Gw: f.router.AsSlice(), MTU: 1300},
+			{Dst: ipNet(netip.PrefixFrom(f.elsewhere, bits)), LinkIndex: other.Attrs().Index},
+			{Dst: ipNet(pods), Type: unix.RTN_UNREACHABLE},
+		} {
+			must(t, n.ns.Handle.RouteAdd(&route))
+		}
+	}
+	n.uplink = Uplink{
+		Name: "up0", IfIndex: up0.Attrs().Index, MTU: 1500, MAC: up0.Attrs().HardwareAddr,
+		IPv4: v4().host, IPv6: v6().host,
+	}
+	endpoint := func(id uint16, name string, mtu int, masquerade bool, addresses ...netip.Addr) Endpoint {
+		attrs := devices[name].Attrs()
+		return Endpoint{
+			ID: id, IfIndex: attrs.Index, IfName: name, HostMAC: attrs.HardwareAddr,
+			MAC:       net.HardwareAddr{2, 0, 0, 0, 0xc0, byte(id)},
+			Addresses: addresses, MTU: mtu, Masquerade: masquerade,
+		}
+	}
+	n.a = endpoint(101, "tdla", 1500, true, v4().a, v6().a)
+	n.b = endpoint(102, "tdlb", 1500, true, v4().b, v6().b)
+	n.c = endpoint(103, "tdlc", 1400, false, v4().c, v6().c)
+	n.do(t, func() (err error) {
+		if n.Datapath, err = Open(cfg); err != nil {
+			return err
+		}
+		for _, e := range []Endpoint{n.a, n.b, n.c} {
+			if err := n.AttachEndpoint(e); err != nil {
+				return err
+			}
+		}
+		return n.ReconcileUplinks([]Uplink{n.uplink})
+	})
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+		n.ns.Do(t, func() {
+			if err := Remove(cfg.Root); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	n.preludes = newPreludes(t, n.programs)
+	return n
+}
+
+// do calls f in the node's namespace.
+func (n *node) do(t *testing.T, f func() error) {
+	t.Helper()
+	var err error
+	n.ns.Do(t, func() { err = f() })
+	must(t, err)
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+)
+
+// Names of what is compared.
+const (
+	rawVeth = "raw veth"
+	tendril = "tendril"
+	chain   = "chain" // bridge, host-local, portmap, firewall
+	ptp     = "ptp"   // ptp, host-local
+)
+
+var (
+	nodeAddress  = netip.MustParseAddr("192.0.2.1")
+	worldAddress = netip.MustParseAddr("192.0.2.2")
+)
+
+// candidate is one way to wire containers, wired.
+type candidate struct {
+	name string
+	// node is nil for the bare pair, which has the world in the place of the
+	// second container.
+	node    *namespace
+	network *network
+	agent   *agent
+	// sameNode is from container to container, toWorld from the first container
+	// to the world.
+	sameNode, toWorld path
+	namespaces        []*namespace
+}
+
+func (c *candidate) close() error {
+	var errs []error
+	if c.agent != nil {
+		errs = append(errs, c.agent.stop())
+	}
+	for _, n := range c.namespaces {
+		errs = append(errs, n.close())
+	}
+	return errors.Join(errs...)
+}
+
+// namespace makes one that the candidate owns.
+func (c *candidate) namespace(role string) (*namespace, error) {
+	n, err := newNamespace(fileName(c.name) + "-" + role)
+	if err == nil {
+		c.namespaces = append(c.namespaces, n)
+	}
+	return n, err
+}
+
+func fileName(candidate string) string {
+	if candidate == rawVeth {
+		return "raw"
+	}
+	return candidate
+}
+
+// wireRaw makes the baseline: two namespaces and one veth pair.
+func wireRaw() (_ *candidate, err error) {
+	c := &candidate{name: rawVeth}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.close())
+		}
+	}()
+	client, err := c.namespace("client")
+	if err != nil {
+		return nil, err
+	}
+	server, err := c.namespace("world")
+	if err != nil {
+		return nil, err
+	}
+	err = connect(end{client, "eth0", []string{nodeAddress.String() + "/24"}}, end{server, "eth0", []string{worldAddress.String() + "/24"}})
+	if err != nil {
+		return nil, err
+	}
+	c.sameNode = path{client: client, server: server, address: worldAddress}
+	c.toWorld = c.sameNode
+	return c, nil
+}
+
+// newNode makes a candidate with a node whose uplink leads to the world.
+func newNode(name string) (_ *candidate, err error) {
+	c := &candidate{name: name}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.close())
+		}
+	}()
+	if c.node, err = c.namespace("node"); err != nil {
+		return nil, err
+	}
+	world, err := c.namespace("world")
+	if err != nil {
+		return nil, err
+	}
+	err = connect(end{c.node, "up0", []string{nodeAddress.String() + "/24"}}, end{world, "eth0", []string{worldAddress.String() + "/24"}})
+	if err != nil {
+		return nil, err
+	}
+	if err := c.node.ip("route add default via " + worldAddress.String()); err != nil {
+		return nil, err
+	}
+	c.toWorld = path{server: world, address: worldAddress}
+	return c, nil
+}
+
+// join gives the node its network: for tendril with an agent.
+func (b *bench) join(ctx context.Context, c *candidate) (err error) {
+	c.network = &network{node: c.node, name: c.name, folder: b.plugins}
+	switch c.name {
+	case chain:
+		c.network.plugins = chainPlugins()
+	case ptp:
+		c.network.plugins = ptpPlugins()
+	default:
+		if c.agent, err = startAgent(ctx, filepath.Join(b.tendril, "tendril-agent"), c.node, c.name); err != nil {
+			return err
+		}
+		c.network.folder, c.network.plugins = b.tendril, tendrilPlugins(c.agent.socket)
+	}
+	return nil
+}
+
+// wire makes a node with two containers.
+func (b *bench) wire(ctx context.Context, name string) (_ *candidate, err error) {
+	c, err := newNode(name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.close())
+		}
+	}()
+	if err := b.join(ctx, c); err != nil {
+		return nil, err
+	}
+	var containers [2]*namespace
+	for i := range containers {
+		role := fmt.Sprintf("container%d", i)
+		if containers[i], err = c.namespace(role); err != nil {
+			return nil, err
+		}
+		// The last is the server.
+		if c.sameNode.address, err = c.network.add(ctx, fileName(name)+"-"+role, containers[i]); err != nil {
+			return nil, err
+		}
+	}
+	c.sameNode.client, c.sameNode.server = containers[0], containers[1]
+	c.toWorld.client = containers[0]
+	return c, nil
+}
+
+// need wires the candidates on first use.
+func (b *bench) need(ctx context.Context) error {
+	if b.candidates != nil {
+		return nil
+	}
+	raw, err := wireRaw()
+	if err != nil {
+		return err
+	}
+	b.candidates = append(b.candidates, raw)
+	for _, name := range []string{tendril, chain, ptp} {
+		c, err := b.wire(ctx, name)
+		if err != nil {
+			return fmt.Errorf("wire %s: %w", name, err)
+		}
+		b.candidates = append(b.candidates, c)
+	}
+	return nil
+}
+
+func (b *bench) close() error {
+	var errs []error
+	for _, c := range b.candidates {
+		errs = append(errs, c.close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+)
+
+// object is JSON to be.
+type object map[string]any
+
+// podSubnet is what the addresses of containers are leased from. Each node is a
+// namespace, so all have the same.
+const podSubnet = "10.10.0.0/16"
+
+// network is a CNI network of a node. It executes plugins one after the other
+// as runtimes do (CNI specification 1.0.0, section 4).
+type network struct {
+	node *namespace
+	name string
+	// folder of the plugins.
+	folder  string
+	plugins []object
+	// results are what the last plugin answered, by container: DEL gets it again.
+	results map[string]json.RawMessage
+}
+
+// add attaches a container and returns its address.
+func (n *network) add(ctx context.Context, container string, ns *namespace) (netip.Addr, error) {
+	var (
+		result json.RawMessage
+		err    error
+	)
+	for _, p := range n.plugins {
+		if result, err = n.execute(ctx, "ADD", p, container, ns, result); err != nil {
+			return netip.Addr{}, err
+		}
+	}
+	if n.results == nil {
+		n.results = make(map[string]json.RawMessage)
+	}
+	n.results[container] = result
+	var answer struct {
+		IPs []struct{ Address netip.Prefix }
+	}
+	if err := json.Unmarshal(result, &answer); err != nil || len(answer.IPs) == 0 {
+		return netip.Addr{}, fmt.Errorf("network %s gave no address: %s: %w", n.name, result, err)
+	}
+	return answer.IPs[0].Address.Addr(), nil
+}
+
+// del detaches a container.
+func (n *network) del(ctx context.Context, container string, ns *namespace) error {
+	for _, p := range slices.Backward(n.plugins) {
+		if _, err := n.execute(ctx, "DEL", p, container, ns, n.results[container]); err != nil {
+			return err
+		}
+	}
+	delete(n.results, container)
+	return nil
+}
+
+// execute runs one plugin in the node.
+func (n *network) execute(ctx context.Context, command string, plugin object, container string, ns *namespace, previous json.RawMessage) (json.RawMessage, error) {
+	config := maps.Clone(plugin)
+	config["cniVersion"], config["name"] = "1.0.0", n.name
+	if previous != nil {
+		config["prevResult"] = previous
+	}
+	text, err := json.Marshal(config)
+	if err != nil {
+		return nil, err
+	}
+	binary := filepath.Join(n.folder, plugin["type"].(string))
+	c := exec.CommandContext(ctx, binary)
+	c.Stdin = bytes.NewReader(text)
+	c.Env = append(os.Environ(), "CNI_COMMAND="+command, "CNI_CONTAINERID="+container, "CNI_NETNS="+ns.path,
+		"CNI_IFNAME=eth0", "CNI_PATH="+n.folder)
+	var out, log bytes.Buffer
+	c.Stdout, c.Stderr = &out, &log
+	if err := n.node.do(c.Run); err != nil {
+		return nil, fmt.Errorf("%s of %s: %w: %s%s", command, binary, err, out.Bytes(), log.Bytes())
+	}
+	return out.Bytes(), nil
+}
+
+// hostLocal is the reference IPAM plugin with the state in home.
+func hostLocal(name string) object {
+	return object{
+		"type":    "host-local",
+		"dataDir": home + "/leases/" + name,
+		"ranges":  [][]object{{{"subnet": podSubnet}}},
+		"routes":  []object{{"dst": "0.0.0.0/0"}},
+	}
+}
+
+// chainPlugins is what Podman and containerd's examples configure. portmap has
+// no mapping to make.
+func chainPlugins() []object {
+	return []object{
+		{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true, "ipam": hostLocal(chain)},
+		{"type": "portmap", "capabilities": object{"portMappings": true}},
+		{"type": "firewall"},
+	}
+}
+
+func ptpPlugins() []object {
+	return []object{{"type": "ptp", "ipMasq": true, "ipam": hostLocal(ptp)}}
+}
+
+func tendrilPlugins(socket string) []object {
+	return []object{{
+		"type": "tendril-cni", "driver": "routed", "socket": socket, "ipMasq": true,
+		"ipam": object{"type": "tendril", "ranges": [][]object{{{"subnet": podSubnet}}}},
+	}}
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/tendril-net/tendril/internal/nodetest"
+	"github.com/tendril-net/tendril/internal/nstest"
+)
+
+// programs are what TestMain found; nothing changes them afterwards.
+var programs nodetest.Programs
+
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == ipamName {
+		os.Exit(ipamMain()) // tendril-cni has run us as its IPAM plugin
+	}
+	os.Exit(mainWithPrograms(m))
+}
+
+func mainWithPrograms(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		return m.Run() // every test says that it needs root
+	}
+	dir, err := os.MkdirTemp("", "tendril-e2e-")
+	if err == nil {
+		defer func() { _ = os.RemoveAll(dir) }()
+		programs, err = nodetest.Find("../..", dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// small says that a test had better do less of the same.
+func small() bool { return testing.Short() || programs.Machine }
+
+// Addresses of every site. The world is the node's default router and the
+// only other host on the uplink.
+var (
+	uplink4 = netip.MustParseAddr("192.0.2.1")
+	uplink6 = netip.MustParseAddr("2001:db8::1")
+	world4  = netip.MustParseAddr("192.0.2.2")
+	world6  = netip.MustParseAddr("2001:db8::2")
+)
+
+// Ranges of the network "pods".
+const (
+	pods4 = "10.10.0.0/16"
+	pods6 = "fd00:10::/64"
+)
+
+// site is a node, its agent not started, and the world behind its one uplink.
+type site struct {
+	*nodetest.Node
+	world *nstest.NS
+	pods  nodetest.Network
+}
+
+func newSite(t *testing.T, flags ...string) *site {
+	t.Helper()
+	s := &site{Node: nodetest.New(t, nodetest.Options{Programs: programs, Flags: flags}), world: nstest.New(t, "world")}
+	nstest.Veth(t, s.NS, "up0", s.world, "eth0")
+	nodetest.Address(t, s.NS, "up0", "192.0.2.1/24", "2001:db8::1/64")
+	nodetest.Address(t, s.world, "eth0", "192.0.2.2/24", "2001:db8::2/64")
+	nodetest.Route(t, s.NS, []string{"default", "via", "192.0.2.2"}, []string{"default", "via", "2001:db8::2"})
+	s.pods = s.Network("pods", pods4, pods6)
+	return s
+}
+
+// running is a site whose agent serves.
+func running(t *testing.T, flags ...string) *site {
+	t.Helper()
+	s := newSite(t, flags...)
+	s.Start(t)
+	return s
+}
+
+// family is what differs between the two families in a test.
+type family struct {
+	name          string
+	uplink, world netip.Addr
+	// of says which address of a container is meant.
+	of func(*nodetest.Container) netip.Addr
+	// gateway is the host's address towards a container.
+	gateway func(*nodetest.Container) netip.Addr
+}
+
+func families() []family {
+	return []family{
+		{"IPv4", uplink4, world4, func(c *nodetest.Container) netip.Addr { return c.IPv4 },
+			func(c *nodetest.Container) netip.Addr { return c.Gateway4 }},
+		{"IPv6", uplink6, world6, func(c *nodetest.Container) netip.Addr { return c.IPv6 },
+			func(c *nodetest.Container) netip.Addr { return c.Gateway6 }},
+	}
+}
+
+// eachFamily runs a subtest for each.
+func eachFamily(t *testing.T, test func(t *testing.T, f family)) {
+	for _, f := range families() {
+		t.Run(f.name, func(t *testing.T) { test(t, f) })
+	}
+}
+
+// any is the address of a listener that has all of a family's.
+func (f family) any() netip.Addr {
+	if f.world.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
