@@ -34,18 +34,18 @@ __noinline int decide(struct __sk_buff *skb)
 
 	if (!s)
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
-	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
-	if (endpoint) {
-		deliver(&s->decision, endpoint);
-		return APPLY;
-	}
-	before = bpf_map_lookup_elem(&flows, &s->packet.key);
+	before = before_this(skb);
 	if (before_says_reply(before, &s->packet)) {
 		s->decision.flags = before->flags & (FLOW_REPLY | FLOW_STACK);
 		if (s->decision.flags & FLOW_STACK) {
 			s->decision.action = ACTION_PASS;
 			return APPLY;
 		}
+	}
+	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
+	if (endpoint) {
+		deliver(&s->decision, endpoint);
+		return APPLY;
 	}
 	error = route(skb);
 	if (error == WAY_STACK) {

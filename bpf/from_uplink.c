@@ -35,6 +35,8 @@ __noinline int answer_error(struct __sk_buff *skb)
 	deliver(&s->decision, endpoint);
 	s->to = *t;
 	s->decision.flags = FLOW_TRANSLATE_DESTINATION;
+	if (t->flags & TRANSLATION_STACK)
+		s->decision.action = ACTION_PASS;
 	s->decision.address = s->to.address;
 	s->decision.checksum_diff = address_diff(&s->packet.key.destination, &s->to.address);
 	return translate_quote(skb, true) ? -DROP_REWRITE : 0;

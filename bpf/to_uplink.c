@@ -4,7 +4,7 @@
  * datapath sent here itself is marked and passes. What the stack forwarded for
  * an endpoint (fragments it made, packets others translated) is masqueraded
  * here, so that no endpoint's address leaves unhidden. The host's own packets
- * cost one failed lookup.
+ * cost one failed lookup, and are never changed.
  */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
@@ -34,6 +34,7 @@ __noinline int host_error(struct __sk_buff *skb)
 	s->to = *pointer;
 	if (translate_quote(skb, false))
 		return drop(skb, TO_UPLINK, DROP_REWRITE);
+	skb->tc_index = SEEN_TRANSLATED;
 	count(skb, TO_UPLINK, COUNTER_FORWARDED);
 	return TC_ACT_UNSPEC;
 }
@@ -51,7 +52,7 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
 	if (!endpoint)
 		return TC_ACT_UNSPEC;
-	before = bpf_map_lookup_elem(&flows, &s->packet.key);
+	before = before_this(skb);
 	if (!masquerades(endpoint, &s->packet) || before_says_reply(before, &s->packet))
 		return TC_ACT_UNSPEC;
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
@@ -59,7 +60,8 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	if (s->packet.icmp_kind == ICMP_KIND_ERROR)
 		error = masquerade_error(skb);
 	else if (begins_with_reply(&s->packet))
-		return TC_ACT_UNSPEC;
+		/* Nobody asked, or all have forgotten: it must not leave as it is. */
+		error = -DROP_NO_TRANSLATION;
 	else
 		error = masquerade_source(skb, endpoint->id,
 					  seen == SEEN_DECIDED ? 0 : TRANSLATION_STACK);
@@ -68,18 +70,30 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	if (translate(skb, &s->packet, SOURCE, &s->decision.address, s->decision.port,
 		      s->decision.checksum_diff))
 		return drop(skb, TO_UPLINK, DROP_REWRITE);
+	skb->tc_index = SEEN_TRANSLATED;
 	count(skb, TO_UPLINK, COUNTER_FORWARDED);
 	return TC_ACT_UNSPEC;
 }
 
-static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *packet, __u32 seen)
+/*
+ * A socket of the host was bound into the range after all, or the host's ping has
+ * the identifier of an endpoint's: the host goes first, and the endpoint's flow
+ * gets another port with its next packet.
+ */
+__noinline int host_claims(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
 
 	if (!s)
-		return drop(skb, TO_UPLINK, DROP_INVALID);
-	s->packet = *packet;
-	return packet->key.ifindex ? slow_path(skb, seen) : host_error(skb);
+		return TC_ACT_UNSPEC;
+	reply_key(&s->victim, &s->packet.key, &s->packet.key.source, s->packet.key.source_port);
+	translation_remove(skb);
+	return TC_ACT_UNSPEC;
+}
+
+static __always_inline bool in_range(__be16 port)
+{
+	return (__u16)(bpf_ntohs(port) - port_first) < port_count;
 }
 
 SEC("tc")
@@ -88,9 +102,9 @@ int to_uplink(struct __sk_buff *skb)
 	__u16 seen = skb->tc_index;
 	struct packet packet = {};
 	struct endpoint *endpoint;
+	struct scratch *s;
 
-	if (seen)
-		skb->tc_index = SEEN_NOT;
+	/* The mark stays: a device below this one may be an uplink too. */
 	if (seen == SEEN_TRANSLATED || skb->vlan_present || parse(skb, &packet) != PARSED_IP)
 		return TC_ACT_UNSPEC;
 	endpoint = bpf_map_lookup_elem(&endpoints, &packet.key.source);
@@ -98,10 +112,16 @@ int to_uplink(struct __sk_buff *skb)
 		packet.key.ifindex = endpoint->ifindex;
 		if (packet.fragment)
 			fragment_ports(&packet);
-	} else if (packet.icmp_kind != ICMP_KIND_ERROR) {
+	} else if (packet.icmp_kind != ICMP_KIND_ERROR && !in_range(packet.key.source_port)) {
 		return TC_ACT_UNSPEC;
 	}
-	return ask_slow_path(skb, &packet, seen);
+	s = scratch_get();
+	if (!s)
+		return TC_ACT_UNSPEC;
+	s->packet = packet;
+	if (endpoint)
+		return slow_path(skb, seen);
+	return packet.icmp_kind == ICMP_KIND_ERROR ? host_error(skb) : host_claims(skb);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -32,18 +32,36 @@ static __always_inline bool before_says_reply(const struct flow *before,
 	return now() - before->decided <= translation_timeout(protocol, TRANSLATION_ESTABLISHED);
 }
 
+/* What is known of the flow that the packet belongs to, or that an ICMP error speaks of. */
+static __always_inline struct flow *before_this(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+
+	if (!s)
+		return NULL;
+	if (s->packet.icmp_kind != ICMP_KIND_ERROR)
+		return bpf_map_lookup_elem(&flows, &s->packet.key);
+	if (parse_quote(skb))
+		return NULL;
+	answer_key(&s->other, &s->quote, s->packet.key.ifindex);
+	return bpf_map_lookup_elem(&flows, &s->other);
+}
+
 static __always_inline bool masquerades(const struct endpoint *self, const struct packet *packet)
 {
 	return masquerade && self->flags & ENDPOINT_MASQUERADE &&
 	       !excluded(&packet->key.destination);
 }
 
-/* A packet that can only be an answer: to a connection that the datapath did not see begin. */
+/*
+ * A packet that can only be an answer: to a connection that the datapath did not
+ * see begin. An echo reply is told by its ports, which later fragments have too.
+ */
 static __always_inline bool begins_with_reply(const struct packet *packet)
 {
 	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) ||
-	       (packet->key.protocol == IPPROTO_ICMP && packet->icmp_type == ICMP_ECHOREPLY) ||
-	       (packet->key.protocol == IPPROTO_ICMPV6 && packet->icmp_type == ICMPV6_ECHO_REPLY);
+	       (packet->key.protocol == (packet->ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP) &&
+		!packet->key.source_port && packet->key.destination_port);
 }
 
 static __always_inline bool can_masquerade(const struct packet *packet)

@@ -335,6 +335,8 @@ static __always_inline int parse_frame(struct __sk_buff *skb, struct packet *pac
 		return length;
 	if (skb->gso_size)
 		packet->length += packet->transport - ETH_HLEN + length;
+	else if ((__u32)(packet->transport - ETH_HLEN + length) > packet->length)
+		return PARSE_INVALID; /* the header goes on behind the end of the packet */
 	return PARSED_IP;
 }
 

@@ -9,10 +9,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/pkg/agent"
 	"github.com/tendril-net/tendril/pkg/datapath"
-	"golang.org/x/sys/unix"
 )
 
 // cleanup removes all that agents with this configuration made on the node, and
@@ -48,13 +50,22 @@ func cleanup(env environment, cfg config, log *slog.Logger, force bool) (err err
 		}
 		log.Info("device removed", "device", device)
 	}
-	if err := datapath.Remove(cfg.BPFRoot); err != nil {
+	mounts, err := n.mounts()
+	if err != nil {
+		return err
+	}
+	err = datapath.Remove(cfg.BPFRoot)
+	if errors.Is(err, unix.EPERM) && slices.Contains(mounts, filepath.Clean(cfg.BPFRoot)) {
+		// The kernel's own entries (maps.debug, progs.debug) go with the mount.
+		err = nil
+	}
+	if err != nil {
 		return fmt.Errorf("remove datapath: %w", err)
 	}
 	if err := n.host.ReconcileUnreachable(nil); err != nil {
 		return err
 	}
-	if err := n.restore(); err != nil {
+	if err := n.restore(mounts); err != nil {
 		return err
 	}
 	for _, path := range []string{statePath(cfg.StateDir), cfg.Socket} {
@@ -81,17 +92,21 @@ func (n *node) openOldState(force bool) (err error) {
 	return err
 }
 
+// mounts returns the paths at which an agent has mounted a bpf file system.
+func (n *node) mounts() ([]string, error) {
+	if n.db == nil {
+		return nil, nil
+	}
+	return agent.Mounts(n.db)
+}
+
 // restore puts settings and mounts back as the state file has them.
-func (n *node) restore() error {
+func (n *node) restore(mounts []string) error {
 	if n.db == nil {
 		return nil
 	}
 	settings := &agent.Settings{DB: n.db, Root: agent.ProcSys, Logger: n.log}
 	if err := settings.Undo(); err != nil {
-		return err
-	}
-	mounts, err := agent.Mounts(n.db)
-	if err != nil {
 		return err
 	}
 	for _, path := range mounts {

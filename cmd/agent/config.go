@@ -92,7 +92,8 @@ func one(set func(string) error) func([]string) error {
 }
 
 func text(name, usage string, into *string, check func(string) error) setting {
-	return setting{name: name, usage: usage,
+	return setting{
+		name: name, usage: usage,
 		get: func() string { return *into },
 		set: one(func(v string) error {
 			if err := check(v); err != nil {
@@ -105,7 +106,8 @@ func text(name, usage string, into *string, check func(string) error) setting {
 }
 
 func list[T any](name, usage string, into *[]T, parse func(string) (T, error)) setting {
-	return setting{name: name, usage: usage, list: true,
+	return setting{
+		name: name, usage: usage, list: true,
 		get: func() string {
 			var items []string
 			for _, item := range *into {
@@ -135,7 +137,8 @@ const (
 )
 
 func number(name, usage string, into *uint32, zero bool) setting {
-	return setting{name: name, usage: usage,
+	return setting{
+		name: name, usage: usage,
 		get: func() string { return strconv.FormatUint(uint64(*into), 10) },
 		set: one(func(v string) error {
 			n, err := strconv.ParseUint(v, 10, 32)

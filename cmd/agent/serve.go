@@ -14,14 +14,15 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/bbolt"
+	"golang.org/x/sync/errgroup"
+
 	"github.com/tendril-net/tendril/pkg/agent"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/datapath"
 	"github.com/tendril-net/tendril/pkg/ipam"
 	"github.com/tendril-net/tendril/pkg/uplink"
 	"github.com/tendril-net/tendril/pkg/wiring"
-	"go.etcd.io/bbolt"
-	"golang.org/x/sync/errgroup"
 )
 
 // shutdownTime is how long requests under way may take when the agent stops.
@@ -61,15 +62,12 @@ func serve(env environment, cfg config, log *slog.Logger) (err error) {
 	return n.run(env)
 }
 
-// saveMemory keeps the heap small: the agent idles most of its life, and a
-// burst of ADDs is bounded by the kernel's work, not by collection. GOGC and
-// GOMEMLIMIT are honoured.
+// saveMemory keeps the heap small in a burst of ADDs or of large answers:
+// beyond the limit, which is a goal, it is collected more often. GOMEMLIMIT is
+// honoured.
 func saveMemory(env environment) {
-	if env.getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
-	}
 	if env.getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(24 << 20) // a goal, not a limit: a larger heap is collected more often
+		debug.SetMemoryLimit(24 << 20)
 	}
 }
 

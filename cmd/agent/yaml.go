@@ -40,15 +40,13 @@ func (c *config) parse(text []byte) error {
 			return fmt.Errorf("line %d: a second document", lineOf(document.Body))
 		}
 	}
-	seen := make(map[string]int)
-	for _, entry := range entries {
-		line, name := lineOf(entry.Key), entry.Key.String()
-		if before, ok := seen[name]; ok {
-			return fmt.Errorf("line %d: key %q is given twice, first in line %d", line, name, before)
+	for _, entry := range entries { // none is given twice: the parser refuses that
+		name := entry.Key.String()
+		if key, ok := entry.Key.(*ast.StringNode); ok {
+			name = key.Value // without quotes
 		}
-		seen[name] = line
 		if err := c.setKey(name, entry.Value); err != nil {
-			return fmt.Errorf("line %d: %w", line, err)
+			return fmt.Errorf("line %d: %w", lineOf(entry.Key), err)
 		}
 	}
 	return nil

@@ -18,8 +18,9 @@ import (
 	"os/signal"
 	"time"
 
-	"github.com/tendril-net/tendril/pkg/api"
 	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/pkg/api"
 )
 
 // environment is what the program uses of its process.

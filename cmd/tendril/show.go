@@ -50,7 +50,7 @@ func (c call) printStatus(s api.Status) error {
 	}
 	pools := newTable("NETWORK", "RANGES", "LEASED", "CAPACITY", "USED")
 	for _, p := range s.Pools {
-		pools.row(p.Network, strings.Join(p.Ranges, ","), count(p.Leased), count(p.Capacity), share(p.Leased, p.Capacity))
+		pools.row(p.Network, strings.Join(p.Ranges, ","), count(p.Leased), capacity(p.Capacity), share(p.Leased, p.Capacity))
 	}
 	maps := newTable("MAP", "ENTRIES", "CAPACITY", "USED", "MEMORY")
 	for _, m := range s.Maps {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"math"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -64,6 +65,15 @@ func count(n uint64) string {
 		return strconv.FormatUint(n, 10)
 	}
 	return scaled(float64(n), 1000, []string{"k", "M", "G", "T", "P", "E"})
+}
+
+// capacity shows how many addresses a pool has. Those of IPv6 subnets are
+// counted up to 2^63-1 only.
+func capacity(n uint64) string {
+	if n >= math.MaxInt64 {
+		return "unlimited"
+	}
+	return count(n)
 }
 
 // size shows a number of bytes: 512 B, 1.50 KiB.

@@ -82,6 +82,9 @@ func (n *Node) start(tb testing.TB, program string, env ...string) *Agent {
 	}
 }
 
+// Agent is the one that runs, or nil.
+func (n *Node) Agent() *Agent { return n.agent }
+
 // agentCommand is the agent with the node's settings, not started. What is in
 // extra comes last, and so wins.
 func (n *Node) agentCommand(program string, extra ...string) *exec.Cmd {

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/maps"
 )
 
 // Patience bounds every wait for an event. It is no measure of anything: what
@@ -76,16 +78,27 @@ func (n *Node) Status(tb testing.TB) api.Status {
 	return status
 }
 
-// Counter is the number of packets that a journey has counted for a reason.
-func (n *Node) Counter(tb testing.TB, journey, reason string) uint64 {
+// Counter returns a function that reads how many packets a journey has counted
+// for a reason. It asks the kernel, so it may be called often, and while no agent
+// runs.
+func (n *Node) Counter(tb testing.TB, journey, reason string) func() uint64 {
 	tb.Helper()
-	for _, c := range n.Status(tb).Counters {
-		if c.Journey == journey && c.Reason == reason {
-			return c.Packets
-		}
+	index := slices.IndexFunc(n.Status(tb).Counters, func(c api.Counter) bool { return c.Journey == journey && c.Reason == reason })
+	if index < 0 {
+		tb.Fatalf("there is no counter %s of %s", reason, journey)
 	}
-	tb.Fatalf("there is no counter %s of %s", reason, journey)
-	return 0
+	m := n.Map(tb, "counters")
+	tb.Cleanup(func() { _ = m.Close() })
+	return func() (sum uint64) {
+		var perCPU []maps.Count
+		if err := m.Lookup(uint32(index), &perCPU); err != nil {
+			tb.Errorf("read counters: %v", err)
+		}
+		for _, count := range perCPU {
+			sum += count.Packets
+		}
+		return sum
+	}
 }
 
 // Drops are the packets that a journey has dropped, by reason, without those

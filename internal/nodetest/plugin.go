@@ -144,7 +144,7 @@ func (n *Node) AttachTo(tb testing.TB, ns *nstest.NS, id, ifName string, network
 	if answer.Error != nil || answer.Killed {
 		tb.Fatalf("ADD of %s: %+v", id, answer)
 	}
-	if err := c.read(answer.Stdout); err != nil {
+	if err := c.Read(answer.Stdout); err != nil {
 		tb.Fatalf("read the result of ADD: %v\n%s", err, answer.Stdout)
 	}
 	return c
@@ -155,7 +155,8 @@ func (c *Container) Call(command string) Call {
 	return Call{Command: command, ContainerID: c.ContainerID, NetNS: c.Path, IfName: c.IfName, Network: c.Network}
 }
 
-func (c *Container) read(text string) error {
+// Read takes over what an ADD answered.
+func (c *Container) Read(text string) error {
 	c.Result = text
 	var result current.Result
 	if err := json.Unmarshal([]byte(text), &result); err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -77,6 +78,17 @@ func (n *Node) State(tb testing.TB) State {
 	return s
 }
 
+// Recorded is the state without what the datapath remembers for a while, and the
+// agent purges in the background.
+func (s State) Recorded() State {
+	s.Entries = maps.Clone(s.Entries)
+	for _, name := range []string{"flows", "translations", "fragments"} {
+		delete(s.Entries, name)
+	}
+	s.Held, s.Draining = 0, 0
+	return s
+}
+
 // Lines are what a command prints, sorted.
 func Lines(tb testing.TB, ns *nstest.NS, name string, args ...string) []string {
 	tb.Helper()
@@ -124,12 +136,20 @@ func (n *Node) entries(tb testing.TB, name string) int {
 // time after a DEL.
 func (n *Node) Becomes(tb testing.TB, want State) {
 	tb.Helper()
-	Eventually(tb, "what was left on the node", func() error {
-		if diff := cmp.Diff(want, n.State(tb)); diff != "" {
-			return errors.New("(-want +got):\n" + diff)
-		}
-		return nil
-	})
+	Eventually(tb, "what is left on the node", func() error { return differ(want, n.State(tb)) })
+}
+
+// BecomesRecorded waits as Becomes does, for what Recorded keeps.
+func (n *Node) BecomesRecorded(tb testing.TB, want State) {
+	tb.Helper()
+	Eventually(tb, "what is left on the node", func() error { return differ(want.Recorded(), n.State(tb).Recorded()) })
+}
+
+func differ(want, got State) error {
+	if diff := cmp.Diff(want, got); diff != "" {
+		return errors.New("(-want +got):\n" + diff)
+	}
+	return nil
 }
 
 // Metrics are the agent's metrics by name, with labels as Prometheus has them.

@@ -11,15 +11,18 @@ import (
 	"net/netip"
 	"strconv"
 
+	"go.etcd.io/bbolt"
+
 	"github.com/tendril-net/tendril/internal/failpoint"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/datapath"
-	"go.etcd.io/bbolt"
 )
 
 func notFound(a api.Attachment) *api.Error {
-	return &api.Error{Code: api.CodeNotFound,
-		Message: fmt.Sprintf("container %s has no interface %s here", a.ContainerID, a.IfName)}
+	return &api.Error{
+		Code:    api.CodeNotFound,
+		Message: fmt.Sprintf("container %s has no interface %s here", a.ContainerID, a.IfName),
+	}
 }
 
 // Attach has the datapath serve an endpoint whose links exist.
@@ -37,8 +40,10 @@ func (s *Service) Attach(_ context.Context, a api.Attachment, req api.AttachRequ
 		return api.Endpoint{}, notFound(a)
 	}
 	if r.State == api.Ready && r.HostIfIndex != req.HostIfIndex {
-		return api.Endpoint{}, &api.Error{Code: api.CodeConflict, Key: "hostIfIndex", Value: strconv.Itoa(req.HostIfIndex),
-			Message: fmt.Sprintf("endpoint is attached to device %d, not %d", r.HostIfIndex, req.HostIfIndex)}
+		return api.Endpoint{}, &api.Error{
+			Code: api.CodeConflict, Key: "hostIfIndex", Value: strconv.Itoa(req.HostIfIndex),
+			Message: fmt.Sprintf("endpoint is attached to device %d, not %d", r.HostIfIndex, req.HostIfIndex),
+		}
 	}
 	ready := *r
 	ready.State, ready.HostIfIndex = api.Ready, req.HostIfIndex

@@ -9,10 +9,11 @@ import (
 	"slices"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
-	"github.com/tendril-net/tendril/pkg/wiring"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
 // Host is the node: Links and Routes of one network namespace.
@@ -107,7 +108,7 @@ func (h *Host) RemoveUnreachable(p netip.Prefix) error { return wiring.RemoveUnr
 // ReconcileUnreachable implements Routes. Missing routes come before surplus
 // ones go.
 func (h *Host) ReconcileUnreachable(wanted []netip.Prefix) error {
-	present, err := wiring.ListUnreachable(h.ns)
+	present, err := h.listUnreachable()
 	if err != nil {
 		return err
 	}
@@ -123,4 +124,28 @@ func (h *Host) ReconcileUnreachable(wanted []netip.Prefix) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// listUnreachable returns the subnets of the unreachable routes that are ours.
+// It uses the socket that is open: to enter a namespace, as pkg/wiring does for
+// its lists, takes CAP_SYS_ADMIN even when it is one's own.
+func (h *Host) listUnreachable() ([]netip.Prefix, error) {
+	filter := &netlink.Route{Table: unix.RT_TABLE_MAIN, Protocol: wiring.Protocol, Type: unix.RTN_UNREACHABLE}
+	const mask = netlink.RT_FILTER_TABLE | netlink.RT_FILTER_PROTOCOL | netlink.RT_FILTER_TYPE
+	var subnets []netip.Prefix
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := h.handle.RouteListFiltered(family, filter, mask)
+		if err != nil {
+			return nil, fmt.Errorf("list unreachable routes: %w", err)
+		}
+		for _, route := range routes {
+			if route.Dst == nil {
+				continue
+			}
+			address, _ := netip.AddrFromSlice(route.Dst.IP)
+			ones, _ := route.Dst.Mask.Size()
+			subnets = append(subnets, netip.PrefixFrom(address.Unmap(), ones))
+		}
+	}
+	return subnets, nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
 	"github.com/tendril-net/tendril/pkg/api"
 )
 
@@ -98,8 +99,10 @@ func newCollector(s *Service) *collector {
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.packets, c.bytes, c.drops, c.mapEntries, c.mapCapacity, c.mapMemory,
-		c.leases, c.leaseCapacity, c.endpoints, c.draining, c.ready, c.buildInfo} {
+	for _, d := range []*prometheus.Desc{
+		c.packets, c.bytes, c.drops, c.mapEntries, c.mapCapacity, c.mapMemory,
+		c.leases, c.leaseCapacity, c.endpoints, c.draining, c.ready, c.buildInfo,
+	} {
 		ch <- d
 	}
 }

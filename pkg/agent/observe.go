@@ -10,9 +10,10 @@ import (
 	"os"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/datapath"
-	"golang.org/x/sys/unix"
 )
 
 func sortBy[T any, K cmp.Ordered](items []T, key func(T) K) {

@@ -9,10 +9,11 @@ import (
 	"fmt"
 	"net"
 
+	"go.etcd.io/bbolt"
+
 	"github.com/tendril-net/tendril/internal/failpoint"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/ipam"
-	"go.etcd.io/bbolt"
 )
 
 // defaultMTU is the MTU of endpoints of a node without uplinks, in bytes.
@@ -30,9 +31,11 @@ func (s *Service) Prepare(_ context.Context, req api.PrepareRequest) (api.Endpoi
 
 	if old := s.lookup(in.attachment); old != nil {
 		if old.State == api.Ready {
-			return api.Endpoint{}, &api.Error{Code: api.CodeConflict, Key: "ifName", Value: in.attachment.IfName,
+			return api.Endpoint{}, &api.Error{
+				Code: api.CodeConflict, Key: "ifName", Value: in.attachment.IfName,
 				Message: fmt.Sprintf("container %s already has interface %s, in network %q: DEL must come first",
-					in.attachment.ContainerID, in.attachment.IfName, old.Network)}
+					in.attachment.ContainerID, in.attachment.IfName, old.Network),
+			}
 		}
 		// A crashed ADD left it. With addresses of another IPAM plugin the
 		// links of this ADD exist already, under the same name: leave them.
@@ -153,9 +156,11 @@ func (s *Service) claim(r *record) error {
 	defer s.mu.Unlock()
 	for _, a := range r.Addresses {
 		if other, ok := s.index.byAddress[a.Address.Addr()]; ok {
-			return &api.Error{Code: api.CodeConflict, Key: "addresses", Value: a.Address.Addr().String(),
+			return &api.Error{
+				Code: api.CodeConflict, Key: "addresses", Value: a.Address.Addr().String(),
 				Message: fmt.Sprintf("address %s is in use by container %s, interface %s",
-					a.Address.Addr(), other.ContainerID, other.IfName)}
+					a.Address.Addr(), other.ContainerID, other.IfName),
+			}
 		}
 	}
 	s.index.put(r)

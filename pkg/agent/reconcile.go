@@ -8,10 +8,11 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/datapath"
 	"github.com/tendril-net/tendril/pkg/uplink"
-	"golang.org/x/sync/errgroup"
 )
 
 const (

@@ -9,11 +9,12 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/bbolt"
+
 	"github.com/tendril-net/tendril/internal/failpoint"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/ipam"
 	"github.com/tendril-net/tendril/pkg/uplink"
-	"go.etcd.io/bbolt"
 )
 
 // ErrNoLink says that the node has no device of a name.

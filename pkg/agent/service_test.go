@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/datapath"
 	"github.com/tendril-net/tendril/pkg/uplink"
@@ -169,7 +170,7 @@ func TestPrepareRefuses(t *testing.T) {
 				test.change(&req)
 			}
 			_, err := s.Prepare(ctx, req)
-			fault := wantCode(t, err, test.code)
+			fault := faultOf(t, err, test.code)
 			if fault.Key != test.key || fault.Value != test.value {
 				t.Errorf("key %q value %q, want %q %q (%v)", fault.Key, fault.Value, test.key, test.value, err)
 			}
@@ -462,7 +463,8 @@ func TestNumbersRunOut(t *testing.T) {
 	w := newWorld(t)
 	s, _ := w.boot(t)
 	s.mu.Lock()
-	for s.index.ids.take() != 0 {
+	for i := range s.index.ids.taken {
+		s.index.ids.taken[i] = ^uint64(0)
 	}
 	s.index.ids.drain(9)
 	s.mu.Unlock()

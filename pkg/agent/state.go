@@ -8,9 +8,10 @@ import (
 	"errors"
 	"fmt"
 
+	"go.etcd.io/bbolt"
+
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/ipam"
-	"go.etcd.io/bbolt"
 )
 
 // stateFormat is raised when a record changes in a way that an older or newer

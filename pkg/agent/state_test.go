@@ -12,9 +12,10 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"go.etcd.io/bbolt"
+
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/api"
-	"go.etcd.io/bbolt"
 )
 
 // TestStateFileDamaged cuts the file at many lengths. Each is refused with what

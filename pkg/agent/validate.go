@@ -85,8 +85,10 @@ func parsePrepare(req api.PrepareRequest) (*intent, error) {
 	if err != nil {
 		return nil, err
 	}
-	in := &intent{attachment: req.Attachment, network: network, ranges: ranges, netns: req.NetNS,
-		wanted: req.Wanted, addresses: req.Addresses, labels: req.Labels}
+	in := &intent{
+		attachment: req.Attachment, network: network, ranges: ranges, netns: req.NetNS,
+		wanted: req.Wanted, addresses: req.Addresses, labels: req.Labels,
+	}
 	switch {
 	case !filepath.IsAbs(req.NetNS) || len(req.NetNS) > maxPath || strings.ContainsRune(req.NetNS, 0):
 		return nil, invalid("netns", req.NetNS[:min(len(req.NetNS), 64)], "is no absolute path")

@@ -17,12 +17,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"go.etcd.io/bbolt"
+
 	"github.com/tendril-net/tendril/internal/failpoint"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/datapath"
 	"github.com/tendril-net/tendril/pkg/ipam"
 	"github.com/tendril-net/tendril/pkg/uplink"
-	"go.etcd.io/bbolt"
 )
 
 // world is a node in memory, all but the state file. It outlives the agents
@@ -389,13 +390,19 @@ func (w *world) mustRemain(t *testing.T, s *Service, want remains) {
 }
 
 // wantCode fails the test unless the error is an *api.Error with this code.
-func wantCode(t *testing.T, err error, code string) *api.Error {
+func wantCode(t *testing.T, err error, code string) {
+	t.Helper()
+	faultOf(t, err, code)
+}
+
+// faultOf returns an error that must be an *api.Error with this code.
+func faultOf(t *testing.T, err error, code string) api.Error {
 	t.Helper()
 	var fault *api.Error
 	if !errors.As(err, &fault) || fault.Code != code {
 		t.Fatalf("error %v (%T), want code %q", err, err, code)
 	}
-	return fault
+	return *fault
 }
 
 // crash is the panic that stands for SIGKILL.

@@ -259,8 +259,10 @@ func (h *handler) flows(r *http.Request) (any, error) {
 	if given := r.URL.Query().Get("limit"); given != "" {
 		n, err := strconv.Atoi(given)
 		if err != nil || n < 1 || n > MaxFlows {
-			return nil, &Error{Code: CodeInvalid, Key: "limit", Value: given,
-				Message: fmt.Sprintf("limit %q: not a number from 1 to %d", given, MaxFlows)}
+			return nil, &Error{
+				Code: CodeInvalid, Key: "limit", Value: given,
+				Message: fmt.Sprintf("limit %q: not a number from 1 to %d", given, MaxFlows),
+			}
 		}
 		limit = n
 	}

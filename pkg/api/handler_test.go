@@ -104,28 +104,38 @@ func TestHandlerRoutes(t *testing.T) {
 		answer             string
 		asked              []any
 	}{
-		{"POST", "/v1/endpoints", `{"containerID":"c1","ifName":"eth0","netns":"/n","network":{"name":"n","driver":"routed","ipMasq":true}}`,
+		{
+			"POST", "/v1/endpoints", `{"containerID":"c1","ifName":"eth0","netns":"/n","network":{"name":"n","driver":"routed","ipMasq":true}}`,
 			200, prefix + `"state":"pending","hostIfName":"","mac":"","hostMAC":"","mtu":0,"masquerade":false,"addresses":null,"created":"0001-01-01T00:00:00Z"}`,
-			[]any{"prepare", PrepareRequest{Attachment: a, NetNS: "/n", Network: Network{Name: "n", Driver: "routed", IPMasq: true}}}},
-		{"PUT", "/v1/endpoints/c1/eth0/attach", `{"hostIfIndex":7}`,
+			[]any{"prepare", PrepareRequest{Attachment: a, NetNS: "/n", Network: Network{Name: "n", Driver: "routed", IPMasq: true}}},
+		},
+		{
+			"PUT", "/v1/endpoints/c1/eth0/attach", `{"hostIfIndex":7}`,
 			200, prefix + `"state":"ready","hostIfName":"","mac":"","hostMAC":"","mtu":0,"masquerade":false,"addresses":null,"created":"0001-01-01T00:00:00Z"}`,
-			[]any{"attach", a, AttachRequest{HostIfIndex: 7}}},
+			[]any{"attach", a, AttachRequest{HostIfIndex: 7}},
+		},
 		{"DELETE", "/v1/endpoints/c1/eth0", "", 204, "", []any{"delete", a}},
 		{"DELETE", "/v1/endpoints/c1/eth%3F0", "", 204, "", []any{"delete", Attachment{ContainerID: "c1", IfName: "eth?0"}}},
 		{"POST", "/v1/endpoints/c1/eth0/check", "", 204, "", []any{"check", a}},
-		{"GET", "/v1/endpoints/c1/eth0", "",
+		{
+			"GET", "/v1/endpoints/c1/eth0", "",
 			200, prefix + `"state":"","hostIfName":"","mac":"","hostMAC":"","mtu":0,"masquerade":false,"addresses":null,"created":"0001-01-01T00:00:00Z"}`,
-			[]any{"endpoint", a}},
+			[]any{"endpoint", a},
+		},
 		{"GET", "/v1/endpoints", "", 200, `[]`, []any{"endpoints"}},
 		{"GET", "/v1/networks", "", 200, `[]`, []any{"networks"}},
-		{"POST", "/v1/networks/status", `{"name":"n","driver":"routed","ipMasq":false}`, 200, `{"ok":true}`,
-			[]any{"network status", Network{Name: "n", Driver: "routed"}}},
+		{
+			"POST", "/v1/networks/status", `{"name":"n","driver":"routed","ipMasq":false}`, 200, `{"ok":true}`,
+			[]any{"network status", Network{Name: "n", Driver: "routed"}},
+		},
 		{"POST", "/v1/gc", `{"network":"n","valid":null}`, 200, `{"freed":[]}`, []any{"gc", GCRequest{Network: "n"}}},
 		{"POST", "/v1/gc", `{"network":"n","valid":[]}`, 200, `{"freed":[]}`, []any{"gc", GCRequest{Network: "n", Valid: []Attachment{}}}},
 		{"GET", "/v1/flows", "", 200, `[]`, []any{"flows", 1000}},
 		{"GET", "/v1/flows?limit=5", "", 200, `[]`, []any{"flows", 5}},
-		{"GET", "/v1/flows?limit=100001", "", 400,
-			`{"code":"invalid","message":"limit \"100001\": not a number from 1 to 100000","key":"limit","value":"100001"}`, nil},
+		{
+			"GET", "/v1/flows?limit=100001", "", 400,
+			`{"code":"invalid","message":"limit \"100001\": not a number from 1 to 100000","key":"limit","value":"100001"}`, nil,
+		},
 		{"GET", "/v1/flows?limit=0", "", 400, `{"code":"invalid","message":"limit \"0\": not a number from 1 to 100000","key":"limit","value":"0"}`, nil},
 		{"GET", "/v1/health", "", 200, `{"ok":true}`, []any{"health"}},
 		{"GET", "/v2/health", "", 404, `{"code":"not_found","message":"no such operation: GET /v2/health"}`, nil},
@@ -133,8 +143,10 @@ func TestHandlerRoutes(t *testing.T) {
 		{"POST", "/v1/gc", `{"network":"n","vaild":[]}`, 400, `{"code":"invalid","message":"read request: json: unknown field \"vaild\""}`, nil},
 		{"POST", "/v1/gc", `{"network":"n"}{}`, 400, `{"code":"invalid","message":"read request: more than one JSON value"}`, nil},
 		{"POST", "/v1/gc", ``, 400, `{"code":"invalid","message":"read request: EOF"}`, nil},
-		{"PUT", "/v1/endpoints/c1/eth0/attach", `{"hostIfIndex":"7"}`, 400,
-			`{"code":"invalid","message":"read request: json: cannot unmarshal string into Go struct field AttachRequest.hostIfIndex of type int"}`, nil},
+		{
+			"PUT", "/v1/endpoints/c1/eth0/attach", `{"hostIfIndex":"7"}`, 400,
+			`{"code":"invalid","message":"read request: json: cannot unmarshal string into Go struct field AttachRequest.hostIfIndex of type int"}`, nil,
+		},
 	}
 	for _, test := range tests {
 		t.Run(test.method+" "+test.path+" "+test.body, func(t *testing.T) {

@@ -26,6 +26,8 @@ type transport struct {
 	there, back func(port uint16) []packet.Layer
 	// echo says that the server has no port.
 	echo bool
+	// keeps says that its ports cannot be changed.
+	keeps bool
 }
 
 func number(protocol uint8) func(family) uint8 { return func(family) uint8 { return protocol } }
@@ -62,7 +64,7 @@ func transports() []transport {
 			back:  func(port uint16) []packet.Layer { return []packet.Layer{packet.EchoReply(port, 3), packet.Payload(56)} },
 		},
 		{
-			name: "SCTP", protocol: number(unix.IPPROTO_SCTP),
+			name: "SCTP", protocol: number(unix.IPPROTO_SCTP), keeps: true,
 			there: func(port uint16) []packet.Layer {
 				return []packet.Layer{packet.SCTP(port, server, 5), packet.SCTPData(1, 20)}
 			},
@@ -148,5 +150,10 @@ func passed(seen uint32, counters ...string) want {
 
 func drops(counters ...string) want { return want{verdict: dropped, counters: counters} }
 
+// leaves is the end of what the stack sends, translated, to the world.
+func leaves(out []byte) want {
+	return want{verdict: passOn, out: out, counters: []string{"forwarded"}, seen: seenTranslated}
+}
+
 // untouched is what is none of the program's business.
-func untouched() want { return want{verdict: passOn} }
+func untouched() want { return want{verdict: passOn, seen: seenAsBefore} }

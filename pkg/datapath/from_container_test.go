@@ -16,7 +16,8 @@ func testFromContainer(t *testing.T, n *node) {
 		for _, tr := range transports() {
 			t.Run(tr.name, func(t *testing.T) {
 				t.Run("to container", func(t *testing.T) { n.forget(t); testToNeighbour(t, n, f, tr) })
-				t.Run("to world", func(t *testing.T) { n.forget(t); testToWorld(t, n, f, tr) })
+				t.Run("to world", func(t *testing.T) { n.forget(t); testToWorld(t, n, f, tr, inside) })
+				t.Run("to world, from another port", func(t *testing.T) { n.forget(t); testToWorld(t, n, f, tr, low) })
 				t.Run("to world, not masqueraded", func(t *testing.T) { n.forget(t); testUnmasked(t, n, f, tr) })
 				t.Run("to host", func(t *testing.T) { n.forget(t); testToHost(t, n, f, tr) })
 			})
@@ -43,21 +44,19 @@ func testToNeighbour(t *testing.T, n *node, f family, tr transport) {
 	n.wantTranslations(t)
 }
 
-func testToWorld(t *testing.T, n *node, f family, tr transport) {
-	in := n.fromA(ip(f.a, f.world, 64, tr.there(inside)...)...)
-	out := sent(n.a, ip(f.host, f.world, 63, tr.there(inside)...)...)
-	n.story(t,
-		step{"first", in, forwarded(out, "decided")},
-		step{"second", in, forwarded(out)},
-	)
+func testToWorld(t *testing.T, n *node, f family, tr transport, from uint16) {
+	outside := n.open(t, f, tr, from)
+	in := n.fromA(ip(f.a, f.world, 64, tr.there(from)...)...)
+	out := sent(n.a, ip(f.host, f.world, 63, tr.there(outside)...)...)
+	n.story(t, step{"second", in, forwarded(out)})
 	n.wantFlows(t, Flow{
-		Protocol: tr.protocol(f), Source: port(f.a, inside), Destination: tr.server(f.world), IfIndex: n.a.IfIndex,
-		Action: "forward", TranslatesSource: true, To: port(f.host, inside),
+		Protocol: tr.protocol(f), Source: port(f.a, from), Destination: tr.server(f.world), IfIndex: n.a.IfIndex,
+		Action: "forward", TranslatesSource: true, To: port(f.host, outside),
 		OutIfIndex: n.uplink.IfIndex, NextHop: f.router,
 		Packets: 2, Bytes: 2 * uint64(len(in.in)-14), Current: true,
 	})
 	n.wantTranslations(t, translation{
-		protocol: tr.protocol(f), inside: port(f.a, inside), outside: port(f.host, inside), world: tr.server(f.world),
+		protocol: tr.protocol(f), inside: port(f.a, from), outside: port(f.host, outside), world: tr.server(f.world),
 	})
 }
 

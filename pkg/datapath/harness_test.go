@@ -33,6 +33,7 @@ const (
 	seenNot        = 0
 	seenDecided    = 0x7e40
 	seenTranslated = 0x7e41
+	seenAsBefore   = 1 << 31 // in want: whatever it was
 )
 
 // Flags of translations (enum translation_flag of bpf/lib/types.h).
@@ -158,8 +159,15 @@ type step struct {
 	want
 }
 
-// check runs a packet and compares verdict, frame, mark and all counters.
-func (n *node) check(t *testing.T, r run, w want) {
+// result is what a program made of a packet.
+type result struct {
+	run
+	want
+	counts map[string]maps.Count
+}
+
+// run shows a packet to its program.
+func (n *node) run(t *testing.T, r run) result {
 	t.Helper()
 	before := n.counts(t)
 	context := skBuff{
@@ -168,8 +176,7 @@ func (n *node) check(t *testing.T, r run, w want) {
 	}
 	context.CB[cbSeen], context.CB[cbVLAN] = r.seen, r.vlan
 	after := context
-	out := make([]byte, len(r.in)+256)
-	options := ebpf.RunOptions{Data: r.in, DataOut: out, Context: context, ContextOut: &after}
+	options := ebpf.RunOptions{Data: r.in, DataOut: make([]byte, len(r.in)+256), Context: context, ContextOut: &after}
 	var verdict uint32
 	var err error
 	n.ns.Do(t, func() { verdict, err = n.preludes[r.program].Run(&options) })
@@ -177,44 +184,57 @@ func (n *node) check(t *testing.T, r run, w want) {
 		t.Skip("needs ingress_ifindex in BPF_PROG_TEST_RUN: Linux 5.11")
 	}
 	must(t, err)
-	wantOut := w.out
-	if wantOut == nil {
-		wantOut = r.in
-	}
-	if int32(verdict) != w.verdict {
-		t.Errorf("verdict: got %d, want %d", int32(verdict), w.verdict)
-	}
-	if w.verdict != dropped {
-		if diff := packet.Diff(wantOut, options.DataOut); diff != "" {
-			t.Errorf("packet out:\n%s", diff)
-		}
-		if after.CB[cbSeen] != w.seen {
-			t.Errorf("tc_index: got %#x, want %#x", after.CB[cbSeen], w.seen)
-		}
-		if packet.Verify(r.in) == nil {
-			if err := packet.Verify(options.DataOut); err != nil {
-				t.Errorf("packet out is wrong: %v\n%s", err, packet.Summary(options.DataOut))
-			}
-		}
-	}
-	wantCounts := make(map[string]maps.Count)
-	for _, name := range w.counters {
-		wantCounts[r.program+" "+name] = maps.Count{Packets: uint64(max(1, r.gsoSegs)), Bytes: uint64(len(r.in))}
-	}
-	changed := n.counts(t)
-	for name, count := range changed {
+	counts := n.counts(t)
+	for name, count := range counts {
 		count.Packets -= before[name].Packets
 		count.Bytes -= before[name].Bytes
-		if changed[name] = count; count.Packets == 0 && count.Bytes == 0 {
-			delete(changed, name)
+		if counts[name] = count; count.Packets == 0 && count.Bytes == 0 {
+			delete(counts, name)
 		}
 	}
-	if diff := gocmp.Diff(wantCounts, changed, cmpopts.IgnoreFields(maps.Count{}, "_")); diff != "" {
+	return result{r, want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen]}, counts}
+}
+
+// compare compares verdict, frame, mark and all counters. Where a packet was right
+// before, it must be right after.
+func (got result) compare(t *testing.T, w want) {
+	t.Helper()
+	if got.verdict != w.verdict {
+		t.Errorf("verdict: got %d, want %d", got.verdict, w.verdict)
+	}
+	if w.out == nil {
+		w.out = got.in
+	}
+	if w.verdict != dropped && got.verdict != dropped {
+		if diff := packet.Diff(w.out, got.out); diff != "" {
+			t.Errorf("packet out:\n%s", diff)
+		}
+		if w.seen == seenAsBefore {
+			w.seen = got.run.seen
+		}
+		if got.want.seen != w.seen {
+			t.Errorf("tc_index: got %#x, want %#x", got.want.seen, w.seen)
+		}
+		if err := packet.Verify(got.out); err != nil && packet.Verify(got.in) == nil {
+			t.Errorf("packet out is wrong: %v\n%s", err, packet.Summary(got.out))
+		}
+	}
+	counts := make(map[string]maps.Count)
+	for _, name := range w.counters {
+		counts[got.program+" "+name] = maps.Count{Packets: uint64(max(1, got.gsoSegs)), Bytes: uint64(len(got.in))}
+	}
+	if diff := gocmp.Diff(counts, got.counts, cmpopts.IgnoreFields(maps.Count{}, "_")); diff != "" {
 		t.Errorf("counters (-want +got):\n%s", diff)
 	}
 	if t.Failed() {
-		t.Logf("packet in: %s", packet.Summary(r.in))
+		t.Logf("packet in: %s", packet.Summary(got.in))
 	}
+}
+
+// check shows a packet to its program and compares all that comes of it.
+func (n *node) check(t *testing.T, r run, w want) {
+	t.Helper()
+	n.run(t, r).compare(t, w)
 }
 
 // story runs packets one after the other.

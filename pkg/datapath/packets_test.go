@@ -16,6 +16,16 @@ func TestPackets(t *testing.T) {
 		test func(*testing.T, *node)
 	}{
 		{"from container", testFromContainer},
+		{"from uplink", testFromUplink},
+		{"to container", testToContainer},
+		{"to uplink", testToUplink},
+		{"ICMP errors", testICMPErrors},
+		{"fragments", testFragments},
+		{"TTL", testTTL},
+		{"MTU", testMTU},
+		{"translations", testTranslations},
+		{"spoofing", testSpoofing},
+		{"parsing", testParsing},
 	} {
 		t.Run(table.name, func(t *testing.T) { table.test(t, n) })
 	}

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -86,10 +87,13 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 // routerMAC is the router's, and of every neighbour on the uplink's link.
 func routerMAC() net.HardwareAddr { return packet.MAC("02:00:00:00:fe:fe") }
 
-// newNode makes a node with the configuration; Root and, where it is not given,
-// Masquerade are filled in.
+// newNode makes a node with the configuration, in which it fills in Root and the
+// default of MasqueradePorts.
 func newNode(t *testing.T, cfg Config) *node {
 	t.Helper()
+	if cfg.MasqueradePorts == [2]uint16{} {
+		cfg.MasqueradePorts = [2]uint16{40960, 65535}
+	}
 	cfg.Root = filepath.Join(nstest.BPFFS(t), "tendril")
 	n := &node{ns: nstest.New(t, "node"), config: cfg}
 	far := nstest.New(t, "far")
@@ -133,7 +137,7 @@ func newNode(t *testing.T, cfg Config) *node {
 		pods, _ := f.a.Prefix(bits - 8)
 		for _, route := range []netlink.Route{
 			{Dst: ipNet(everything), Gw: f.router.AsSlice()},
-			{Dst: ipNet(netip.PrefixFrom(f.narrow, bits)), Gw: f.router.AsSlice(), MTU: 1300},
+			{Dst: ipNet(netip.PrefixFrom(f.narrow, bits)), Gw: f.router.AsSlice(), MTU: 1300, MTULock: true},
 			{Dst: ipNet(netip.PrefixFrom(f.elsewhere, bits)), LinkIndex: other.Attrs().Index},
 			{Dst: ipNet(pods), Type: unix.RTN_UNREACHABLE},
 		} {
@@ -186,6 +190,25 @@ func (n *node) do(t *testing.T, f func() error) {
 	var err error
 	n.ns.Do(t, func() { err = f() })
 	must(t, err)
+}
+
+// requireKernel skips a test of what older kernels lack.
+func requireKernel(t *testing.T, feature string, major, minor int) {
+	t.Helper()
+	have := kernelVersion(t)
+	if have[0] < major || have[0] == major && have[1] < minor {
+		t.Skipf("%s needs Linux %d.%d, this is %d.%d", feature, major, minor, have[0], have[1])
+	}
+}
+
+// kernelVersion is major and minor of the running kernel.
+func kernelVersion(t *testing.T) (version [2]int) {
+	t.Helper()
+	var name unix.Utsname
+	must(t, unix.Uname(&name))
+	_, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &version[0], &version[1])
+	must(t, err)
+	return version
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

@@ -68,7 +68,7 @@ func benchmarkStore(b *testing.B, allocate bool) {
 		for _, noSync := range []bool{false, true} {
 			for _, leases := range []int{1000, nearlyFull} {
 				b.Run(fmt.Sprintf("%s/noSync=%t/%d-leased", dir, noSync, leases), func(b *testing.B) {
-					dir, err := os.MkdirTemp(dir, "ipam")
+					dir, err := os.MkdirTemp(dir, "ipam") //nolint:usetesting // which file system it is on is the point
 					if err != nil {
 						b.Fatal(err)
 					}

@@ -110,6 +110,6 @@ func lock(f *os.File, timeout time.Duration) error {
 		case !time.Now().Before(end):
 			return ErrInUse
 		}
-		time.Sleep(min(lockInterval, time.Until(end)))
+		time.Sleep(min(lockInterval, time.Until(end))) //nolint:forbidigo // no event says that a flock is free
 	}
 }

@@ -30,6 +30,9 @@ const (
 	metaMagic   = 0xED0CDAED
 	metaVersion = 2
 	noFreelist  = 1<<64 - 1
+	// Page sizes that bbolt looks for.
+	minPageSize = 1 << 10
+	maxPageSize = 1 << 24
 	// minPages is the size of a file as it is created.
 	minPages = 4
 	// maxDepth bounds the recursion: no file of a sane size is this deep.
@@ -48,7 +51,8 @@ type meta struct {
 	transaction          uint64
 }
 
-// readMeta reads the meta page at an offset, or returns false if there is none.
+// readMeta reads the meta page at an offset, or returns false if there is none
+// that bbolt would use.
 func readMeta(r io.ReaderAt, offset int64) (meta, bool) {
 	var b [metaSize]byte
 	if _, err := r.ReadAt(b[:], offset+pageHeaderSize); err != nil {
@@ -64,7 +68,7 @@ func readMeta(r io.ReaderAt, offset int64) (meta, bool) {
 		transaction: native.Uint64(b[48:]),
 	}
 	ok := native.Uint32(b[0:]) == metaMagic && native.Uint32(b[4:]) == metaVersion &&
-		native.Uint64(b[56:]) == sum.Sum64() && m.pageSize >= 1024 && m.pageSize <= 1<<24
+		native.Uint64(b[56:]) == sum.Sum64()
 	return m, ok
 }
 
@@ -73,6 +77,9 @@ func readMeta(r io.ReaderAt, offset int64) (meta, bool) {
 func findMeta(r io.ReaderAt, size int64) (meta, error) {
 	m0, ok0 := readMeta(r, 0)
 	if ok0 {
+		if m0.pageSize < minPageSize || m0.pageSize > maxPageSize || m0.pageSize&(m0.pageSize-1) != 0 {
+			return meta{}, fmt.Errorf("its pages have %d bytes", m0.pageSize)
+		}
 		m1, ok1 := readMeta(r, m0.pageSize)
 		if ok1 && m1.pageSize != m0.pageSize {
 			return meta{}, errors.New("its two meta pages contradict each other")
@@ -82,7 +89,7 @@ func findMeta(r io.ReaderAt, size int64) (meta, error) {
 		}
 		return m0, nil
 	}
-	for pageSize := int64(1024); pageSize <= 1<<24 && pageSize < size; pageSize *= 2 {
+	for pageSize := int64(minPageSize); pageSize <= maxPageSize && pageSize < size; pageSize *= 2 {
 		if m1, ok := readMeta(r, pageSize); ok && m1.pageSize == pageSize {
 			return m1, nil
 		}
@@ -95,13 +102,13 @@ func findMeta(r io.ReaderAt, size int64) (meta, error) {
 // it is used as, holds what it says it holds in ascending order, and is used
 // once; all others are free. Errors wrap ErrCorrupt, but for errUnborn.
 func checkPages(r io.ReaderAt, size int64) error {
-	// The first commit is transaction 2, and writes this page.
-	if m, ok := readMeta(r, 0); ok && m.transaction == 0 && size < minPages*m.pageSize {
-		return errUnborn
-	}
 	m, err := findMeta(r, size)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	// The first commit is transaction 2, and it writes meta page 0.
+	if m0, ok := readMeta(r, 0); ok && m0.transaction == 0 && size < minPages*m.pageSize {
+		return errUnborn
 	}
 	if m.high < minPages || m.high > uint64(size/m.pageSize) {
 		return fmt.Errorf("%w: cut short: it has %d bytes of %d", ErrCorrupt, size, m.high*uint64(m.pageSize))
@@ -177,8 +184,8 @@ func (t *tree) read(id uint64) (page, error) {
 	return p, nil
 }
 
-// checkTree verifies a page of a bucket and all below it. The keys are not less
-// than from and less than to, where these are given.
+// checkTree verifies a page of a bucket and all below it. The keys begin with
+// from and end before to, where these are given.
 func (t *tree) checkTree(id uint64, from, to []byte, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("page %d is more than %d levels deep", id, maxDepth)
@@ -326,15 +333,19 @@ func (p page) bytes(i int, at, size uint64) ([]byte, error) {
 	return p.data[from : from+size], nil
 }
 
-// checkKeys verifies that keys ascend within [from, to).
+// checkKeys verifies that keys ascend within [from, to). The first is from
+// itself, where that is given.
 func checkKeys(keys [][]byte, from, to []byte) error {
+	if from != nil && (len(keys) == 0 || !bytes.Equal(keys[0], from)) {
+		return errors.New("the first key is not the one that its parent has for it")
+	}
 	for i, key := range keys {
 		switch {
 		case len(key) == 0:
 			return fmt.Errorf("key %d is empty", i)
 		case i > 0 && bytes.Compare(keys[i-1], key) >= 0:
 			return fmt.Errorf("key %d is not greater than the one before", i)
-		case from != nil && bytes.Compare(key, from) < 0, to != nil && bytes.Compare(key, to) >= 0:
+		case to != nil && bytes.Compare(key, to) >= 0:
 			return fmt.Errorf("key %d is not where it belongs", i)
 		}
 	}

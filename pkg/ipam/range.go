@@ -94,8 +94,10 @@ func Canonical(sets []RangeSet) ([]RangeSet, error) {
 			}
 			out[i][j] = canonical
 			if first := out[i][0].Subnet; first.Addr().Is4() != canonical.Subnet.Addr().Is4() {
-				return nil, &RangeError{i, j, "subnet", canonical.Subnet.String(),
-					fmt.Sprintf("is not of the family of %s, the first subnet of its range set", first)}
+				return nil, &RangeError{
+					i, j, "subnet", canonical.Subnet.String(),
+					fmt.Sprintf("is not of the family of %s, the first subnet of its range set", first),
+				}
 			}
 		}
 	}
@@ -141,8 +143,10 @@ func (r Range) canonical() (Range, *RangeError) {
 		// Subnet-router anycast is a router's address by definition
 		// (RFC 4291, section 2.6.1); IPv4's two are nobody's.
 		if gateway.Is4() && (gateway.Less(first) || last.Less(gateway)) {
-			return Range{}, &RangeError{Key: "gateway", Value: r.Gateway.String(),
-				Reason: fmt.Sprintf("is the network or broadcast address of %s", subnet)}
+			return Range{}, &RangeError{
+				Key: "gateway", Value: r.Gateway.String(),
+				Reason: fmt.Sprintf("is the network or broadcast address of %s", subnet),
+			}
 		}
 	}
 	if start == gateway {
@@ -163,20 +167,27 @@ func (r Range) canonical() (Range, *RangeError) {
 			return Range{}, err
 		}
 		if end.Less(start) {
-			return Range{}, &RangeError{Key: "rangeEnd", Value: r.End.String(),
-				Reason: fmt.Sprintf("comes before %s, the start of the range", start)}
+			return Range{}, &RangeError{
+				Key: "rangeEnd", Value: r.End.String(),
+				Reason: fmt.Sprintf("comes before %s, the start of the range", start),
+			}
 		}
 	}
 	if end.Less(start) {
-		return Range{}, &RangeError{Key: "rangeStart", Value: r.Start.String(),
-			Reason: fmt.Sprintf("comes after %s, the end of the range", end)}
+		return Range{}, &RangeError{
+			Key: "rangeStart", Value: r.Start.String(),
+			Reason: fmt.Sprintf("comes after %s, the end of the range", end),
+		}
 	}
 	for _, special := range []struct {
 		prefix, what string
 	}{
-		{"0.0.0.0/32", "the unspecified address"}, {"127.0.0.0/8", "loopback addresses"},
-		{"224.0.0.0/4", "multicast addresses"}, {"255.255.255.255/32", "the limited broadcast address"},
-		{"::1/128", "the loopback address"}, {"ff00::/8", "multicast addresses"},
+		{"0.0.0.0/32", "the unspecified address"},
+		{"127.0.0.0/8", "loopback addresses"},
+		{"224.0.0.0/4", "multicast addresses"},
+		{"255.255.255.255/32", "the limited broadcast address"},
+		{"::1/128", "the loopback address"},
+		{"ff00::/8", "multicast addresses"},
 		{"::ffff:0:0/96", "IPv4-mapped addresses"},
 	} {
 		p := netip.MustParsePrefix(special.prefix)

@@ -92,8 +92,10 @@ type leaseRecord struct {
 }
 
 func encodeLease(l lease) (key, value []byte, err error) {
-	value, err = json.Marshal(leaseRecord{l.network, l.owner.ContainerID, l.owner.IfName,
-		l.set, l.address.Prefix, l.address.Gateway})
+	value, err = json.Marshal(leaseRecord{
+		l.network, l.owner.ContainerID, l.owner.IfName,
+		l.set, l.address.Prefix, l.address.Gateway,
+	})
 	return []byte(l.address.Prefix.Addr().String()), value, err
 }
 

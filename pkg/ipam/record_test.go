@@ -35,59 +35,109 @@ func TestOpenVerifiesRecords(t *testing.T) {
 		record string
 		reason string
 	}{
-		{"another format", put("2", "format"),
-			"ipam/format", `is "2", and this version reads "1" only`},
-		{"a bucket is missing", func(b *bbolt.Bucket) error { return b.DeleteBucket([]byte("released")) },
-			"ipam/released", "is missing"},
-		{"a value instead of a network", put("x", "networks", "stray"),
-			"ipam/networks/stray", "is a value, not a bucket"},
-		{"a network without ranges", put("10.0.0.5", "networks", "empty", "cursor/0"),
-			"ipam/networks/empty/ranges", "unexpected end of JSON input"},
-		{"ranges that are not canonical", put(`[[{"subnet":"10.7.0.0/24","rangeStart":"10.7.0.2","rangeEnd":"","gateway":"10.7.0.1"}]]`, "networks", "pods", "ranges"),
-			"ipam/networks/pods/ranges", "the ranges are not in canonical form"},
-		{"ranges that overlap another network's", put(`[[{"subnet":"10.0.0.0/25","rangeStart":"10.0.0.2","rangeEnd":"10.0.0.126","gateway":"10.0.0.1"}]]`, "networks", "second", "ranges"),
-			"ipam/networks/second/ranges", "use range 10.0.0.0/25 (gateway 10.0.0.1) of network second: overlaps range 10.0.0.0/24 (gateway 10.0.0.1) of network pods"},
-		{"a gateway that is leased", func(b *bbolt.Bucket) error {
-			return errors.Join(put("10.0.0.5", "networks", "pods", "cursor/0")(b),
-				put(`[[{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.5","rangeEnd":"10.0.0.9","gateway":"10.0.0.2"}]]`, "networks", "pods", "ranges")(b))
+		{
+			"another format", put("2", "format"),
+			"ipam/format", `is "2", and this version reads "1" only`,
 		},
-			"ipam/networks/pods/ranges", "use gateway 10.0.0.2: leased to container c1 interface eth0 in network pods"},
-		{"an unknown key", put("1", "networks", "pods", "colour"),
-			"ipam/networks/pods/colour", "the key is not known"},
-		{"a cursor of no set", put("10.0.0.5", "networks", "pods", "cursor/1"),
-			"ipam/networks/pods/cursor/1", "10.0.0.5 is not in range set 1"},
-		{"a cursor out of its set", put("10.0.1.5", "networks", "pods", "cursor/0"),
-			"ipam/networks/pods/cursor/0", "10.0.1.5 is not in range set 0"},
-		{"a cursor's number in another form", put("10.0.0.5", "networks", "pods", "cursor/00"),
-			"ipam/networks/pods/cursor/00", `"00" is not the number of a range set`},
-		{"a lease that is cut short", put(goodLease[:50], "leases", "10.0.0.2"),
-			"ipam/leases/10.0.0.2", "unexpected end of JSON input"},
-		{"a lease of no address", put(goodLease, "leases", "10.0.0"),
-			"ipam/leases/10.0.0", `ParseAddr("10.0.0"): IPv4 address too short`},
-		{"two owners of one address", put(goodLease, "leases", "::ffff:10.0.0.2"),
-			"ipam/leases/::ffff:10.0.0.2", "the address is not written as 10.0.0.2"},
-		{"two owners of one address, spelt otherwise", put(goodLease, "leases", "::ffff:a00:2"),
-			"ipam/leases/::ffff:a00:2", "the address is not written as 10.0.0.2"},
-		{"a lease of another address", put(goodLease, "leases", "10.0.0.3"),
-			"ipam/leases/10.0.0.3", "its prefix 10.0.0.2/24 is of another address"},
-		{"two addresses of one set", put(`{"network":"pods","containerID":"c1","ifName":"eth0","set":0,"prefix":"10.0.0.3/24","gateway":"10.0.0.1"}`, "leases", "10.0.0.3"),
-			"ipam/leases/10.0.0.3", "container c1 interface eth0 holds 10.0.0.2 of range set 0 already"},
-		{"a lease of an unknown network", put(`{"network":"gone","containerID":"c1","ifName":"eth0","set":0,"prefix":"10.0.0.3/24","gateway":"10.0.0.1"}`, "leases", "10.0.0.3"),
-			"ipam/leases/10.0.0.3", "its network gone has no record"},
-		{"a lease of nobody", put(`{"network":"pods","containerID":"","ifName":"eth0","set":0,"prefix":"10.0.0.3/24","gateway":"10.0.0.1"}`, "leases", "10.0.0.3"),
-			"ipam/leases/10.0.0.3", "check container ID: it is empty"},
-		{"a lease with a gateway elsewhere", put(`{"network":"pods","containerID":"c2","ifName":"eth0","set":0,"prefix":"10.0.0.3/24","gateway":"10.0.1.1"}`, "leases", "10.0.0.3"),
-			"ipam/leases/10.0.0.3", "its gateway 10.0.1.1 cannot be that of 10.0.0.3/24"},
-		{"a lease with an unknown key", put(`{"network":"pods","containerID":"c2","ifName":"eth0","set":0,"prefix":"10.0.0.3/24","gateway":"10.0.0.1","x":1}`, "leases", "10.0.0.3"),
-			"ipam/leases/10.0.0.3", "the value is not in standard form at byte 104"},
-		{"a released address that is leased", put("10.0.0.2", "released", "\x00\x00\x00\x00\x00\x00\x00\x01"),
-			"ipam/released/0000000000000001", "10.0.0.2 is leased to container c1 interface eth0"},
-		{"a released address of no network", put("10.9.0.2", "released", "\x00\x00\x00\x00\x00\x00\x00\x01"),
-			"ipam/released/0000000000000001", "10.9.0.2 is in no range of any network"},
-		{"an address released twice", put("10.0.0.9", "released", "\x00\x00\x00\x00\x00\x00\x00\x08"),
-			"ipam/released/0000000000000008", "10.0.0.9 was released as number 7 already"},
-		{"a key of another size", put("10.0.0.9", "released", "1"),
-			"ipam/released/31", "the key has 1 bytes, not 8"},
+		{
+			"a bucket is missing", func(b *bbolt.Bucket) error { return b.DeleteBucket([]byte("released")) },
+			"ipam/released", "is missing",
+		},
+		{
+			"a value instead of a network", put("x", "networks", "stray"),
+			"ipam/networks/stray", "is a value, not a bucket",
+		},
+		{
+			"a network without ranges", put("10.0.0.5", "networks", "empty", "cursor/0"),
+			"ipam/networks/empty/ranges", "unexpected end of JSON input",
+		},
+		{
+			"ranges that are not canonical", put(`[[{"subnet":"10.7.0.0/24","rangeStart":"10.7.0.2","rangeEnd":"","gateway":"10.7.0.1"}]]`, "networks", "pods", "ranges"),
+			"ipam/networks/pods/ranges", "the ranges are not in canonical form",
+		},
+		{
+			"ranges that overlap another network's", put(`[[{"subnet":"10.0.0.0/25","rangeStart":"10.0.0.2","rangeEnd":"10.0.0.126","gateway":"10.0.0.1"}]]`, "networks", "second", "ranges"),
+			"ipam/networks/second/ranges", "use range 10.0.0.0/25 (gateway 10.0.0.1) of network second: overlaps range 10.0.0.0/24 (gateway 10.0.0.1) of network pods",
+		},
+		{
+			"a gateway that is leased", func(b *bbolt.Bucket) error {
+				return errors.Join(put("10.0.0.5", "networks", "pods", "cursor/0")(b),
+					put(`[[{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.5","rangeEnd":"10.0.0.9","gateway":"10.0.0.2"}]]`, "networks", "pods", "ranges")(b))
+			},
+			"ipam/networks/pods/ranges", "use gateway 10.0.0.2: leased to container c1 interface eth0 in network pods",
+		},
+		{
+			"an unknown key", put("1", "networks", "pods", "colour"),
+			"ipam/networks/pods/colour", "the key is not known",
+		},
+		{
+			"a cursor of no set", put("10.0.0.5", "networks", "pods", "cursor/1"),
+			"ipam/networks/pods/cursor/1", "10.0.0.5 is not in range set 1",
+		},
+		{
+			"a cursor out of its set", put("10.0.1.5", "networks", "pods", "cursor/0"),
+			"ipam/networks/pods/cursor/0", "10.0.1.5 is not in range set 0",
+		},
+		{
+			"a cursor's number in another form", put("10.0.0.5", "networks", "pods", "cursor/00"),
+			"ipam/networks/pods/cursor/00", `"00" is not the number of a range set`,
+		},
+		{
+			"a lease that is cut short", put(goodLease[:50], "leases", "10.0.0.2"),
+			"ipam/leases/10.0.0.2", "unexpected end of JSON input",
+		},
+		{
+			"a lease of no address", put(goodLease, "leases", "10.0.0"),
+			"ipam/leases/10.0.0", `ParseAddr("10.0.0"): IPv4 address too short`,
+		},
+		{
+			"two owners of one address", put(goodLease, "leases", "::ffff:10.0.0.2"),
+			"ipam/leases/::ffff:10.0.0.2", "the address is not written as 10.0.0.2",
+		},
+		{
+			"two owners of one address, spelt otherwise", put(goodLease, "leases", "::ffff:a00:2"),
+			"ipam/leases/::ffff:a00:2", "the address is not written as 10.0.0.2",
+		},
+		{
+			"a lease of another address", put(goodLease, "leases", "10.0.0.3"),
+			"ipam/leases/10.0.0.3", "its prefix 10.0.0.2/24 is of another address",
+		},
+		{
+			"two addresses of one set", put(`{"network":"pods","containerID":"c1","ifName":"eth0","set":0,"prefix":"10.0.0.3/24","gateway":"10.0.0.1"}`, "leases", "10.0.0.3"),
+			"ipam/leases/10.0.0.3", "container c1 interface eth0 holds 10.0.0.2 of range set 0 already",
+		},
+		{
+			"a lease of an unknown network", put(`{"network":"gone","containerID":"c1","ifName":"eth0","set":0,"prefix":"10.0.0.3/24","gateway":"10.0.0.1"}`, "leases", "10.0.0.3"),
+			"ipam/leases/10.0.0.3", "its network gone has no record",
+		},
+		{
+			"a lease of nobody", put(`{"network":"pods","containerID":"","ifName":"eth0","set":0,"prefix":"10.0.0.3/24","gateway":"10.0.0.1"}`, "leases", "10.0.0.3"),
+			"ipam/leases/10.0.0.3", "check container ID: it is empty",
+		},
+		{
+			"a lease with a gateway elsewhere", put(`{"network":"pods","containerID":"c2","ifName":"eth0","set":0,"prefix":"10.0.0.3/24","gateway":"10.0.1.1"}`, "leases", "10.0.0.3"),
+			"ipam/leases/10.0.0.3", "its gateway 10.0.1.1 cannot be that of 10.0.0.3/24",
+		},
+		{
+			"a lease with an unknown key", put(`{"network":"pods","containerID":"c2","ifName":"eth0","set":0,"prefix":"10.0.0.3/24","gateway":"10.0.0.1","x":1}`, "leases", "10.0.0.3"),
+			"ipam/leases/10.0.0.3", "the value is not in standard form at byte 104",
+		},
+		{
+			"a released address that is leased", put("10.0.0.2", "released", "\x00\x00\x00\x00\x00\x00\x00\x01"),
+			"ipam/released/0000000000000001", "10.0.0.2 is leased to container c1 interface eth0",
+		},
+		{
+			"a released address of no network", put("10.9.0.2", "released", "\x00\x00\x00\x00\x00\x00\x00\x01"),
+			"ipam/released/0000000000000001", "10.9.0.2 is in no range of any network",
+		},
+		{
+			"an address released twice", put("10.0.0.9", "released", "\x00\x00\x00\x00\x00\x00\x00\x08"),
+			"ipam/released/0000000000000008", "10.0.0.9 was released as number 7 already",
+		},
+		{
+			"a key of another size", put("10.0.0.9", "released", "1"),
+			"ipam/released/31", "the key has 1 bytes, not 8",
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "state.db")
@@ -162,12 +212,18 @@ func TestRecordsAreStable(t *testing.T) {
 // A lease record is read only if it is exactly what would be written for it.
 func FuzzDecodeLease(f *testing.F) {
 	for _, seed := range []struct{ key, value string }{
-		{"10.0.0.2", goodLease}, {"10.0.0.3", goodLease}, {"10.0.0.2", goodLease + " "}, {"10.0.0.2", goodLease[:20]}, {"", ""},
+		{"10.0.0.2", goodLease},
+		{"10.0.0.3", goodLease},
+		{"10.0.0.2", goodLease + " "},
+		{"10.0.0.2", goodLease[:20]},
+		{"", ""},
 		{"fd00::2", `{"network":"a/b","containerID":"c","ifName":"e","set":7,"prefix":"fd00::2/64","gateway":"fd00::1"}`},
 		{"fe80::1%1", `{"network":"n","containerID":"c","ifName":"e","set":-1,"prefix":"fe80::1/64","gateway":"fe80::2%1"}`},
 		{"::ffff:1.2.3.4", `{"network":"n","containerID":"\u003c\ufffd","ifName":"e","set":0,"prefix":"::ffff:1.2.3.4/100","gateway":""}`},
 		{"10.0.0.2", `{"NETWORK":"pods","containerID":"c1","ifName":"eth0","set":0,"prefix":"10.0.0.2/24","gateway":"10.0.0.1"}`},
-		{"10.0.0.2", "null"}, {"10.0.0.2", "{}"}, {"0.0.0.0", `{"network":"n","containerID":"c","ifName":"e","set":0,"prefix":"","gateway":""}`},
+		{"10.0.0.2", "null"},
+		{"10.0.0.2", "{}"},
+		{"0.0.0.0", `{"network":"n","containerID":"c","ifName":"e","set":0,"prefix":"","gateway":""}`},
 	} {
 		f.Add([]byte(seed.key), []byte(seed.value))
 	}

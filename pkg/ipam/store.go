@@ -135,8 +135,10 @@ func (s *Store) Allocate(req Request, also func(*bbolt.Tx, []Address) error) ([]
 	leases := make([]lease, len(choices))
 	for i, c := range choices {
 		r, _ := change.next.find(c.number)
-		leases[i] = lease{req.Network, req.Owner, i,
-			Address{netip.PrefixFrom(c.number.addr(), r.Subnet.Bits()), r.Gateway}}
+		leases[i] = lease{
+			req.Network, req.Owner, i,
+			Address{netip.PrefixFrom(c.number.addr(), r.Subnet.Bits()), r.Gateway},
+		}
 	}
 	taken := addresses(leases)
 

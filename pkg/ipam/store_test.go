@@ -587,7 +587,7 @@ func TestRandomRequests(t *testing.T) {
 		"fd00::8/125, fd00::10/125; 10.0.0.32/29", "10.0.0.32/29 - - 10.0.0.33", "10.0.0.34/31; fd00::/120 fd00::20 fd00::2f",
 	}
 	counts := make(map[string]int)
-	for step := range 2000 {
+	for step := range 1000 {
 		name := fmt.Sprintf("net%d", random.IntN(4))
 		owner := container(random.IntN(12))
 		req := from(t, name, ranges[random.IntN(len(ranges))], owner)
@@ -628,8 +628,10 @@ func TestRandomRequests(t *testing.T) {
 			}
 		}
 	}
-	for _, outcome := range []string{"<nil>", "*ipam.HeldError", "*ipam.ExhaustedError", "*ipam.TakenError", "*ipam.OverlapError",
-		"*ipam.NotInRangeError", "*errors.errorString"} {
+	for _, outcome := range []string{
+		"<nil>", "*ipam.HeldError", "*ipam.ExhaustedError", "*ipam.TakenError", "*ipam.OverlapError",
+		"*ipam.NotInRangeError", "*errors.errorString",
+	} {
 		if counts[outcome] == 0 {
 			t.Errorf("no request ended with %s: %v", outcome, counts)
 		}

@@ -8,14 +8,19 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
+
+	"github.com/cilium/ebpf/link"
 )
 
 // Names of what is compared.
 const (
-	rawVeth = "raw veth"
-	tendril = "tendril"
-	chain   = "chain" // bridge, host-local, portmap, firewall
-	ptp     = "ptp"   // ptp, host-local
+	rawVeth  = "raw" // a veth pair without node
+	tendril  = "tendril"
+	chain    = "chain"    // bridge, host-local, portmap, firewall
+	ptp      = "ptp"      // ptp, host-local
+	redirect = "redirect" // a program that knows nothing and redirects all; same node only
+	beside   = "beside"   // another build of tendril
 )
 
 var (
@@ -32,15 +37,19 @@ type candidate struct {
 	network *network
 	agent   *agent
 	// sameNode is from container to container, toWorld from the first container
-	// to the world.
+	// to the world; without a client there is no such path.
 	sameNode, toWorld path
 	namespaces        []*namespace
+	links             []link.Link
 }
 
 func (c *candidate) close() error {
 	var errs []error
 	if c.agent != nil {
 		errs = append(errs, c.agent.stop())
+	}
+	for _, l := range c.links {
+		errs = append(errs, l.Close())
 	}
 	for _, n := range c.namespaces {
 		errs = append(errs, n.close())
@@ -50,23 +59,19 @@ func (c *candidate) close() error {
 
 // namespace makes one that the candidate owns.
 func (c *candidate) namespace(role string) (*namespace, error) {
-	n, err := newNamespace(fileName(c.name) + "-" + role)
-	if err == nil {
-		c.namespaces = append(c.namespaces, n)
+	n, err := newNamespace(c.name + "-" + role)
+	if err != nil {
+		return nil, err
 	}
-	return n, err
-}
-
-func fileName(candidate string) string {
-	if candidate == rawVeth {
-		return "raw"
-	}
-	return candidate
+	c.namespaces = append(c.namespaces, n)
+	// Where BBR is the machine's choice, its pacing would be measured. Reno is in
+	// every kernel and allowed in every namespace.
+	return n, n.sysctl("net/ipv4/tcp_congestion_control", "reno")
 }
 
 // wireRaw makes the baseline: two namespaces and one veth pair.
-func wireRaw() (_ *candidate, err error) {
-	c := &candidate{name: rawVeth}
+func wireRaw(_ context.Context, name string) (_ *candidate, err error) {
+	c := &candidate{name: name}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.close())
@@ -124,10 +129,14 @@ func (b *bench) join(ctx context.Context, c *candidate) (err error) {
 	case ptp:
 		c.network.plugins = ptpPlugins()
 	default:
-		if c.agent, err = startAgent(ctx, filepath.Join(b.tendril, "tendril-agent"), c.node, c.name); err != nil {
+		c.network.folder = b.tendril
+		if c.name == beside {
+			c.network.folder = b.beside
+		}
+		if c.agent, err = startAgent(ctx, filepath.Join(c.network.folder, "tendril-agent"), c.node, c.name); err != nil {
 			return err
 		}
-		c.network.folder, c.network.plugins = b.tendril, tendrilPlugins(c.agent.socket)
+		c.network.plugins = tendrilPlugins(c.agent.socket)
 	}
 	return nil
 }
@@ -153,7 +162,7 @@ func (b *bench) wire(ctx context.Context, name string) (_ *candidate, err error)
 			return nil, err
 		}
 		// The last is the server.
-		if c.sameNode.address, err = c.network.add(ctx, fileName(name)+"-"+role, containers[i]); err != nil {
+		if c.sameNode.address, err = c.network.add(ctx, name+"-"+role, containers[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -167,13 +176,18 @@ func (b *bench) need(ctx context.Context) error {
 	if b.candidates != nil {
 		return nil
 	}
-	raw, err := wireRaw()
-	if err != nil {
-		return err
-	}
-	b.candidates = append(b.candidates, raw)
-	for _, name := range []string{tendril, chain, ptp} {
-		c, err := b.wire(ctx, name)
+	for _, name := range []string{rawVeth, redirect, tendril, beside, chain, ptp} {
+		if name == beside && b.beside == "" || name != tendril && name != beside && !slices.Contains(b.against, name) {
+			continue
+		}
+		wire := b.wire
+		switch name {
+		case rawVeth:
+			wire = wireRaw
+		case redirect:
+			wire = wireRedirect
+		}
+		c, err := wire(ctx, name)
 		if err != nil {
 			return fmt.Errorf("wire %s: %w", name, err)
 		}

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -43,9 +44,19 @@ func (b *bench) compare(ctx context.Context, name string, over func(*candidate) 
 		return err
 	}
 	for _, one := range comparisons {
+		if !slices.Contains(b.traffic, string(one.traffic)) {
+			continue
+		}
+		before, err := b.drops(ctx)
+		if err != nil {
+			return err
+		}
 		m := metric{Section: name, Name: string(one.traffic), Unit: one.unit, against: rawVeth, goal: one.goal}
 		for round := range b.rounds {
 			for _, c := range b.candidates {
+				if over(c).client == nil {
+					continue
+				}
 				o, err := b.measure(ctx, one.traffic, over(c))
 				if err != nil {
 					return fmt.Errorf("measure %s of %s: %w", one.traffic, c.name, err)
@@ -62,6 +73,35 @@ func (b *bench) compare(ctx context.Context, name string, over func(*candidate) 
 				b.progress("%s %s, round %d of %d: %s: %s %s%s", name, one.traffic, round+1, b.rounds, c.name, figure(sample), one.unit, note)
 			}
 		}
+		after, err := b.drops(ctx)
+		if err != nil {
+			return err
+		}
+		for reason, n := range after {
+			if n > before[reason] {
+				b.progress("%s %s: tendril dropped %d packets: %s", name, one.traffic, n-before[reason], reason)
+			}
+		}
 	}
 	return nil
+}
+
+// drops are the packets that tendril's datapath has refused, by reason.
+func (b *bench) drops(ctx context.Context) (map[string]uint64, error) {
+	drops := make(map[string]uint64)
+	for _, c := range b.candidates {
+		if c.name != tendril {
+			continue
+		}
+		status, err := c.agent.Status(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("read counters of %s: %w", c.name, err)
+		}
+		for _, counter := range status.Counters {
+			if counter.Dropped {
+				drops[counter.Journey+" "+counter.Reason] += counter.Packets
+			}
+		}
+	}
+	return drops, nil
 }

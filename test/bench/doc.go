@@ -6,10 +6,11 @@
 //
 //	./test/bench/run [-quick] [-json] [-only SECTION,...] [-rounds N] [-window DURATION]
 //
-// What is compared takes turns (A B C A B C ...), so that a machine that
-// becomes slower becomes so for all; what counts are ratios of medians. The
-// range of the samples is printed beside each: where it is wide, the machine
-// was busy and the ratio says little.
+// What is compared takes turns (A B C A B C ...) in short windows, 10 s for each
+// figure in sum, so that a machine that becomes slower becomes so for all. What
+// counts are ratios of medians. Beside each stand the extremes of the samples
+// and the quartiles of the ratios within each round: where these are far apart,
+// the machine was busy and the ratio says little.
 //
 //   - packet: the programs under BPF_PROG_TEST_RUN, for packets of established
 //     flows. A program changes the packet, so each repetition first writes the

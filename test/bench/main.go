@@ -55,9 +55,13 @@ func mode(args []string) (string, []string) {
 
 // settings are the command line.
 type settings struct {
-	json   bool
-	only   []string
-	rounds int
+	json bool
+	only []string
+	// traffic and against limit sections of traffic to some of it, and to some of
+	// what tendril is compared with.
+	traffic []string
+	against []string
+	rounds  int
 	// window is how long one sample of traffic takes, after the warm-up.
 	window time.Duration
 	// repeat is how often a program runs for one sample.
@@ -67,6 +71,8 @@ type settings struct {
 	endpoints int
 	// tendril and plugins are folders of binaries.
 	tendril, plugins string
+	// beside is a folder of other binaries of tendril, "" for none.
+	beside string
 	// hold waits before the end, for a look at what is there.
 	hold bool
 }
@@ -78,12 +84,15 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	quick := f.Bool("quick", false, "short windows and few rounds: a look, not a measurement")
 	f.BoolVar(&s.json, "json", false, "print JSON instead of the table")
 	only := f.String("only", strings.Join(sectionNames(), ","), "`sections` to run, separated by commas")
-	f.IntVar(&s.rounds, "rounds", 5, "samples of each figure")
-	f.DurationVar(&s.window, "window", 3*time.Second, "length of a sample of traffic")
+	kinds := f.String("traffic", strings.Join(trafficNames(), ","), "kinds of `traffic` to send, separated by commas")
+	against := f.String("against", "raw,redirect,chain,ptp", "`names` of what to compare with, separated by commas")
+	f.IntVar(&s.rounds, "rounds", 21, "samples of each figure")
+	f.DurationVar(&s.window, "window", 500*time.Millisecond, "length of a sample of traffic")
 	f.IntVar(&s.repeat, "repeat", 1_000_000, "runs of a program for one sample")
 	f.IntVar(&s.calls, "calls", 40, "ADDs and DELs of each plugin")
 	f.IntVar(&s.endpoints, "endpoints", 1000, "endpoints of section memory")
 	f.StringVar(&s.tendril, "tendril", "bin", "`folder` of tendril-agent and tendril-cni")
+	f.StringVar(&s.beside, "beside", "", "`folder` of another build of tendril, to compare with")
 	f.StringVar(&s.plugins, "plugins", "/usr/lib/cni", "`folder` of the reference plugins")
 	f.BoolVar(&s.hold, "hold", false, "wait for SIGINT before everything is removed")
 	if err := f.Parse(args); err != nil {
@@ -93,22 +102,41 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 		return nil, fmt.Errorf("unknown argument %q", f.Arg(0))
 	}
 	if *quick {
-		s.rounds, s.window, s.calls = min(s.rounds, 3), min(s.window, time.Second), min(s.calls, 10)
+		s.rounds, s.window, s.calls = min(s.rounds, 7), min(s.window, 200*time.Millisecond), min(s.calls, 10)
 	}
 	if s.rounds < 1 || s.calls < 1 || s.repeat < 1 || s.endpoints < 1 || s.window <= 0 {
 		return nil, errors.New("rounds, calls, repeat, endpoints and window must be positive")
 	}
-	for _, name := range strings.Split(*only, ",") {
-		if !slices.Contains(sectionNames(), name) {
-			return nil, fmt.Errorf("unknown section %q: want some of %s", name, strings.Join(sectionNames(), ", "))
-		}
-		s.only = append(s.only, name)
-	}
 	var err error
-	if s.tendril, err = filepath.Abs(s.tendril); err != nil {
-		return nil, err
+	if s.only, err = some(*only, sectionNames()); err != nil {
+		return nil, fmt.Errorf("-only: %w", err)
+	}
+	if s.traffic, err = some(*kinds, trafficNames()); err != nil {
+		return nil, fmt.Errorf("-traffic: %w", err)
+	}
+	if s.against, err = some(*against, []string{rawVeth, redirect, chain, ptp}); err != nil {
+		return nil, fmt.Errorf("-against: %w", err)
+	}
+	for _, folder := range []*string{&s.tendril, &s.beside} {
+		if *folder == "" {
+			continue
+		}
+		if *folder, err = filepath.Abs(*folder); err != nil {
+			return nil, err
+		}
 	}
 	return s, nil
+}
+
+// some splits a list of names, each of which must be known.
+func some(list string, known []string) ([]string, error) {
+	names := strings.Split(list, ",")
+	for _, name := range names {
+		if !slices.Contains(known, name) {
+			return nil, fmt.Errorf("unknown name %q: want some of %s", name, strings.Join(known, ", "))
+		}
+	}
+	return names, nil
 }
 
 // section is one part of the benchmark.

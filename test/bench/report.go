@@ -61,8 +61,10 @@ type row struct {
 	// Against is the candidate that Ratio is to.
 	Against string  `json:"against,omitempty"`
 	Ratio   float64 `json:"ratio,omitempty"`
-	Goal    *goal   `json:"goal,omitempty"`
-	Met     *bool   `json:"met,omitempty"`
+	// RatioQuartiles are the first and third of the ratios within each round.
+	RatioQuartiles *[2]float64 `json:"ratioQuartiles,omitempty"`
+	Goal           *goal       `json:"goal,omitempty"`
+	Met            *bool       `json:"met,omitempty"`
 }
 
 // book collects samples.
@@ -103,6 +105,7 @@ func (b *book) report() *report {
 		for _, other := range b.rows {
 			if other.Section == r.Section && other.Name == r.Name && other.Candidate == r.against && other != r && other.Median != 0 {
 				r.Against, r.Ratio = other.Candidate, r.Median/other.Median
+				r.RatioQuartiles = quartiles(r.Samples, other.Samples)
 			}
 		}
 		if r.goal.Of == "" || r.Candidate != tendril || r.goal.Of == "ratio" && r.Against == "" {
@@ -126,6 +129,17 @@ func (b *book) report() *report {
 	load, _ := os.ReadFile("/proc/loadavg")
 	fields := append(strings.Fields(string(load)), "", "", "")
 	return &report{Kernel: unix.ByteSliceToString(name.Release[:]), CPUs: runtime.NumCPU(), Load: fields[2], Rows: b.rows}
+}
+
+// quartiles returns the first and third quartile of the ratios of samples taken
+// in the same round.
+func quartiles(samples, against []float64) *[2]float64 {
+	var ratios []float64
+	for i := range min(len(samples), len(against)) {
+		ratios = append(ratios, samples[i]/against[i])
+	}
+	slices.Sort(ratios)
+	return &[2]float64{percentile(ratios, 0.25), percentile(ratios, 0.75)}
 }
 
 // percentile is that of sorted samples, by linear interpolation.
@@ -158,7 +172,7 @@ func (r *report) print(out io.Writer) error {
 		}
 		ratio, verdict := "", ""
 		if row.Against != "" {
-			ratio = fmt.Sprintf("%.2f of %s", row.Ratio, row.Against)
+			ratio = fmt.Sprintf("%.3f of %s (%.2f to %.2f)", row.Ratio, row.Against, row.RatioQuartiles[0], row.RatioQuartiles[1])
 		}
 		if row.Goal != nil {
 			verdict = row.Goal.String() + ": missed"

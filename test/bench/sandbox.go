@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -35,8 +36,9 @@ func enter(stderr io.Writer, args []string) error {
 	inside.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC,
 		Pdeathsig:  unix.SIGKILL,
+		Setsid:     true, // for a scheduling group of its own
 	}
-	// A terminal's SIGINT reaches both; one that was sent to us goes on to it.
+	// In another session, it gets no signals of the terminal.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
@@ -69,6 +71,11 @@ func furnish() error {
 		if err := unix.Mount("tmpfs", at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 			return fmt.Errorf("mount tmpfs at %s: %w", at, err)
 		}
+	}
+	// Sessions share the CPUs evenly (sched(7), autogroup), whatever the nice
+	// values in them. A kernel without autogroup has no such file.
+	if err := os.WriteFile("/proc/self/autogroup", []byte("-20"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("raise priority of the session: %w", err)
 	}
 	bpf := home + "/bpf"
 	if err := os.MkdirAll(bpf, 0o700); err != nil {

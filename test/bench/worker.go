@@ -25,6 +25,10 @@ const (
 	connections     traffic = "connect"          // TCP connect, one byte each way, close
 )
 
+func trafficNames() []string {
+	return []string{string(throughput), string(packets), string(requestResponse), string(connections)}
+}
+
 // job is what one worker process does.
 type job struct {
 	Traffic traffic
@@ -109,7 +113,9 @@ func (m *meter) count(n int64) bool {
 		return true
 	}
 	if m.Elapsed == 0 {
-		m.begin = now // what arrived until now is not counted
+		// What arrived until now is not counted, and the warm-up may have taken
+		// longer than was meant.
+		m.begin, m.end = now, now.Add(m.end.Sub(m.begin))
 		m.Elapsed = 1
 		return true
 	}

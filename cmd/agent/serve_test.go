@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/pkg/api"
+)
+
+// add does an ADD without a container: the peer of the host side stays here.
+func add(t *testing.T, m *machine, client *api.Client, container string) api.Endpoint {
+	t.Helper()
+	e, err := client.Prepare(t.Context(), api.PrepareRequest{
+		Attachment: api.Attachment{ContainerID: container, IfName: "eth0"},
+		NetNS:      "/run/netns/" + container,
+		Network: api.Network{
+			Name: "pods", Driver: "routed", IPMasq: true,
+			Ranges: []api.RangeSet{{{Subnet: netip.MustParsePrefix("10.10.0.0/24")}}},
+		},
+	})
+	must(t, err)
+	m.ns.Run(t, "ip", "link", "add", e.HostIfName, "address", e.HostMAC, "type", "veth", "peer", "name", "p"+container)
+	link, err := m.ns.Handle.LinkByName(e.HostIfName)
+	must(t, err)
+	e, err = client.Attach(t.Context(), e.Attachment, api.AttachRequest{HostIfIndex: link.Attrs().Index})
+	must(t, err)
+	return e
+}
+
+func newClient(t *testing.T, m *machine) *api.Client {
+	client := api.NewClient(m.socket)
+	t.Cleanup(client.Close)
+	return client
+}
+
+// traces is what an agent leaves on a node on purpose.
+func (m *machine) traces(t *testing.T) string {
+	t.Helper()
+	text := m.ns.Run(t, "cat", "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding",
+		"/proc/sys/net/ipv6/conf/up0/accept_ra", "/proc/sys/net/ipv4/ip_local_reserved_ports")
+	links, err := m.ns.Handle.LinkList()
+	must(t, err)
+	for _, link := range links {
+		text += link.Attrs().Name + "\n"
+	}
+	text += m.ns.Run(t, "ip", "route", "show")
+	text += m.ns.Run(t, "ip", "-6", "route", "show", "type", "unreachable")
+	for _, path := range []string{m.state, filepath.Dir(m.socket), m.root} {
+		entries, err := os.ReadDir(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			text += filepath.Join(filepath.Base(path), e.Name()) + "\n"
+		}
+	}
+	return text
+}
+
+func TestLifeOfAnAgent(t *testing.T) {
+	m := newMachine(t)
+	before := m.traces(t)
+	agent := m.start(t, nil)
+	client := newClient(t, m)
+
+	health, err := client.Health(t.Context())
+	must(t, err)
+	if !health.OK {
+		t.Errorf("health: %+v", health)
+	}
+	status, err := client.Status(t.Context())
+	must(t, err)
+	want := api.Uplink{
+		Name: "up0", IfIndex: status.Uplinks[0].IfIndex, MTU: 1500,
+		IPv4: netip.MustParseAddr("192.0.2.2"), IPv6: netip.MustParseAddr("2001:db8::2"),
+	}
+	if d := cmp.Diff([]api.Uplink{want}, status.Uplinks, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+		t.Errorf("uplinks (-want +got):\n%s", d)
+	}
+	for path, mode := range map[string]os.FileMode{
+		m.socket: 0o600 | os.ModeSocket, filepath.Dir(m.socket): 0o700 | os.ModeDir, statePath(m.state): 0o600,
+	} {
+		info, err := os.Stat(path)
+		must(t, err)
+		if info.Mode() != mode {
+			t.Errorf("%s has mode %v, want %v", path, info.Mode(), mode)
+		}
+	}
+	e := add(t, m, client, "c1")
+	must(t, client.Check(t.Context(), e.Attachment))
+	metrics := m.ns.Run(t, "curl", "-sf", "http://"+m.metrics+"/metrics")
+	for _, line := range []string{`tendril_endpoints{state="ready"} 1`, `tendril_cni_requests_total{operation="attach",result="ok"} 1`} {
+		if !strings.Contains(metrics, line+"\n") {
+			t.Errorf("metrics lack %s", line)
+		}
+	}
+
+	agent.stop(t)
+	if _, err := os.Stat(m.socket); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket is left: %v", err)
+	}
+	if _, err := client.Health(t.Context()); !errors.Is(err, api.ErrUnavailable) {
+		t.Errorf("health without agent: %v", err)
+	}
+
+	again := m.start(t, nil)
+	client = newClient(t, m)
+	must(t, client.Check(t.Context(), e.Attachment))
+	again.kill(t)
+
+	third := m.start(t, nil) // over a stale socket
+	client = newClient(t, m)
+	must(t, client.Check(t.Context(), e.Attachment))
+	if got := m.fails(t, append([]string{"cleanup"}, m.args()...)...); !strings.Contains(got, fmt.Sprintf("in use by the agent with pid %d", third.cmd.Process.Pid)) {
+		t.Errorf("cleanup beside an agent: %s", got)
+	}
+	third.stop(t)
+	if got := m.fails(t, append([]string{"cleanup"}, m.args()...)...); !strings.Contains(got, "1 endpoints still exist") {
+		t.Errorf("cleanup with an endpoint: %s", got)
+	}
+	for range 2 {
+		cmd, log := m.command(append([]string{"cleanup", "--force"}, m.args()...)...)
+		if err := cmd.Run(); err != nil {
+			t.Fatalf("cleanup --force: %v\n%s", err, log)
+		}
+		if d := cmp.Diff(before, m.traces(t)); d != "" {
+			t.Errorf("left on the node (-before +after):\n%s", d)
+		}
+	}
+}
+
+func TestLinksAndUplinksAreFollowed(t *testing.T) {
+	m := newMachine(t)
+	m.start(t, nil)
+	client := newClient(t, m)
+	e := add(t, m, client, "c1")
+	m.ns.Run(t, "ip", "link", "del", e.HostIfName)
+	await(t, "the end of the endpoint's device", func() bool {
+		status, err := client.Status(t.Context())
+		must(t, err)
+		for _, one := range status.Maps {
+			if one.Name == "endpoints" {
+				return one.Entries == 0
+			}
+		}
+		return false
+	})
+	m.ns.Run(t, "ip", "link", "add", "up1", "type", "veth", "peer", "name", "world1")
+	m.ns.Run(t, "ip", "link", "set", "up1", "up")
+	m.ns.Run(t, "ip", "route", "add", "default", "dev", "up1", "metric", "7")
+	await(t, "a second uplink", func() bool {
+		status, err := client.Status(t.Context())
+		must(t, err)
+		return len(status.Uplinks) == 2
+	})
+	if got := m.ns.Run(t, "cat", "/proc/sys/net/ipv6/conf/up1/accept_ra"); got != "2\n" {
+		t.Errorf("accept_ra of the second uplink is %q, want 2", got)
+	}
+}
+
+func TestSecondAgent(t *testing.T) {
+	m := newMachine(t)
+	first := m.start(t, nil)
+	other := newMachine(t)
+	other.ns = m.ns
+	other.metrics = ""
+	for name, test := range map[string]struct {
+		share func(*machine)
+		want  string
+	}{
+		"socket":    {func(o *machine) { o.socket = m.socket }, "socket " + m.socket},
+		"state-dir": {func(o *machine) { o.state = m.state }, "state-dir " + m.state},
+		"bpf-root":  {func(o *machine) { o.root = m.root }, "bpf-root " + m.root},
+	} {
+		t.Run(name, func(t *testing.T) {
+			second := *other
+			test.share(&second)
+			before := m.traces(t)
+			got := second.fails(t, second.args()...)
+			want := fmt.Sprintf("%s is in use by the agent with pid %d", test.want, first.cmd.Process.Pid)
+			if !strings.Contains(got, want) {
+				t.Errorf("got %q, want it to contain %q", got, want)
+			}
+			if d := cmp.Diff(before, m.traces(t)); d != "" {
+				t.Errorf("changed (-before +after):\n%s", d)
+			}
+		})
+	}
+	t.Run("metrics-address", func(t *testing.T) {
+		second := *other
+		second.metrics = m.metrics
+		if got := second.fails(t, second.args()...); !strings.Contains(got, "serve metrics at metrics-address: listen tcp 127.0.0.1:9470: bind: address already in use") {
+			t.Errorf("got %q", got)
+		}
+	})
+	health, err := newClient(t, m).Health(t.Context())
+	if err != nil || !health.OK {
+		t.Errorf("the first agent: %+v, %v", health, err)
+	}
+}
+
+func TestTwoAgentsSideBySide(t *testing.T) {
+	a, b := newMachine(t), newMachine(t)
+	for _, m := range []*machine{a, b} {
+		m.start(t, nil)
+	}
+	for _, m := range []*machine{a, b} {
+		if e := add(t, m, newClient(t, m), "c1"); e.ID != 1 {
+			t.Errorf("endpoint %d, want the first", e.ID)
+		}
+	}
+}
+
+func TestStartRefuses(t *testing.T) {
+	tests := map[string]struct {
+		prepare func(*testing.T, *machine)
+		args    []string
+		want    string
+	}{
+		"something else at the socket": {
+			func(t *testing.T, m *machine) {
+				must(t, os.MkdirAll(filepath.Dir(m.socket), 0o700))
+				must(t, os.WriteFile(m.socket, nil, 0o600))
+			}, nil, "there is something else at this path",
+		},
+		"damaged state file": {
+			func(t *testing.T, m *machine) {
+				must(t, os.MkdirAll(m.state, 0o700))
+				must(t, os.WriteFile(statePath(m.state), make([]byte, 5000), 0o600))
+			}, nil, "tendril-agent cleanup --force",
+		},
+		"socket that answers": {
+			func(t *testing.T, m *machine) {
+				must(t, os.MkdirAll(filepath.Dir(m.socket), 0o700))
+				listener, err := net.Listen("unix", m.socket)
+				must(t, err)
+				t.Cleanup(func() { _ = listener.Close() })
+			}, nil, "is in use by another process",
+		},
+		"setting": {func(*testing.T, *machine) {}, []string{"--flows-max=1"}, "is not a number"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t)
+			test.prepare(t, m)
+			before := m.traces(t)
+			if got := m.fails(t, m.args(test.args...)...); !strings.Contains(got, test.want) {
+				t.Errorf("got %q, want it to contain %q", got, test.want)
+			}
+			after := strings.ReplaceAll(m.traces(t), "state/state.db\n", "") // an empty one may have been made
+			if d := cmp.Diff(strings.ReplaceAll(before, "state/state.db\n", ""), after); d != "" {
+				t.Errorf("changed (-before +after):\n%s", d)
+			}
+		})
+	}
+}
+
+// TestMountsBPF gives the agent a bpf-root that is on no bpf file system.
+func TestMountsBPF(t *testing.T) {
+	m := newMachine(t)
+	m.root = filepath.Join(t.TempDir(), "bpf", "tendril")
+	agent := m.start(t, nil)
+	if log := agent.log.String(); !strings.Contains(log, `msg="bpf file system mounted" path=`+m.root) {
+		t.Errorf("log: %s", log)
+	}
+	agent.stop(t)
+	second := m.start(t, nil)
+	if log := second.log.String(); strings.Contains(log, "mounted") {
+		t.Errorf("log of the second agent: %s", log)
+	}
+	second.stop(t)
+	cmd, log := m.command(append([]string{"cleanup"}, m.args()...)...)
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("cleanup: %v\n%s", err, log)
+	}
+	if _, err := os.Stat(m.root); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("bpf-root is left: %v", err)
+	}
+}
+
+func TestSocketActivation(t *testing.T) {
+	m := newMachine(t)
+	path := filepath.Join(t.TempDir(), "activated.sock")
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	must(t, err)
+	defer func() { must(t, listener.Close()) }()
+	file, err := listener.File()
+	must(t, err)
+	defer func() { must(t, file.Close()) }()
+	agent := m.start(t, func(cmd *exec.Cmd) {
+		cmd.ExtraFiles = []*os.File{file}
+		// systemd knows the process's number when it sets the variable: so does a shell.
+		cmd.Args = append([]string{"sh", "-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"`, "sh"}, cmd.Args...)
+		shell, err := exec.LookPath("sh")
+		must(t, err)
+		cmd.Path = shell
+	})
+	client := api.NewClient(path)
+	defer client.Close()
+	_, err = client.Health(t.Context())
+	must(t, err)
+	agent.stop(t)
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("the socket is systemd's and must stay: %v", err)
+	}
+}
+
+func TestWatchdogAndStop(t *testing.T) {
+	m := newMachine(t)
+	agent := m.start(t, func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, "WATCHDOG_USEC=100000") })
+	agent.await(t, "WATCHDOG=1", nil)
+	agent.stop(t)
+	agent.await(t, "STOPPING=1", nil)
+}
+
+// TestLeastCapabilities runs an agent with what its unit gives it and no more.
+func TestLeastCapabilities(t *testing.T) {
+	unit, err := os.ReadFile("../../deploy/tendril-agent.service")
+	must(t, err)
+	_, rest, _ := strings.Cut(string(unit), "\nCapabilityBoundingSet=")
+	line, _, _ := strings.Cut(rest, "\n")
+	bounding := "-all"
+	for _, name := range strings.Fields(line) {
+		bounding += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
+	}
+	m := newMachine(t)
+	agent := m.start(t, func(cmd *exec.Cmd) {
+		setpriv, err := exec.LookPath("setpriv")
+		must(t, err)
+		// Behind nsenter, which needs more: nsenter --net=... -- setpriv ... agent ...
+		i := slices.Index(cmd.Args, "--") + 1
+		cmd.Args = slices.Insert(cmd.Args, i, setpriv, "--bounding-set="+bounding, "--inh-caps=-all", "--")
+	})
+	client := newClient(t, m)
+	e := add(t, m, client, "c1")
+	must(t, client.Check(t.Context(), e.Attachment))
+	if _, err := client.Status(t.Context()); err != nil {
+		t.Error(err)
+	}
+	must(t, client.Delete(t.Context(), e.Attachment))
+	agent.stop(t)
+}
+
+func TestOnBPFFS(t *testing.T) {
+	root := nstest.BPFFS(t)
+	for path, want := range map[string]bool{root: true, root + "/a/b": true, t.TempDir(): false, "/missing/a": false} {
+		got, err := onBPFFS(path)
+		must(t, err)
+		if got != want {
+			t.Errorf("onBPFFS(%s) = %v, want %v", path, got, want)
+		}
+	}
+}

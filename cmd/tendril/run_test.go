@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"math"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"github.com/tendril-net/tendril/pkg/api"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// agent is a Service with fixed answers; what the CLI does not ask is nil.
+type agent struct {
+	api.Attacher
+	api.Inspector
+	api.Networker
+	reasons []string
+	err     error
+	limit   int // of the last call of Flows
+}
+
+func (a *agent) Health(context.Context) (api.Health, error) { return a.health(), a.err }
+
+func (a *agent) health() api.Health { return api.Health{OK: a.reasons == nil, Reasons: a.reasons} }
+
+func (a *agent) Status(context.Context) (api.Status, error) {
+	return api.Status{
+		Health: a.health(), Version: "v1.2.3", PID: 4711, Started: now.Add(-49*time.Hour - 30*time.Minute), Kernel: "6.18.0", Attach: "tcx",
+		BPFRoot: "/sys/fs/bpf/tendril", Endpoints: 1000,
+		Uplinks: []api.Uplink{
+			{Name: "eth0", IfIndex: 2, MTU: 1500, IPv4: netip.MustParseAddr("192.0.2.2"), IPv6: netip.MustParseAddr("2001:db8::2")},
+			{Name: "eth1", IfIndex: 11, MTU: 9000},
+		},
+		Pools: []api.Pool{
+			{Network: "pods", Ranges: []string{"10.10.0.0/16"}, Leased: 1000, Capacity: 65533},
+			{Network: "pods", Ranges: []string{"fd00:10::/64", "fd00:11::5-fd00:11::9"}, Leased: 1000, Capacity: math.MaxInt64},
+		},
+		Maps: []api.Map{{Name: "flows", Entries: 123456, Capacity: 262144, Memory: 54526848}, {Name: "endpoints", Capacity: 65536, Memory: 512}},
+		Counters: []api.Counter{
+			{Journey: "from_container", Reason: "forwarded", Packets: 1234567, Bytes: 3 << 30},
+			{Journey: "from_container", Reason: "source_spoofed", Dropped: true, Packets: 7, Bytes: 420},
+			{Journey: "from_uplink", Reason: "forwarded"},
+		},
+	}, a.err
+}
+
+func (a *agent) Endpoints(context.Context) ([]api.Endpoint, error) {
+	return []api.Endpoint{
+		{
+			Attachment: api.Attachment{ContainerID: "0123456789abcdef0123456789abcdef", IfName: "eth0"}, ID: 1, Network: "pods", Driver: "routed",
+			NetNS: "/run/netns/a", State: api.Ready, HostIfName: "tdl0123456789ab", HostIfIndex: 12, MAC: "02:00:00:00:00:01", HostMAC: "02:00:00:00:00:02",
+			MTU: 1500, Masquerade: true, Created: now.Add(-90 * time.Second),
+			Addresses: []api.Address{
+				{Address: netip.MustParsePrefix("10.10.0.2/16"), Gateway: netip.MustParseAddr("10.10.0.1")},
+				{Address: netip.MustParsePrefix("fd00:10::2/64"), Gateway: netip.MustParseAddr("fd00:10::1")},
+			},
+			Labels: map[string]string{"app": "web"},
+		},
+		// What a container brings along may not drive the terminal.
+		{Attachment: api.Attachment{ContainerID: "c2", IfName: "e\x1b[31m0"}, ID: 20, Network: "static", State: api.Pending, HostIfName: "tdlba9876543210", Created: now},
+	}, a.err
+}
+
+func (a *agent) Flows(_ context.Context, limit int) ([]api.Flow, error) {
+	a.limit = limit
+	return []api.Flow{
+		{
+			Protocol: "tcp", Source: netip.MustParseAddrPort("10.10.0.2:33000"), Destination: netip.MustParseAddrPort("198.51.100.7:443"), IfIndex: 12,
+			Action: "forward", Translated: &api.Translation{End: "source", To: netip.MustParseAddrPort("192.0.2.2:40960")}, OutIfIndex: 2,
+			NextHop: netip.MustParseAddr("192.0.2.1"), Packets: 9999, Bytes: 1023, Idle: 3, Current: true,
+		},
+		{
+			Protocol: "icmpv6", Source: netip.MustParseAddrPort("[2001:db8::9]:0"), Destination: netip.MustParseAddrPort("[fd00:10::2]:0"),
+			Action: "deliver", OutIfIndex: 12, Packets: 10000, Bytes: 1048575, Idle: 3700,
+		},
+	}[:min(limit, 2)], a.err
+}
+
+// serve serves the agent at a socket until the test ends.
+func serve(t *testing.T, a *agent) (socket string) {
+	t.Helper()
+	socket = filepath.Join(t.TempDir(), "agent.sock")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: api.NewHandler(a, api.HandlerOptions{}), ReadHeaderTimeout: time.Minute}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(listener)
+	}()
+	t.Cleanup(func() {
+		_ = server.Close()
+		<-done
+	})
+	return socket
+}
+
+// execute runs the program and returns what it printed and its exit code.
+func execute(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	env := environment{ctx: t.Context(), stdout: &out, stderr: &errs, now: func() time.Time { return now }}
+	code = exitCode(env, run(env, args))
+	return out.String(), errs.String(), code
+}
+
+func TestOutput(t *testing.T) {
+	broken := &agent{reasons: []string{"uplinks: reconcile uplinks: no buffer space available", "routes: refused"}}
+	tests := map[string]struct {
+		agent *agent
+		args  []string
+		code  int
+	}{
+		"status":           {&agent{}, []string{"status"}, 0},
+		"status-unhealthy": {broken, []string{"status"}, 1},
+		"status-json":      {&agent{}, []string{"status", "-o", "json"}, 0},
+		"endpoints":        {&agent{}, []string{"endpoints"}, 0},
+		"endpoints-json":   {&agent{}, []string{"-o", "json", "endpoints"}, 0},
+		"flows":            {&agent{}, []string{"flows"}, 0},
+		"flows-limit":      {&agent{}, []string{"flows", "--limit", "1"}, 0},
+		"flows-json":       {&agent{}, []string{"flows", "-o=json"}, 0},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			stdout, _, code := execute(t, append([]string{"--socket", serve(t, test.agent)}, test.args...)...)
+			if code != test.code {
+				t.Errorf("exit code %d, want %d", code, test.code)
+			}
+			golden := filepath.Join("testdata", name+".golden")
+			if *update {
+				if err := os.WriteFile(golden, []byte(stdout), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(string(want), stdout); d != "" {
+				t.Errorf("output (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+func TestErrors(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "agent.sock")
+	refusing := serve(t, &agent{err: &api.Error{Code: api.CodeInternal, Message: "read flows: refused"}})
+	tests := map[string]struct {
+		args []string
+		code int
+		want []string
+	}{
+		"no agent":          {[]string{"--socket", missing, "status"}, 3, []string{missing, "Is tendril-agent running", "--socket"}},
+		"agent refuses":     {[]string{"--socket", refusing, "flows"}, 1, []string{"tendril: read flows: refused\n"}},
+		"no command":        {nil, 2, []string{"no command given", "tendril --help"}},
+		"unknown command":   {[]string{"flow"}, 2, []string{`unknown command "flow"`}},
+		"unknown argument":  {[]string{"flows", "all"}, 2, []string{`unknown argument "all"`}},
+		"unknown flag":      {[]string{"flows", "--all"}, 2, []string{"-all"}},
+		"unknown format":    {[]string{"flows", "-o", "yaml"}, 2, []string{`-o "yaml": neither table nor json`}},
+		"limit too large":   {[]string{"flows", "--limit", "100001"}, 2, []string{"not a number from 1 to 100000"}},
+		"limit is negative": {[]string{"flows", "--limit", "-1"}, 2, []string{"not a number from 1 to 100000"}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			stdout, stderr, code := execute(t, test.args...)
+			if code != test.code || stdout != "" {
+				t.Errorf("exit code %d, want %d; stdout %q", code, test.code, stdout)
+			}
+			for _, part := range test.want {
+				if !strings.Contains(stderr, part) {
+					t.Errorf("stderr %q lacks %q", stderr, part)
+				}
+			}
+		})
+	}
+}
+
+func TestHelpAndVersion(t *testing.T) {
+	for _, args := range [][]string{{"--help"}, {"help"}, {"flows", "-h"}} {
+		stdout, _, code := execute(t, args...)
+		for name := range commands() {
+			if !strings.Contains(stdout, "tendril "+name) {
+				t.Errorf("%q: help lacks %s", args, name)
+			}
+		}
+		if code != 0 || !strings.Contains(stdout, "-socket") {
+			t.Errorf("%q: exit code %d: %s", args, code, stdout)
+		}
+	}
+	stdout, _, code := execute(t, "version", "--socket", filepath.Join(t.TempDir(), "missing"))
+	if code != 0 || !strings.HasPrefix(stdout, "tendril ") || strings.Contains(stdout, "agent") {
+		t.Errorf("version without agent: exit code %d: %q", code, stdout)
+	}
+	stdout, _, _ = execute(t, "version", "--socket", serve(t, &agent{}))
+	if !strings.HasSuffix(stdout, "\ntendril-agent v1.2.3\n") {
+		t.Errorf("version with agent: %q", stdout)
+	}
+}
+
+func TestNumbers(t *testing.T) {
+	for n, want := range map[uint64]string{
+		0: "0", 9999: "9999", 10000: "10.0k", 99949: "99.9k", 99950: "100k", 123456: "123k", 999499: "999k", 999500: "1.00M", 1234567: "1.23M",
+		math.MaxInt64: "9.22E", math.MaxUint64: "18.4E",
+	} {
+		if got := count(n); got != want {
+			t.Errorf("count(%d) = %q, want %q", n, got, want)
+		}
+	}
+	for n, want := range map[uint64]string{0: "0 B", 1023: "1023 B", 1024: "1.00 KiB", 1 << 20: "1.00 MiB", 1<<20 - 1: "1.00 MiB", 52 << 20: "52.0 MiB", math.MaxUint64: "16.0 EiB"} {
+		if got := size(n); got != want {
+			t.Errorf("size(%d) = %q, want %q", n, got, want)
+		}
+	}
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0s", 0: "0s", 59 * time.Second: "59s", 60 * time.Second: "1m", 61 * time.Second: "1m1s",
+		25 * time.Hour: "1d1h", 24*time.Hour + time.Second: "1d",
+	} {
+		if got := age(d); got != want {
+			t.Errorf("age(%v) = %q, want %q", d, got, want)
+		}
+	}
+}
