@@ -24,7 +24,7 @@ static __always_inline int leave(struct __sk_buff *skb)
 #define APPLY -2
 
 /* Decides for scratch->packet, whose sender is who it says. Returns a TC action or APPLY. */
-__noinline int decide(struct __sk_buff *skb)
+static __always_inline int decide(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
 	struct endpoint *endpoint;
@@ -47,6 +47,8 @@ __noinline int decide(struct __sk_buff *skb)
 		deliver(&s->decision, endpoint);
 		return APPLY;
 	}
+	if (others_translate(&s->packet.key.destination))
+		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 	error = route(skb);
 	if (error == WAY_STACK) {
 		s->decision.action = ACTION_PASS;
@@ -67,6 +69,9 @@ __noinline int decide(struct __sk_buff *skb)
 		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 	else
 		error = masquerade_source(skb, endpoint->id, 0);
+	/* Others may know it, if we do not; what they leave as it is, to_uplink drops. */
+	if (error == -DROP_NO_TRANSLATION && s->packet.icmp_kind != ICMP_KIND_ERROR)
+		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 	if (error)
 		return drop(skb, FROM_CONTAINER, -error);
 	return APPLY;
@@ -107,6 +112,7 @@ __noinline int slow_path(struct __sk_buff *skb)
 	    is_ipv6_link_local(&s->packet.key.destination) || s->packet.ttl <= 1)
 		return leave(skb);
 
+	s->epoch = epoch_of(0);
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	s->decision.sender = interface->mac;
 	s->decision.endpoint = interface->endpoint;

@@ -81,33 +81,37 @@ __noinline int answer(struct __sk_buff *skb)
 }
 
 /* Remembers that what the endpoint sends back is an answer, so that it is not masqueraded. */
-static __always_inline int expect_reply(const struct packet *packet,
-					const struct endpoint *endpoint)
+static __always_inline void expect_reply(struct scratch *s, const struct endpoint *endpoint)
 {
-	struct flow memory = { .flags = FLOW_REPLY, .endpoint = endpoint->id };
-	struct flow_key back = {
-		.source = packet->key.destination,
-		.destination = packet->key.source,
-		.source_port = packet->key.destination_port,
-		.destination_port = packet->key.source_port,
-		.ifindex = endpoint->ifindex,
-		.protocol = packet->key.protocol,
-	};
-	struct flow *before = bpf_map_lookup_elem(&flows, &back);
+	struct flow *before;
 
-	if (before && before->flags & (FLOW_REPLY | FLOW_TRANSLATE_SOURCE) &&
-	    now() - before->decided < DECISION_SECONDS)
-		return 0;
+	__builtin_memset(&s->sent, 0, sizeof(s->sent));
+	s->sent.source = s->packet.key.destination;
+	s->sent.destination = s->packet.key.source;
+	s->sent.source_port = s->packet.key.destination_port;
+	s->sent.destination_port = s->packet.key.source_port;
+	s->sent.ifindex = endpoint->ifindex;
+	s->sent.protocol = s->packet.key.protocol;
+	before = bpf_map_lookup_elem(&flows, &s->sent);
 	if (before && before->flags & FLOW_REPLY) {
-		before->decided = now();
-		before->epoch = 0;
-		return 0;
+		if ((__s32)(now() - before->decided) >= DECISION_SECONDS) {
+			before->decided = now();
+			before->epoch = 0;
+		}
+		return;
 	}
-	/* Unless it began with the endpoint, and only the cache has forgotten. */
-	if (bpf_map_lookup_elem(&translations, &back))
-		return 0;
-	memory.decided = now();
-	return bpf_map_update_elem(&flows, &back, &memory, BPF_ANY);
+	/* Unless it began with the endpoint. */
+	if (translation_find(&s->sent, &s->other))
+		return;
+	__builtin_memset(&s->decision, 0, sizeof(s->decision));
+	if (before) {
+		s->decision.packets = before->packets;
+		s->decision.bytes = before->bytes;
+	}
+	s->decision.flags = FLOW_REPLY;
+	s->decision.endpoint = endpoint->id;
+	s->decision.decided = now();
+	bpf_map_update_elem(&flows, &s->sent, &s->decision, BPF_ANY);
 }
 
 __noinline int slow_path(struct __sk_buff *skb)
@@ -118,6 +122,7 @@ __noinline int slow_path(struct __sk_buff *skb)
 
 	if (!s || s->packet.icmp_kind == ICMP_KIND_LINK)
 		return TC_ACT_UNSPEC;
+	s->epoch = epoch_of(0);
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	if (s->packet.icmp_kind == ICMP_KIND_ERROR)
 		result = answer_error(skb);
@@ -130,11 +135,13 @@ __noinline int slow_path(struct __sk_buff *skb)
 		if (!endpoint)
 			return TC_ACT_UNSPEC;
 		if (is_martian(&s->packet.key.source) || is_multicast(&s->packet.key.source) ||
-		    bpf_map_lookup_elem(&endpoints, &s->packet.key.source))
+		    bpf_map_lookup_elem(&endpoints, &s->packet.key.source) ||
+		    !source_is_elsewhere(skb))
 			return drop(skb, FROM_UPLINK, DROP_MARTIAN);
-		deliver(&s->decision, endpoint);
 		if (s->packet.icmp_kind != ICMP_KIND_ERROR)
-			expect_reply(&s->packet, endpoint);
+			expect_reply(s, endpoint);
+		__builtin_memset(&s->decision, 0, sizeof(s->decision));
+		deliver(&s->decision, endpoint);
 	}
 	count(skb, FROM_UPLINK, COUNTER_DECIDED);
 	remember(skb, s);
@@ -157,13 +164,13 @@ int from_uplink(struct __sk_buff *skb)
 	struct packet packet = {};
 	struct flow *flow;
 
+	if (skb->tc_index)
+		skb->tc_index = SEEN_NOT;
 	/* Tagged frames are for a VLAN device, the others for another host. */
 	if (skb->vlan_present || ETHERNET_BROADCAST_OR_OTHER(skb))
 		return TC_ACT_UNSPEC;
 	if (parse(skb, &packet) != PARSED_IP)
 		return TC_ACT_UNSPEC;
-	if (skb->tc_index)
-		skb->tc_index = SEEN_NOT;
 	if (packet.fragment)
 		fragment_ports(&packet);
 	if (packet.icmp_kind)

@@ -13,6 +13,7 @@
 #include "lib/apply.h"
 #include "lib/fragment.h"
 #include "lib/parse.h"
+#include "lib/translation.h"
 
 SEC("tc")
 int to_container(struct __sk_buff *skb)
@@ -20,7 +21,7 @@ int to_container(struct __sk_buff *skb)
 	struct flow memory = { .action = ACTION_PASS, .flags = FLOW_REPLY | FLOW_STACK };
 	struct packet packet = {};
 	struct endpoint *endpoint;
-	struct flow_key back = {};
+	struct flow_key back = {}, other;
 	struct flow *before;
 
 	count(skb, TO_CONTAINER, COUNTER_PASSED);
@@ -42,10 +43,12 @@ int to_container(struct __sk_buff *skb)
 	back.ifindex = endpoint->ifindex;
 	back.protocol = packet.key.protocol;
 	before = bpf_map_lookup_elem(&flows, &back);
-	if (before && current(before, &packet))
+	/* One that goes straight to a neighbour would leave the stack out. */
+	if (before && current(before, &packet) &&
+	    (before->flags & FLOW_STACK || before->action != ACTION_DELIVER))
 		return TC_ACT_UNSPEC;
 	/* Began with the endpoint, and only the cache has forgotten. */
-	if (bpf_map_lookup_elem(&translations, &back))
+	if (translation_find(&back, &other))
 		return TC_ACT_UNSPEC;
 	if (before) {
 		memory.packets = before->packets;

@@ -84,7 +84,8 @@ __noinline int host_claims(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
 
-	if (!s)
+	/* What was forwarded is not the host's own; a mark may have been lost on the way. */
+	if (!s || skb->ingress_ifindex)
 		return TC_ACT_UNSPEC;
 	reply_key(&s->victim, &s->packet.key, &s->packet.key.source, s->packet.key.source_port);
 	translation_remove(skb);

@@ -11,9 +11,10 @@
 
 /*
  * Tells the datapath's later hooks, through skb->tc_index, that it has seen the
- * packet. tc_index starts as 0, lives through the stack and its fragmentation,
- * and nothing else has used it since dsmark left Linux (6.3). A container could
- * set it, so the first hook does too.
+ * packet. tc_index starts as 0 and lives through the stack and its fragmentation.
+ * The first hook clears it, so nobody outside can forge it. Another program on the
+ * same hook that ends the chain overwrites it: a lost mark costs speed, or an ICMP
+ * error's way, and must never cost a translation.
  */
 enum seen {
 	SEEN_NOT = 0,
@@ -31,7 +32,7 @@ static __always_inline bool current(const struct flow *flow, const struct packet
 	    flow->flags & (FLOW_TRANSLATE_SOURCE | FLOW_TRANSLATE_DESTINATION))
 		return false;
 	return flow->action != ACTION_NONE && flow->epoch == epoch_sum(flow->endpoint) &&
-	       now() - flow->decided < DECISION_SECONDS;
+	       (__s32)(now() - flow->decided) < DECISION_SECONDS;
 }
 
 static __always_inline void account(const struct __sk_buff *skb, struct flow *flow)

@@ -17,7 +17,7 @@ static __always_inline __u32 segments(const struct __sk_buff *skb)
 static __always_inline void count(const struct __sk_buff *skb, enum journey journey,
 				  enum counter counter)
 {
-	__u32 index = journey * COUNTER_MAX + counter;
+	__u32 index = journey * COUNTER_PLACES + counter;
 	struct count *sum = bpf_map_lookup_elem(&counters, &index);
 
 	if (sum) {

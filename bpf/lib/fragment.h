@@ -37,7 +37,7 @@ static __noinline int fragment_ports(struct packet *packet)
 		return 0;
 	}
 	known = bpf_map_lookup_elem(&fragments, &key);
-	if (known && now() - known->seen <= FRAGMENT_SECONDS) {
+	if (known && (__s32)(now() - known->seen) <= FRAGMENT_SECONDS) {
 		packet->key.source_port = known->source_port;
 		packet->key.destination_port = known->destination_port;
 	}

@@ -94,6 +94,18 @@ struct {
 	__type(value, __u8);
 } masquerade_exclude SEC(".maps");
 
+/*
+ * Prefix -> 1: destinations that are left to the host's stack, because other
+ * software translates them there. The agent writes, the slow path reads.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix_key);
+	__type(value, __u8);
+} stack_destinations SEC(".maps");
+
 /* Fragmented packet -> the ports of its first fragment. The programs write and read. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -102,10 +114,10 @@ struct {
 	__type(value, struct fragment);
 } fragments SEC(".maps");
 
-/* Journey * COUNTER_MAX + counter -> packets and bytes. The programs count, the agent reads. */
+/* Journey * COUNTER_PLACES + counter -> packets and bytes. The programs count, the agent reads. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, JOURNEY_MAX *COUNTER_MAX);
+	__uint(max_entries, JOURNEY_MAX *COUNTER_PLACES);
 	__type(key, __u32);
 	__type(value, struct count);
 } counters SEC(".maps");

@@ -29,7 +29,9 @@ static __always_inline bool before_says_reply(const struct flow *before,
 	/* A new connection from the endpoint, on the same ports. */
 	if ((packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 		return false;
-	return now() - before->decided <= translation_timeout(protocol, TRANSLATION_ESTABLISHED);
+	/* Signed: another CPU's clock may be ahead. */
+	return (__s32)(now() - before->decided) <=
+	       (__s32)translation_timeout(protocol, TRANSLATION_ESTABLISHED);
 }
 
 /* What is known of the flow that the packet belongs to, or that an ICMP error speaks of. */
@@ -113,6 +115,13 @@ __noinline int masquerade_source(struct __sk_buff *skb, __u32 endpoint, __u32 fl
 		translation_remove(skb);
 		t = NULL;
 	}
+	/*
+	 * A TCP connection begins with SYN. In the middle of one that is not known, the
+	 * endpoint may be the one who answers, and another port would tear it down.
+	 */
+	if (!t && s->packet.key.protocol == IPPROTO_TCP && s->packet.fragment != FRAGMENT_LATER &&
+	    (s->packet.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+		return -DROP_NO_TRANSLATION;
 	if (!t) {
 		error = translation_take(skb, endpoint, flags);
 		if (!error)
@@ -179,7 +188,7 @@ static __always_inline void remember(const struct __sk_buff *skb, struct scratch
 		s->decision.bytes = before->bytes;
 	}
 	account(skb, &s->decision);
-	s->decision.epoch = epoch_sum(s->decision.endpoint);
+	s->decision.epoch = s->epoch + epoch_of(s->decision.endpoint);
 	s->decision.decided = now();
 	bpf_map_update_elem(&flows, &s->packet.key, &s->decision, BPF_ANY);
 }

@@ -139,6 +139,8 @@ static __always_inline int decrement_ttl(struct __sk_buff *skb, const struct pac
 		if ((void *)(ip + 1) > data_end)
 			return -1;
 		ip->hop_limit--;
+		/* No checksum of the header balances it in the sum that a device gave. */
+		bpf_csum_update(skb, (__u16)~bpf_htons(0x0001));
 	} else {
 		struct iphdr *ip = data + ETH_HLEN;
 

@@ -68,6 +68,39 @@ __noinline int route(struct __sk_buff *skb)
 	return WAY_UPLINK;
 }
 
+/* Whether the host would send to the packet's source by way of a device, not to itself or nowhere.
+ */
+__noinline int source_is_elsewhere(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct bpf_fib_lookup fib = {};
+	long result;
+
+	if (!s)
+		return false;
+	fib.tot_len = SMALLEST_PACKET;
+	fib.ifindex = skb->ifindex;
+	if (s->packet.ipv6) {
+		fib.family = AF_INET6;
+		__builtin_memcpy(fib.ipv6_src, &s->packet.key.destination, sizeof(fib.ipv6_src));
+		__builtin_memcpy(fib.ipv6_dst, &s->packet.key.source, sizeof(fib.ipv6_dst));
+	} else {
+		fib.family = AF_INET;
+		fib.ipv4_src = words(&s->packet.key.destination)[3];
+		fib.ipv4_dst = words(&s->packet.key.source)[3];
+	}
+	result = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
+	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;
+}
+
+static __always_inline bool others_translate(const struct address *destination)
+{
+	struct prefix_key key = { .length = 128 };
+
+	__builtin_memcpy(key.address, destination, sizeof(key.address));
+	return bpf_map_lookup_elem(&stack_destinations, &key);
+}
+
 static __always_inline bool excluded(const struct address *destination)
 {
 	struct prefix_key key = { .length = 128 };

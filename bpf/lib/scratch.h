@@ -30,6 +30,7 @@ struct scratch {
 	struct flow_key sent;	/* of its pointer */
 	struct quote quote;
 	__u32 freed;	       /* slots, by the sweep */
+	__u32 epoch;	       /* the node's, from before anything was looked at */
 	struct translation to; /* the one to take, or what a quote is translated to */
 };
 

@@ -20,12 +20,14 @@
 #include "scratch.h"
 #include "settings.h"
 
+#define EEXIST 17
 #define PORT_TRIES 32
-#define SLOT_TRIES 8
+#define SLOT_TRIES 32
 
 /*
  * Timeouts in seconds. TCP: RFC 5382 REQ-5, 2 h 4 min established and 4 min
- * transitory; opening as Linux keeps SYN_SENT. UDP: RFC 4787 REQ-5, 5 min once
+ * transitory; opening as Linux keeps SYN_SENT. A closed one keeps its port as
+ * long as nobody needs it, in case the RST was forged. UDP: RFC 4787 REQ-5, 5 min once
  * both ends have spoken, 30 s before as Linux. ICMP: RFC 5508 REQ-1, 60 s.
  */
 static __always_inline __u32 translation_timeout(__u8 protocol, __u8 state)
@@ -33,8 +35,7 @@ static __always_inline __u32 translation_timeout(__u8 protocol, __u8 state)
 	if (protocol == IPPROTO_TCP)
 		return state == TRANSLATION_OPENING	  ? 120
 		       : state == TRANSLATION_ESTABLISHED ? 7440
-		       : state == TRANSLATION_CLOSING	  ? 240
-							  : 20;
+							  : 240;
 	if (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6)
 		return 60;
 	return state == TRANSLATION_OPENING ? 30 : 300;
@@ -110,12 +111,20 @@ __noinline int translation_remove(struct __sk_buff *skb)
 	return 1;
 }
 
+/* Whether a translation may be removed to make room: dead, or hard and closed. */
+static __always_inline bool expendable(const struct translation *t, __u8 protocol, bool hard)
+{
+	return !translation_alive(t, protocol) || (hard && t->state == TRANSLATION_CLOSED);
+}
+
 /*
- * Frees slot index when its translation is dead or gone, and puts scratch->reply
- * there (protocol 0: nothing). Returns 1 when the slot was claimed, or freed; 2
- * when it was free; 0 when it is in use, and -1 when there is no such slot.
+ * Frees slot index when its translation is gone or expendable, and puts
+ * scratch->reply there (protocol 0: nothing). Returns 1 when the slot was
+ * claimed, or freed; 2 when it was free; 0 when it is in use, and -1 when there
+ * is no such slot. A key that was taken again has another slot by then, and what
+ * its first one holds is left over.
  */
-__noinline int slot_claim(struct __sk_buff *skb, __u32 index)
+__noinline int slot_claim(struct __sk_buff *skb, __u32 index, __u32 hard)
 {
 	struct allocation *slot = bpf_map_lookup_elem(&allocations, &index);
 	struct scratch *s = scratch_get();
@@ -129,11 +138,19 @@ __noinline int slot_claim(struct __sk_buff *skb, __u32 index)
 	bpf_spin_unlock(&slot->lock);
 	if (s->victim.protocol) {
 		t = bpf_map_lookup_elem(&translations, &s->victim);
-		if (t && translation_alive(t, s->victim.protocol))
-			return 0;
-		translation_remove(skb);
+		if (t && t->slot == index) {
+			if (!expendable(t, s->victim.protocol, hard))
+				return 0;
+			translation_remove(skb);
+		}
 	} else if (!s->reply.protocol) {
 		return 2;
+	}
+	if (s->reply.protocol) {
+		t = bpf_map_lookup_elem(&translations, &s->reply);
+		if (!t)
+			return 0;
+		t->slot = index; /* before others can see it in the slot */
 	}
 	bpf_spin_lock(&slot->lock);
 	/* Another CPU may have been faster. */
@@ -146,19 +163,21 @@ __noinline int slot_claim(struct __sk_buff *skb, __u32 index)
 }
 
 /*
- * Finds a slot for scratch->reply, and frees those of dead translations on the
- * way; with protocol 0 it only frees. Returns 0, or -1 when all tried are in use.
+ * Finds a slot for scratch->reply, and frees those of expendable translations on
+ * the way; with protocol 0 it only frees. Returns 0, or -1 when all tried are in
+ * use. The slots are independent of each other, as neighbours would fill together.
  */
-__noinline int slot_find(struct __sk_buff *skb)
+__noinline int slot_find(struct __sk_buff *skb, __u32 hard)
 {
-	__u32 at = bpf_get_prandom_u32();
 	struct scratch *s = scratch_get();
 
 	if (!s)
 		return -1;
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < SLOT_TRIES; i++) {
-		if (slot_claim(skb, (at + i) % allocation_slots) == 1 && s->reply.protocol)
+		__u32 index = bpf_get_prandom_u32() % allocation_slots;
+
+		if (slot_claim(skb, index, hard || i >= SLOT_TRIES / 2) == 1 && s->reply.protocol)
 			return 0;
 	}
 	return -1;
@@ -251,12 +270,14 @@ static __always_inline struct translation *translation_find(const struct flow_ke
 /*
  * Tries to take port first + candidate for scratch->to, at the address in
  * scratch->decision. Ports of closed connections are taken over only if hard.
- * Returns whether it is taken, with the reply's key in scratch->reply.
+ * Returns 1 when it is taken, with the reply's key in scratch->reply, 0 when
+ * somebody has it, and -1 when there is no room for another translation.
  */
 __noinline int port_try(struct __sk_buff *skb, __u32 candidate, __u32 hard)
 {
 	struct scratch *s = scratch_get();
 	struct translation *old;
+	long error;
 
 	if (!s)
 		return 0;
@@ -264,14 +285,17 @@ __noinline int port_try(struct __sk_buff *skb, __u32 candidate, __u32 hard)
 		  bpf_htons((__u16)(port_first + candidate)));
 	old = bpf_map_lookup_elem(&translations, &s->reply);
 	if (old) {
-		if (translation_alive(old, s->reply.protocol) &&
-		    !(hard && old->state == TRANSLATION_CLOSED))
+		if (!expendable(old, s->reply.protocol, hard))
 			return 0;
 		s->victim = s->reply;
 		translation_remove(skb);
 	}
-	return !host_uses(skb) &&
-	       !bpf_map_update_elem(&translations, &s->reply, &s->to, BPF_NOEXIST);
+	if (host_uses(skb))
+		return 0;
+	error = bpf_map_update_elem(&translations, &s->reply, &s->to, BPF_NOEXIST);
+	if (!error)
+		return 1;
+	return error == -EEXIST ? 0 : -1;
 }
 
 /*
@@ -293,7 +317,7 @@ __noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 fla
 	/* Room may have been freed by time: with the hand moved on, a retry finds it. */
 	__builtin_memset(&s->reply, 0, sizeof(s->reply));
 	if (*holds >= endpoint_limit) {
-		slot_find(skb);
+		slot_find(skb, true);
 		if (*holds >= endpoint_limit)
 			return -DROP_ENDPOINT_LIMIT;
 	}
@@ -320,13 +344,13 @@ __noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 fla
 			candidate = bpf_get_prandom_u32() % port_count;
 		}
 	}
-	if (!taken) {
+	if (taken != 1) {
 		__builtin_memset(&s->reply, 0, sizeof(s->reply));
-		slot_find(skb);
-		return -DROP_PORTS_EXHAUSTED;
+		slot_find(skb, true);
+		return taken ? -DROP_TRANSLATIONS_FULL : -DROP_PORTS_EXHAUSTED;
 	}
 	held_add(endpoint, 1);
-	if (slot_find(skb)) {
+	if (slot_find(skb, false)) {
 		s->victim = s->reply;
 		translation_remove(skb);
 		return -DROP_TRANSLATIONS_FULL;

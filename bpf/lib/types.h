@@ -98,7 +98,8 @@ struct translation {
 	__u32 seen;    /* seconds of the monotonic clock, exact to 10 s */
 	__u8 state;    /* enum translation_state; of the reply entry */
 	__u8 flags;    /* enum translation_flag; of the reply entry */
-	__u8 pad[6];
+	__u8 pad[2];
+	__u32 slot; /* in allocations; of the reply entry */
 };
 _Static_assert(sizeof(struct translation) == 40, "translation has no hidden padding");
 
@@ -196,6 +197,10 @@ enum counter {
 	DROP_REWRITE,		   /* the kernel refused to change the packet */
 	COUNTER_MAX,
 };
+
+/* Places for counters of one journey, so that new ones do not move the others. */
+#define COUNTER_PLACES 64
+_Static_assert(COUNTER_MAX <= COUNTER_PLACES, "every counter has a place");
 
 struct count {
 	__u64 packets;

@@ -46,16 +46,9 @@ type State struct {
 // State looks at the node. An agent runs.
 func (n *Node) State(tb testing.TB) State {
 	tb.Helper()
-	s := State{
-		Links:      Lines(tb, n.NS, "ip", "-o", "link", "show"),
-		Addresses:  Lines(tb, n.NS, "ip", "-o", "address", "show"),
-		Routes:     append(Lines(tb, n.NS, "ip", "-4", "route", "show", "table", "all"), Lines(tb, n.NS, "ip", "-6", "route", "show", "table", "all")...),
-		Neighbours: Lines(tb, n.NS, "ip", "neigh", "show", "nud", "permanent"),
-		Rules:      append(Lines(tb, n.NS, "ip", "-4", "rule", "show"), Lines(tb, n.NS, "ip", "-6", "rule", "show")...),
-		Entries:    make(map[string]int),
-		Leases:     n.Status(tb).Pools,
-		Draining:   n.Metrics(tb)["tendril_endpoint_ids_draining"],
-	}
+	s := n.Kernel(tb)
+	s.Leases = n.Status(tb).Pools
+	s.Draining = n.Metrics(tb)["tendril_endpoint_ids_draining"]
 	endpoints, err := n.API.Endpoints(tb.Context())
 	if err != nil {
 		tb.Fatal(err)
@@ -63,18 +56,31 @@ func (n *Node) State(tb testing.TB) State {
 	for _, e := range endpoints {
 		s.Endpoints = append(s.Endpoints, e.Attachment)
 	}
-	err = filepath.WalkDir(n.BPFRoot, func(path string, _ fs.DirEntry, err error) error {
+	return s
+}
+
+// Kernel is the part of the State that can be told without an agent.
+func (n *Node) Kernel(tb testing.TB) State {
+	tb.Helper()
+	s := State{
+		Links:      Lines(tb, n.NS, "ip", "-o", "link", "show"),
+		Addresses:  Lines(tb, n.NS, "ip", "-o", "address", "show"),
+		Routes:     append(Lines(tb, n.NS, "ip", "-4", "route", "show", "table", "all"), Lines(tb, n.NS, "ip", "-6", "route", "show", "table", "all")...),
+		Neighbours: Lines(tb, n.NS, "ip", "neigh", "show", "nud", "permanent"),
+		Rules:      append(Lines(tb, n.NS, "ip", "-4", "rule", "show"), Lines(tb, n.NS, "ip", "-6", "rule", "show")...),
+		Entries:    make(map[string]int),
+	}
+	err := filepath.WalkDir(n.BPFRoot, func(path string, _ fs.DirEntry, err error) error {
 		s.Pins = append(s.Pins, strings.TrimPrefix(path, n.BPFRoot))
 		return err
 	})
 	if err != nil {
 		tb.Fatal(err)
 	}
-	for _, name := range []string{"endpoints", "interfaces", "flows", "translations", "masquerade_exclude", "fragments", "held"} {
+	for _, name := range []string{"endpoints", "interfaces", "flows", "translations", "masquerade_exclude", "fragments"} {
 		s.Entries[name] = n.entries(tb, name)
 	}
-	s.Held = s.Entries["held"]
-	delete(s.Entries, "held")
+	s.Held = n.entries(tb, "held")
 	return s
 }
 

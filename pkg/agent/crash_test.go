@@ -8,6 +8,7 @@ import (
 
 	"github.com/tendril-net/tendril/internal/failpoint"
 	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/uplink"
 )
 
 // steps are the instants at which the agent dies in TestCrash: its own
@@ -151,7 +152,7 @@ func TestLinkGoneWhileRunning(t *testing.T) {
 
 func TestTidy(t *testing.T) {
 	w := newWorld(t)
-	s, _ := w.boot(t)
+	s, _ := w.boot(t, uplink.Uplink{Name: "eth0", IfIndex: 2, MTU: 1500})
 	old, err := s.Prepare(ctx, request("old"))
 	must(t, err)
 	wired, err := s.Prepare(ctx, request("wired"))
@@ -162,6 +163,7 @@ func TestTidy(t *testing.T) {
 	young, err := s.Prepare(ctx, request("young"))
 	must(t, err)
 	clear(w.unreachable) // somebody flushed the routes
+	w.uplinks = nil      // and detached programs
 	s.tidy()
 	var left []string
 	for _, a := range w.remains(t, s).Endpoints {
@@ -172,5 +174,8 @@ func TestTidy(t *testing.T) {
 	}
 	if len(w.unreachable) != 2 {
 		t.Errorf("unreachable routes %v, want two again", w.unreachable)
+	}
+	if len(w.uplinks) != 1 {
+		t.Errorf("uplinks %v, want one again", w.uplinks)
 	}
 }

@@ -147,6 +147,7 @@ func (s *Service) tidy() {
 	}
 	s.problem("unfinished endpoints", errors.Join(errs...))
 	s.problem("subnets", s.ground.ensure())
+	s.problem("uplinks", s.applyUplinks())
 	// The datapath judges by itself what is too old; this keeps the maps small.
 	s.problem("sweep", s.opts.Datapath.Flows.Purge(nil))
 }

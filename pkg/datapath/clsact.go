@@ -18,9 +18,21 @@ import (
 type clsact struct{}
 
 const (
-	filterPriority = 0x7e4d
+	// An endpoint's device is ours alone: nothing may come before the checks
+	// of its packets.
+	endpointPriority = 1
+	// On an uplink it is one that nobody else has, so as to replace no filter
+	// of others.
+	uplinkPriority = 0x7e4d
 	filterHandle   = 1
 )
+
+func (a attachment) priority() uint16 {
+	if a.endpoint() {
+		return endpointPriority
+	}
+	return uplinkPriority
+}
 
 func (*clsact) kind() string { return "clsact" }
 
@@ -35,7 +47,7 @@ func (*clsact) filter(a attachment) *netlink.BpfFilter {
 			Parent:    parent,
 			Handle:    filterHandle,
 			Protocol:  unix.ETH_P_ALL,
-			Priority:  filterPriority,
+			Priority:  a.priority(),
 		},
 		Name:         a.program,
 		DirectAction: true,
@@ -83,6 +95,10 @@ func (c *clsact) detach(a attachment) error {
 	return nil
 }
 
+// abandon leaves the filter where it is: it goes with the device, and until then
+// the program drops what nobody has any more.
+func (*clsact) abandon(attachment) error { return nil }
+
 func (c *clsact) has(a attachment) (bool, error) {
 	want := c.filter(a)
 	filters, err := netlinksafe.FilterList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: a.ifindex}}, want.Parent)
@@ -91,7 +107,7 @@ func (c *clsact) has(a attachment) (bool, error) {
 	}
 	for _, f := range filters {
 		b, ok := f.(*netlink.BpfFilter)
-		if ok && b.Priority == filterPriority && b.Name == a.program {
+		if ok && b.Priority == want.Priority && b.Name == a.program {
 			return true, nil
 		}
 	}
@@ -112,8 +128,11 @@ func (c *clsact) list() ([]attachment, error) {
 			}
 			for _, f := range filters {
 				b, ok := f.(*netlink.BpfFilter)
-				if ok && b.Priority == filterPriority && objects[b.Name] != nil {
-					attached = append(attached, attachment{ifindex: l.Attrs().Index, program: b.Name})
+				if !ok || objects[b.Name] == nil {
+					continue
+				}
+				if a := (attachment{ifindex: l.Attrs().Index, program: b.Name}); b.Priority == a.priority() {
+					attached = append(attached, a)
 				}
 			}
 		}

@@ -28,8 +28,8 @@ type Config struct {
 	// MasqueradePorts are the first and the last source port, inclusive; zeros
 	// take 40960 to 65535.
 	MasqueradePorts [2]uint16
-	// EndpointTranslations bounds what one endpoint may hold; 0 takes half of
-	// all that there is room for.
+	// EndpointTranslations bounds what one endpoint may hold; 0 takes three
+	// quarters of the ports, and at most half of all that there is room for.
 	EndpointTranslations uint32
 	// Attach forces "tcx" or "clsact"; "" takes the better for each device.
 	Attach string
@@ -46,6 +46,9 @@ type Datapath struct {
 	programs *programs
 	hooks    hookSet
 	lock     *os.File
+	alone    net.Listener
+	// reclaiming is held for a sweep: its program has one working memory a CPU.
+	reclaiming sync.Mutex
 
 	// mu orders changes of attachments and of the maps that the agent writes.
 	mu sync.Mutex
@@ -106,6 +109,9 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	if d.lock, err = lock(cfg.Root); err != nil {
 		return nil, err
 	}
+	if d.alone, err = alone(); err != nil {
+		return nil, err
+	}
 	if err := checkKernel(); err != nil {
 		return nil, err
 	}
@@ -136,6 +142,9 @@ func (d *Datapath) Close() error {
 	}
 	if d.maps != nil {
 		errs = append(errs, d.maps.Close())
+	}
+	if d.alone != nil {
+		errs = append(errs, d.alone.Close())
 	}
 	if d.lock != nil {
 		errs = append(errs, d.lock.Close())
@@ -183,6 +192,11 @@ func Remove(root string) error {
 		return err
 	}
 	defer func() { _ = held.Close() }()
+	only, err := alone()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = only.Close() }()
 	h, err := newHooks("", filepath.Join(root, "links"))
 	if err != nil {
 		return err

@@ -87,8 +87,9 @@ func (d *Datapath) attachEndpoint(e Endpoint) error {
 	return d.bumpEpoch(0)
 }
 
-// DetachEndpoint ends the service. The device may be gone already. Flows and
-// translations of the endpoint are dead at once; Purge removes them.
+// DetachEndpoint ends the service. The device may be gone already; if it is not,
+// whatever it sends is dropped. Flows and translations of the endpoint are dead at
+// once; Purge removes them.
 func (d *Datapath) DetachEndpoint(e Endpoint) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -106,7 +107,7 @@ func (d *Datapath) detachEndpoint(e Endpoint) error {
 	failpoint.Hit(failpoint.AgentDeleteMaps)
 	if e.IfIndex > 0 {
 		for _, a := range e.attachments() {
-			errs = append(errs, d.hooks.of(a).detach(a))
+			errs = append(errs, d.hooks.endpoints.abandon(a))
 		}
 		errs = append(errs, ignoreMissing(d.maps.Interfaces.Delete(uint32(e.IfIndex))))
 	}
@@ -245,7 +246,7 @@ func (d *Datapath) prune(addresses map[maps.Address]bool, devices map[uint32]boo
 	errs = append(errs, err)
 	for _, a := range attached {
 		if a.endpoint() && !devices[uint32(a.ifindex)] {
-			errs = append(errs, d.hooks.of(a).detach(a))
+			errs = append(errs, d.hooks.endpoints.abandon(a))
 		}
 	}
 	if n := len(staleAddresses) + len(staleDevices); n > 0 {

@@ -52,6 +52,7 @@ func bulky() []transport {
 		},
 		{
 			name: "TCP", protocol: number(unix.IPPROTO_TCP),
+			first: transports()[0].first,
 			there: func(port uint16) []packet.Layer {
 				return []packet.Layer{packet.TCP(port, server, packet.ACK), packet.Payload(size)}
 			},
@@ -260,7 +261,21 @@ func testIdentificationAgain(t *testing.T, n *node, f family) {
 		step{"first of two", with(two, 0), forwarded(out(second, 0))},
 		step{"later of two", with(two, 1), forwarded(out(second, 1))},
 	)
+	// Two packets on their way at once.
+	third := n.open(t, f, tr, low)
+	three := n.fromA(ip(f.a, f.world, 64, tr.there(low)...)...)
+	as := func(r run, id byte, index int) run { r.in = pieces(r.in, id)[index]; return r }
+	outAs := func(port uint16, id byte, index int) []byte {
+		return pieces(sent(n.a, ip(f.host, f.world, 63, tr.there(port)...)...), id)[index]
+	}
+	n.story(t,
+		step{"first of the one", as(two, 20, 0), forwarded(outAs(second, 20, 0))},
+		step{"first of the other", as(three, 21, 0), forwarded(outAs(third, 21, 0))},
+		step{"later of the one", as(two, 20, 1), forwarded(outAs(second, 20, 1))},
+		step{"later of the other", as(three, 21, 1), forwarded(outAs(third, 21, 1))},
+	)
 	// The same numbers, in another protocol and from another container.
+	n.open(t, f, bulky()[1], inside)
 	other := n.fromA(ip(f.a, f.world, 64, bulky()[1].there(inside)...)...)
 	b := n.from(n.b, ip(f.b, f.world, 64, tr.there(inside)...)...)
 	n.story(t,

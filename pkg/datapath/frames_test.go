@@ -24,6 +24,8 @@ type transport struct {
 	protocol func(family) uint8
 	// there goes from the end that began, which has port, to server; back is the answer.
 	there, back func(port uint16) []packet.Layer
+	// first, where it is not nil, goes instead of there when a connection begins.
+	first func(port uint16) []packet.Layer
 	// echo says that the server has no port.
 	echo bool
 	// keeps says that its ports cannot be changed.
@@ -37,6 +39,7 @@ func transports() []transport {
 	return []transport{
 		{
 			name: "TCP", protocol: number(unix.IPPROTO_TCP),
+			first: func(port uint16) []packet.Layer { return []packet.Layer{packet.TCP(port, server, packet.SYN, packet.MSS(1460))} },
 			there: func(port uint16) []packet.Layer {
 				return []packet.Layer{packet.TCP(port, server, packet.ACK, packet.Timestamps{Value: 7, Echo: 9}), packet.Payload(33)}
 			},
@@ -73,6 +76,14 @@ func transports() []transport {
 			},
 		},
 	}
+}
+
+// begin is the first packet of a connection.
+func (tr transport) begin(port uint16) []packet.Layer {
+	if tr.first != nil {
+		return tr.first(port)
+	}
+	return tr.there(port)
 }
 
 // server is the world's end of a flow.

@@ -49,11 +49,12 @@ func testToWorld(t *testing.T, n *node, f family, tr transport, from uint16) {
 	in := n.fromA(ip(f.a, f.world, 64, tr.there(from)...)...)
 	out := sent(n.a, ip(f.host, f.world, 63, tr.there(outside)...)...)
 	n.story(t, step{"second", in, forwarded(out)})
+	first := sent(n.a, ip(f.a, f.world, 64, tr.begin(from)...)...)
 	n.wantFlows(t, Flow{
 		Protocol: tr.protocol(f), Source: port(f.a, from), Destination: tr.server(f.world), IfIndex: n.a.IfIndex,
 		Action: "forward", TranslatesSource: true, To: port(f.host, outside),
 		OutIfIndex: n.uplink.IfIndex, NextHop: f.router,
-		Packets: 2, Bytes: 2 * uint64(len(in.in)-14), Current: true,
+		Packets: 2, Bytes: uint64(len(first) - 14 + len(in.in) - 14), Current: true,
 	})
 	n.wantTranslations(t, translation{
 		protocol: tr.protocol(f), inside: port(f.a, from), outside: port(f.host, outside), world: tr.server(f.world),
@@ -193,6 +194,9 @@ func testReplies(t *testing.T, n *node, f family) {
 	})
 	// The datapath did not see it begin: the stack may know what it answers.
 	n.table(t,
+		step{"in the middle of TCP", n.fromA(ip(f.a, f.world, 64, tcp(inside, server, packet.ACK)...)...), passed(seenNot, "decided")},
+		step{"in the middle of TCP, nobody knows it", n.toWorld(seenNot, ip(f.a, f.world, 63, tcp(inside, server, packet.ACK)...)...), drops("no_translation")},
+		step{"RST of nothing", n.fromA(ip(f.a, f.world, 64, tcp(inside, server, packet.RST)...)...), passed(seenNot, "decided")},
 		step{"SYN ACK of nothing", n.fromA(ip(f.a, f.world, 64, tcp(server, low, packet.SYN, packet.ACK)...)...), passed(seenNot, "decided")},
 		step{"echo reply of nothing", n.fromA(ip(f.a, f.world, 64, packet.EchoReply(7, 7))...), passed(seenNot, "decided")},
 	)

@@ -32,13 +32,13 @@ func testFromUplink(t *testing.T, n *node) {
 // translation, and returns the source port that the world sees.
 func (n *node) open(t *testing.T, f family, tr transport, from uint16) uint16 {
 	t.Helper()
-	got := n.run(t, n.fromA(ip(f.a, f.world, 64, tr.there(from)...)...))
+	got := n.run(t, n.fromA(ip(f.a, f.world, 64, tr.begin(from)...)...))
 	for _, held := range n.translations(t) {
 		if held.inside != port(f.a, from) || held.world != tr.server(f.world) || held.protocol != tr.protocol(f) {
 			continue
 		}
 		outside := held.outside.Port()
-		got.compare(t, forwarded(sent(n.a, ip(f.host, f.world, 63, tr.there(outside)...)...), "decided"))
+		got.compare(t, forwarded(sent(n.a, ip(f.host, f.world, 63, tr.begin(outside)...)...), "decided"))
 		first, last := n.config.MasqueradePorts[0], n.config.MasqueradePorts[1]
 		if tr.keeps && outside != from || !tr.keeps && (outside < first || outside > last) {
 			t.Errorf("outside port: got %d for %d, want one of %d to %d", outside, from, first, last)
@@ -62,6 +62,9 @@ func testAnswer(t *testing.T, n *node, f family, tr transport, from uint16) {
 	flows, err := n.Flows(10)
 	must(t, err)
 	flows = filter(flows, func(f Flow) bool { return f.IfIndex == 0 })
+	for i := range flows {
+		flows[i].Idle = 0
+	}
 	want := Flow{
 		Protocol: tr.protocol(f), Source: source, Destination: destination,
 		Action: "deliver", TranslatesDestination: true, To: port(f.a, from), OutIfIndex: n.a.IfIndex,
@@ -114,7 +117,7 @@ func testHostTraffic(t *testing.T, n *node, f family, tr transport) {
 // testAnswerToStack: others translated the packet after the container's own
 // decision, so they must see the answer.
 func testAnswerToStack(t *testing.T, n *node, f family, tr transport) {
-	n.check(t, n.toWorld(seenNot, ip(f.a, f.world, 63, tr.there(inside)...)...), leaves(n.left(ip(f.host, f.world, 63, tr.there(inside)...)...)))
+	n.check(t, n.toWorld(seenNot, ip(f.a, f.world, 63, tr.begin(inside)...)...), leaves(n.left(ip(f.host, f.world, 63, tr.begin(inside)...)...)))
 	in := n.fromWorld(ip(f.world, f.host, 58, tr.back(inside)...)...)
 	out := n.arrived(ip(f.world, f.a, 58, tr.back(inside)...)...)
 	n.story(t,
@@ -145,6 +148,8 @@ func testNotOurs(t *testing.T, n *node, f family) {
 		step{"martian source", n.fromWorld(ip(f.martian, f.a, 58, tr.there(low)...)...), drops("martian")},
 		step{"multicast source", n.fromWorld(ip(f.multicast, f.a, 58, tr.there(low)...)...), drops("martian")},
 		step{"an endpoint's source", n.fromWorld(ip(f.b, f.a, 58, tr.there(low)...)...), drops("martian")},
+		step{"the host's source", n.fromWorld(ip(f.host, f.a, 58, tr.there(low)...)...), drops("martian")},
+		step{"an unreachable source", n.fromWorld(ip(f.unknown, f.a, 58, tr.there(low)...)...), drops("martian")},
 		step{"the receiver's source", n.fromWorld(ip(f.a, f.a, 58, tr.there(low)...)...), drops("martian")},
 		step{"unknown address", n.fromWorld(ip(f.world, f.unknown, 58, tr.there(low)...)...), untouched()},
 	)

@@ -26,6 +26,7 @@ const (
 	fromUplinkMapInterfaces        = "interfaces"
 	fromUplinkMapMasqueradeExclude = "masquerade_exclude"
 	fromUplinkMapScratch           = "scratch"
+	fromUplinkMapStackDestinations = "stack_destinations"
 	fromUplinkMapTranslations      = "translations"
 	fromUplinkProgFromUplink       = "from_uplink"
 	fromUplinkVarAllocationSlots   = "allocation_slots"
@@ -96,6 +97,7 @@ type fromUplinkMapSpecs struct {
 	Interfaces        *ebpf.MapSpec `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.MapSpec `ebpf:"masquerade_exclude"`
 	Scratch           *ebpf.MapSpec `ebpf:"scratch"`
+	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
 }
 
@@ -142,6 +144,7 @@ type fromUplinkMaps struct {
 	Interfaces        *ebpf.Map `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.Map `ebpf:"masquerade_exclude"`
 	Scratch           *ebpf.Map `ebpf:"scratch"`
+	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Translations      *ebpf.Map `ebpf:"translations"`
 }
 
@@ -157,6 +160,7 @@ func (m *fromUplinkMaps) Close() error {
 		m.Interfaces,
 		m.MasqueradeExclude,
 		m.Scratch,
+		m.StackDestinations,
 		m.Translations,
 	)
 }

@@ -4,7 +4,6 @@ package datapath
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -15,7 +14,6 @@ import (
 	"github.com/cilium/ebpf/btf"
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/packet"
 	"github.com/tendril-net/tendril/pkg/maps"
@@ -159,6 +157,14 @@ type step struct {
 	want
 }
 
+// require skips a test that the kernel cannot run.
+func (r run) require(t *testing.T) {
+	t.Helper()
+	if r.ingress != 0 {
+		requireKernel(t, "ingress_ifindex in BPF_PROG_TEST_RUN", 5, 16)
+	}
+}
+
 // result is what a program made of a packet.
 type result struct {
 	run
@@ -169,6 +175,7 @@ type result struct {
 // run shows a packet to its program.
 func (n *node) run(t *testing.T, r run) result {
 	t.Helper()
+	r.require(t)
 	before := n.counts(t)
 	context := skBuff{
 		Ifindex: uint32(r.device), IngressIfindex: uint32(r.ingress),
@@ -180,9 +187,6 @@ func (n *node) run(t *testing.T, r run) result {
 	var verdict uint32
 	var err error
 	n.ns.Do(t, func() { verdict, err = n.preludes[r.program].Run(&options) })
-	if r.ingress != 0 && errors.Is(err, unix.EINVAL) {
-		t.Skip("needs ingress_ifindex in BPF_PROG_TEST_RUN: Linux 5.11")
-	}
 	must(t, err)
 	counts := n.counts(t)
 	for name, count := range counts {
@@ -241,6 +245,7 @@ func (n *node) check(t *testing.T, r run, w want) {
 func (n *node) story(t *testing.T, steps ...step) {
 	t.Helper()
 	for _, s := range steps {
+		s.require(t) // here, since what follows builds on it
 		if !t.Run(s.name, func(t *testing.T) { n.check(t, s.run, s.want) }) {
 			return // what follows builds on it
 		}

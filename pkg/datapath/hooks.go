@@ -32,6 +32,9 @@ type hooks interface {
 	attach(attachment, *ebpf.Program) error
 	// detach takes it away; one that is not there is no error.
 	detach(attachment) error
+	// abandon gives up an endpoint's device. Where the program can stay without
+	// being pinned, it stays as long as the device.
+	abandon(attachment) error
 	// has asks the kernel whether our program is attached there.
 	has(attachment) (bool, error)
 	// list asks what is attached.

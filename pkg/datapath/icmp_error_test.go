@@ -242,7 +242,7 @@ func testErrorsOfStackFlows(t *testing.T, n *node, f family) {
 	for _, tr := range transports() {
 		t.Run(tr.name, func(t *testing.T) {
 			n.forget(t)
-			n.check(t, n.toWorld(seenNot, ip(f.a, f.world, 63, tr.there(inside)...)...), leaves(n.left(ip(f.host, f.world, 63, tr.there(inside)...)...)))
+			n.check(t, n.toWorld(seenNot, ip(f.a, f.world, 63, tr.begin(inside)...)...), leaves(n.left(ip(f.host, f.world, 63, tr.begin(inside)...)...)))
 			outside := packet.Quote(n.left(ip(f.host, f.world, 3, tr.there(inside)...)...))
 			within := packet.Quote(n.left(ip(f.a, f.world, 3, tr.there(inside)...)...))
 			n.check(t, n.fromWorld(ip(f.router, f.host, 58, packet.TTLExceeded(), outside)...), want{

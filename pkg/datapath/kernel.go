@@ -43,16 +43,16 @@ func checkKernel() error {
 // skipNeighbour is BPF_FIB_LOOKUP_SKIP_NEIGH (Linux 6.4): the neighbour is
 // resolved when the packet leaves, so it need not be looked up before, and the
 // route's MTU is told even while there is none.
-const skipNeighbour = 1 << 3
+const skipNeighbour = 1 << 2
 
 // fibFlags returns the flags that the kernel's bpf_fib_lookup knows. A lookup
 // for no address family fails with EAFNOSUPPORT behind the check of the flags,
 // and with EINVAL at it.
 func fibFlags() uint32 {
 	const size = 64 // of struct bpf_fib_lookup
-	instructions := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}
+	instructions := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1), asm.Mov.Imm(asm.R7, 0)}
 	for offset := int16(-size); offset < 0; offset += 8 {
-		instructions = append(instructions, asm.StoreImm(asm.RFP, offset, 0, asm.DWord))
+		instructions = append(instructions, asm.StoreMem(asm.RFP, offset, asm.R7, asm.DWord))
 	}
 	instructions = append(instructions,
 		asm.Mov.Reg(asm.R1, asm.R6),

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -28,6 +29,20 @@ func lock(root string) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("lock bpf-root %s: %w", root, err), dir.Close())
 	}
 	return dir, nil
+}
+
+// alone takes the network namespace for this process: a second agent in it would
+// put its programs in the place of the first's. A name in the abstract namespace
+// of unix sockets belongs to one network namespace, and goes with the process.
+func alone() (net.Listener, error) {
+	l, err := net.Listen("unix", "@tendril-agent")
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, errors.New("another agent serves this network namespace")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("take network namespace: %w", err)
+	}
+	return l, nil
 }
 
 // holder finds who has locked a file, by its inode in /proc/locks (proc(5)).

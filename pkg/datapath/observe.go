@@ -137,10 +137,11 @@ type Counter struct {
 // Counters reads all counters; those that never counted are among them.
 func (d *Datapath) Counters() ([]Counter, error) {
 	var counters []Counter
+	places := d.maps.Counters.MaxEntries() / uint32(maps.JourneyMax)
 	for j := range maps.JourneyMax {
 		for c := range maps.CounterMax {
 			var perCPU []maps.Count
-			if err := d.maps.Counters.Lookup(uint32(j)*uint32(maps.CounterMax)+uint32(c), &perCPU); err != nil {
+			if err := d.maps.Counters.Lookup(uint32(j)*places+uint32(c), &perCPU); err != nil {
 				return nil, fmt.Errorf("read map counters: %w", err)
 			}
 			counter := Counter{
@@ -174,7 +175,8 @@ func (d *Datapath) Maps() ([]MapUsage, error) {
 		d.maps.Flows:             entries[maps.FlowKey, maps.Flow],
 		d.maps.Translations:      entries[maps.FlowKey, maps.Translation],
 		d.maps.Fragments:         entries[maps.FragmentKey, maps.Fragment],
-		d.maps.MasqueradeExclude: excludes,
+		d.maps.MasqueradeExclude: prefixes,
+		d.maps.StackDestinations: prefixes,
 	}
 	var usage []MapUsage
 	for name, m := range d.maps.All() {
@@ -204,8 +206,8 @@ func entries[K, V any](m *ebpf.Map) (n uint64, err error) {
 	return n, err
 }
 
-// excludes walks a trie, for which kernels before 5.16 have no batches.
-func excludes(m *ebpf.Map) (n uint64, err error) {
+// prefixes walks a trie, for which kernels before 5.16 have no batches.
+func prefixes(m *ebpf.Map) (n uint64, err error) {
 	var key maps.PrefixKey
 	var one uint8
 	walk := m.Iterate()

@@ -20,6 +20,7 @@ func TestPackets(t *testing.T) {
 		{"to container", testToContainer},
 		{"to uplink", testToUplink},
 		{"ICMP errors", testICMPErrors},
+		{"checksums", testChecksums},
 		{"fragments", testFragments},
 		{"TTL", testTTL},
 		{"MTU", testMTU},

@@ -40,6 +40,16 @@ func (d *Datapath) Purge(ids []uint16) error {
 	}); err != nil {
 		return err
 	}
+	// A pointer may have lost its translation to a race.
+	var pointers []maps.FlowKey
+	if err := each(d.maps.Translations, func(key maps.FlowKey, _ maps.Translation) bool {
+		if key.Ifindex != 0 && !alive[key.Ifindex] {
+			pointers = append(pointers, key)
+		}
+		return true
+	}); err != nil {
+		return err
+	}
 	var fragments []maps.FragmentKey
 	if err := each(d.maps.Fragments, func(key maps.FragmentKey, _ maps.Fragment) bool {
 		if key.Ifindex != 0 && !alive[key.Ifindex] {
@@ -52,6 +62,11 @@ func (d *Datapath) Purge(ids []uint16) error {
 	for _, key := range flows {
 		if err := ignoreMissing(d.maps.Flows.Delete(key)); err != nil {
 			return fmt.Errorf("write map flows: %w", err)
+		}
+	}
+	for _, key := range pointers {
+		if err := ignoreMissing(d.maps.Translations.Delete(key)); err != nil {
+			return fmt.Errorf("write map translations: %w", err)
 		}
 	}
 	for _, key := range fragments {
@@ -70,6 +85,8 @@ type context struct {
 // Reclaim removes translations that are dead, as the datapath itself does when it
 // needs room, and returns how many slots it freed.
 func (d *Datapath) Reclaim() (int, error) {
+	d.reclaiming.Lock()
+	defer d.reclaiming.Unlock()
 	freed := 0
 	for slot := uint32(0); slot < d.maps.Allocations.MaxEntries(); slot += slotsPerRun {
 		n, err := d.programs.byName[reclaim].Run(&ebpf.RunOptions{

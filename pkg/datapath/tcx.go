@@ -58,7 +58,7 @@ func (t *tcx) attach(a attachment, program *ebpf.Program) (err error) {
 	if a.ingress() {
 		where = ebpf.AttachTCXIngress
 	}
-	attached, err := link.AttachTCX(link.TCXOptions{Interface: a.ifindex, Program: program, Attach: where})
+	attached, err := link.AttachTCX(link.TCXOptions{Interface: a.ifindex, Program: program, Attach: where, Anchor: link.Head()})
 	if errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("attach %s to interface %d: %w", a.program, a.ifindex, errNoDevice)
 	}
@@ -96,6 +96,8 @@ func (t *tcx) has(a attachment) (bool, error) {
 	// A link whose device has gone says 0.
 	return info.TCX() != nil && int(info.TCX().Ifindex) == a.ifindex, nil
 }
+
+func (t *tcx) abandon(a attachment) error { return t.detach(a) }
 
 func (t *tcx) list() ([]attachment, error) {
 	entries, err := os.ReadDir(t.dir)

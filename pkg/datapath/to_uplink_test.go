@@ -24,7 +24,7 @@ func testToUplink(t *testing.T, n *node) {
 // testStackMasquerade: what the stack forwards for an endpoint does not leave
 // with the endpoint's address.
 func testStackMasquerade(t *testing.T, n *node, f family, tr transport) {
-	out := n.left(ip(f.host, f.world, 63, tr.there(inside)...)...)
+	out := n.left(ip(f.host, f.world, 63, tr.begin(inside)...)...)
 	for _, c := range []struct {
 		name  string
 		seen  uint32
@@ -35,7 +35,7 @@ func testStackMasquerade(t *testing.T, n *node, f family, tr transport) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			n.forget(t)
-			in := n.toWorld(c.seen, ip(f.a, f.world, 63, tr.there(inside)...)...)
+			in := n.toWorld(c.seen, ip(f.a, f.world, 63, tr.begin(inside)...)...)
 			w := leaves(out)
 			n.story(t, step{"first", in, w}, step{"second", in, w})
 			n.wantFlows(t)
@@ -48,7 +48,7 @@ func testStackMasquerade(t *testing.T, n *node, f family, tr transport) {
 	t.Run("in a known flow", func(t *testing.T) {
 		n.forget(t)
 		n.open(t, f, tr, inside)
-		n.check(t, n.toWorld(seenDecided, ip(f.a, f.world, 63, tr.there(inside)...)...), leaves(out))
+		n.check(t, n.toWorld(seenDecided, ip(f.a, f.world, 63, tr.begin(inside)...)...), leaves(out))
 		n.wantTranslations(t, translation{
 			protocol: tr.protocol(f), inside: port(f.a, inside), outside: port(f.host, inside), world: tr.server(f.world),
 		})

@@ -25,6 +25,8 @@ const (
 	toContainerMapHeld              = "held"
 	toContainerMapInterfaces        = "interfaces"
 	toContainerMapMasqueradeExclude = "masquerade_exclude"
+	toContainerMapScratch           = "scratch"
+	toContainerMapStackDestinations = "stack_destinations"
 	toContainerMapTranslations      = "translations"
 	toContainerProgToContainer      = "to_container"
 	toContainerVarAllocationSlots   = "allocation_slots"
@@ -94,6 +96,8 @@ type toContainerMapSpecs struct {
 	Held              *ebpf.MapSpec `ebpf:"held"`
 	Interfaces        *ebpf.MapSpec `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.MapSpec `ebpf:"masquerade_exclude"`
+	Scratch           *ebpf.MapSpec `ebpf:"scratch"`
+	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
 }
 
@@ -139,6 +143,8 @@ type toContainerMaps struct {
 	Held              *ebpf.Map `ebpf:"held"`
 	Interfaces        *ebpf.Map `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.Map `ebpf:"masquerade_exclude"`
+	Scratch           *ebpf.Map `ebpf:"scratch"`
+	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Translations      *ebpf.Map `ebpf:"translations"`
 }
 
@@ -153,6 +159,8 @@ func (m *toContainerMaps) Close() error {
 		m.Held,
 		m.Interfaces,
 		m.MasqueradeExclude,
+		m.Scratch,
+		m.StackDestinations,
 		m.Translations,
 	)
 }

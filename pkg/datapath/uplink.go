@@ -5,7 +5,6 @@ package datapath
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 
 	"github.com/tendril-net/tendril/pkg/maps"
 )
@@ -87,66 +86,6 @@ func (d *Datapath) pruneUplinks(want map[uint32]bool) (bool, error) {
 		}
 	}
 	return len(stale) > 0, errors.Join(errs...)
-}
-
-// ReconcileExcludes makes the destinations that are never masqueraded exactly these.
-func (d *Datapath) ReconcileExcludes(desired []netip.Prefix) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	want := make(map[maps.PrefixKey]bool)
-	changed := false
-	for _, p := range desired {
-		key := maps.NewPrefixKey(p)
-		want[key] = true
-		var one uint8
-		if d.maps.MasqueradeExclude.Lookup(key, &one) == nil && d.hasExclude(key) {
-			continue
-		}
-		if err := d.maps.MasqueradeExclude.Put(key, uint8(1)); err != nil {
-			return fmt.Errorf("write map masquerade_exclude: %w", err)
-		}
-		changed = true
-	}
-	var (
-		stale []maps.PrefixKey
-		key   maps.PrefixKey
-		one   uint8
-	)
-	entries := d.maps.MasqueradeExclude.Iterate()
-	for entries.Next(&key, &one) {
-		if !want[key] {
-			stale = append(stale, key)
-		}
-	}
-	if err := entries.Err(); err != nil {
-		return fmt.Errorf("read map masquerade_exclude: %w", err)
-	}
-	for _, key := range stale {
-		if err := ignoreMissing(d.maps.MasqueradeExclude.Delete(key)); err != nil {
-			return fmt.Errorf("write map masquerade_exclude: %w", err)
-		}
-		changed = true
-	}
-	if !changed {
-		return nil
-	}
-	return d.bumpEpoch(0)
-}
-
-// hasExclude says whether the very prefix is there: a lookup in a trie is also
-// answered by a shorter one.
-func (d *Datapath) hasExclude(want maps.PrefixKey) bool {
-	var (
-		key maps.PrefixKey
-		one uint8
-	)
-	entries := d.maps.MasqueradeExclude.Iterate()
-	for entries.Next(&key, &one) {
-		if key == want {
-			return true
-		}
-	}
-	return false
 }
 
 // Invalidate makes every decision be taken anew by its next packet: routes changed.

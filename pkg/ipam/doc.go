@@ -6,7 +6,7 @@
 //   - range.go: what a range is, its defaults, what makes it invalid.
 //   - pool.go, resting.go: which address comes next (pure).
 //   - network.go, prepare.go: the pools of a network and their change.
-//   - store.go, load.go, record.go: leases in memory and in a bbolt file.
+//   - store.go, query.go, load.go, record.go: leases in memory and in a bbolt file.
 //   - file.go, page.go: opening that file, or saying what is wrong with it.
 //
 // The caller owns the bbolt file: OpenFile opens it, Open reads the leases in

@@ -196,7 +196,8 @@ type kernelTranslation struct {
 	Seen     uint32
 	State    uint8
 	Flags    uint8
-	Pad      [6]uint8
+	Pad      [2]uint8
+	Slot     uint32
 }
 
 type kernelTranslationFlag uint32
@@ -229,6 +230,7 @@ const (
 	kernelMapHeld                   = "held"
 	kernelMapInterfaces             = "interfaces"
 	kernelMapMasqueradeExclude      = "masquerade_exclude"
+	kernelMapStackDestinations      = "stack_destinations"
 	kernelMapTranslations           = "translations"
 	kernelVarUnusedAction           = "unused_action"
 	kernelVarUnusedCounter          = "unused_counter"
@@ -297,6 +299,7 @@ type kernelMapSpecs struct {
 	Held              *ebpf.MapSpec `ebpf:"held"`
 	Interfaces        *ebpf.MapSpec `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.MapSpec `ebpf:"masquerade_exclude"`
+	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
 }
 
@@ -343,6 +346,7 @@ type kernelMaps struct {
 	Held              *ebpf.Map `ebpf:"held"`
 	Interfaces        *ebpf.Map `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.Map `ebpf:"masquerade_exclude"`
+	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Translations      *ebpf.Map `ebpf:"translations"`
 }
 
@@ -357,6 +361,7 @@ func (m *kernelMaps) Close() error {
 		m.Held,
 		m.Interfaces,
 		m.MasqueradeExclude,
+		m.StackDestinations,
 		m.Translations,
 	)
 }

@@ -25,6 +25,7 @@ type Maps struct {
 	Held              *ebpf.Map `ebpf:"held"`
 	Epochs            *ebpf.Map `ebpf:"epochs"`
 	MasqueradeExclude *ebpf.Map `ebpf:"masquerade_exclude"`
+	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 
@@ -117,6 +118,7 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		kernelMapHeld:              &m.Held,
 		kernelMapEpochs:            &m.Epochs,
 		kernelMapMasqueradeExclude: &m.MasqueradeExclude,
+		kernelMapStackDestinations: &m.StackDestinations,
 		kernelMapFragments:         &m.Fragments,
 		kernelMapCounters:          &m.Counters,
 	}

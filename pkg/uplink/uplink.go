@@ -49,6 +49,9 @@ type Options struct {
 	OwnProtocol uint8
 	// Logger gets what is passed over and why. Nil discards it.
 	Logger *slog.Logger
+
+	// passedOver are the devices of which Logger has been told.
+	passedOver map[string]bool
 }
 
 func (o *Options) setDefaults() {
@@ -58,6 +61,7 @@ func (o *Options) setDefaults() {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	o.passedOver = make(map[string]bool)
 }
 
 // open returns the namespace to open sockets in; close it after use.
@@ -151,7 +155,10 @@ func candidates(handle netlinksafe.Handle, opts Options, routes []defaultRoute) 
 			return nil
 		}
 		if attrs.EncapType != "ether" {
-			opts.Logger.Warn("not an uplink: not an ethernet device", "device", attrs.Name, "type", attrs.EncapType)
+			if !opts.passedOver[attrs.Name] {
+				opts.passedOver[attrs.Name] = true
+				opts.Logger.Warn("not an uplink: not an ethernet device", "device", attrs.Name, "type", attrs.EncapType)
+			}
 			return nil
 		}
 		links = append(links, link)

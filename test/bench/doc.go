@@ -4,7 +4,7 @@
 // reference plugins, on this machine and in this run. `make bench` is its
 // caller; it needs root.
 //
-//	./test/bench/run [-quick] [-json] [-only SECTION,...] [-rounds N] [-window DURATION]
+//	./test/bench/run [-quick] [-json] [-only SECTION,...] [-traffic KIND,...] [-beside FOLDER] [flags]
 //
 // What is compared takes turns (A B C A B C ...) in short windows, 10 s for each
 // figure in sum, so that a machine that becomes slower becomes so for all. What
@@ -22,9 +22,12 @@
 //     puts the ends.
 //   - masquerade: container to a peer behind the uplink, with no way back but
 //     to the node's address. The bare pair has the peer at its other end.
-//   - cni: latency of ADD and DEL, each plugin executed as container
-//     runtimes do.
+//   - cni: latency of ADD and DEL, each plugin executed as container runtimes do.
 //   - memory: the agent and its maps with 1,000 endpoints.
+//
+// Beside the plugins stand "raw", the bare pair, and "redirect": a program that
+// knows nothing and redirects all to the other container, which is what any
+// datapath on veth pairs costs at least. -beside adds another build of tendril.
 //
 // "packets" are UDP with 64 bytes of payload, counted where they arrive.
 // "connect" is connect, one byte there, one byte back, and a close begun by the

@@ -192,6 +192,9 @@ func (f family) elsewhere() netip.Addr {
 func TestUplinkComesBack(t *testing.T) {
 	s := newSite(t)
 	other := newSecond(t, s)
+	// A metric of 0, which cannot be undercut, becomes one that can.
+	s.Run(t, "ip", "route", "del", "default")
+	s.Run(t, "ip", "route", "add", "default", "via", "192.0.2.2", "metric", "100")
 	route := func() {
 		s.Run(t, "ip", "route", "add", "default", "via", "203.0.113.2", "dev", "up1", "metric", "1")
 		s.Run(t, "ip", "-6", "route", "add", "default", "via", "2001:db8:2::2", "dev", "up1", "metric", "1")
