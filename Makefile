@@ -7,6 +7,7 @@ PREFIX      ?= /usr/local
 BINDIR      ?= $(PREFIX)/bin
 UNITDIR     ?= $(PREFIX)/lib/systemd/system
 CNI_BIN_DIR ?= /opt/cni/bin
+SYSCONFDIR  ?= /etc
 
 GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT := bin/tools/golangci-lint-$(GOLANGCI_LINT_VERSION)
@@ -22,7 +23,7 @@ FUZZTIME    ?= 30s
 KERNEL_DIRS := test/kernels/selftest pkg/datapath pkg/wiring pkg/uplink test/e2e
 
 C_FILES := $(wildcard bpf/*.c bpf/*.h bpf/lib/*.h)
-SCRIPTS := $(wildcard .ci/run .ci/deps test/demo/run)
+SCRIPTS := $(wildcard .ci/run .ci/deps test/demo/run test/demo/story test/bench/run)
 UNITS   := $(wildcard deploy/*.service deploy/*.socket)
 
 # The go command stamps the version, which it takes from the tags of the repository, if this is one.
@@ -110,12 +111,14 @@ demo: build ## show containers of Podman talking, in namespaces of their own (as
 	./test/demo/run
 
 .PHONY: install
-install: build ## install the programs and systemd units under PREFIX, the plugin in CNI_BIN_DIR
+install: build ## install the programs and systemd units under PREFIX, the plugin in CNI_BIN_DIR, a configuration where there is none
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(CNI_BIN_DIR) $(DESTDIR)$(UNITDIR)
 	install bin/tendril-agent bin/tendril $(DESTDIR)$(BINDIR)
 	install bin/tendril-cni $(DESTDIR)$(CNI_BIN_DIR)
+	if [ ! -e $(DESTDIR)$(SYSCONFDIR)/tendril/agent.yaml ]; then \
+		install -D -m 644 deploy/agent.yaml $(DESTDIR)$(SYSCONFDIR)/tendril/agent.yaml; fi
 	for unit in $(notdir $(UNITS)); do \
-		sed 's|/usr/local/bin|$(BINDIR)|' deploy/$$unit >$(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
+		sed -e 's|/usr/local/bin|$(BINDIR)|' -e 's|/etc/tendril|$(SYSCONFDIR)/tendril|' deploy/$$unit >$(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
 	done
 	if [ $(LIVE) ]; then systemctl daemon-reload; fi
 

@@ -39,7 +39,9 @@ func transports() []transport {
 	return []transport{
 		{
 			name: "TCP", protocol: number(unix.IPPROTO_TCP),
-			first: func(port uint16) []packet.Layer { return []packet.Layer{packet.TCP(port, server, packet.SYN, packet.MSS(1460))} },
+			first: func(port uint16) []packet.Layer {
+				return []packet.Layer{packet.TCP(port, server, packet.SYN, packet.MSS(1460))}
+			},
 			there: func(port uint16) []packet.Layer {
 				return []packet.Layer{packet.TCP(port, server, packet.ACK, packet.Timestamps{Value: 7, Echo: 9}), packet.Payload(33)}
 			},

@@ -145,7 +145,7 @@ func testExtensions(t *testing.T, n *node, f family) {
 func testOptions(t *testing.T, n *node, f family) {
 	for _, count := range []packet.NOPs{4, 20, 40} {
 		layers := func(src, dst family, ttl uint8) []packet.Layer {
-			return append([]packet.Layer{packet.IP(src.a, dst.a, packet.TTL(ttl), count)}, tcp(inside, server, packet.ACK)...)
+			return append([]packet.Layer{packet.IP(src.a, dst.a, packet.TTL(ttl), count)}, tcp(inside, server, packet.SYN)...)
 		}
 		world, uplink := f, f
 		world.a, uplink.a = f.world, f.host
@@ -216,7 +216,7 @@ func testWrongChecksums(t *testing.T, n *node, f family) {
 		name string
 		make func(port uint16) packet.Layer
 	}{
-		{"TCP", func(port uint16) packet.Layer { return packet.TCP(port, server, packet.ACK, packet.BadChecksum) }},
+		{"TCP", func(port uint16) packet.Layer { return packet.TCP(port, server, packet.SYN, packet.BadChecksum) }},
 		{"UDP", func(port uint16) packet.Layer { return packet.UDP(port, server, packet.BadChecksum) }},
 		{"ICMP echo", func(port uint16) packet.Layer { return packet.Echo(port, 1, packet.BadChecksum) }},
 	} {

@@ -196,7 +196,7 @@ func TestMasqueradeOff(t *testing.T) {
 	eachFamily(t, func(t *testing.T, f family) {
 		for _, tr := range transports() {
 			n.table(t,
-				step{tr.name, n.send(n.a, f.a, f.world, tr, low), forwarded(sent(n.a, ip(f.a, f.world, 63, tr.there(low)...)...), "decided")},
+				step{tr.name, n.send(n.a, f.a, f.world, tr, low), forwarded(sent(n.a, ip(f.a, f.world, 63, tr.begin(low)...)...), "decided")},
 				step{tr.name + " by the stack", n.toWorld(seenNot, ip(f.a, f.world, 63, tr.there(low)...)...), untouched()},
 			)
 		}
