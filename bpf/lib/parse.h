@@ -144,7 +144,7 @@ static __always_inline int parse_ipv6(struct cursor *c, struct packet *packet, _
 	c->at += sizeof(*ip);
 
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < IPV6_EXTENSIONS_MAX; i++) {
+	for (int i = 0; i <= IPV6_EXTENSIONS_MAX; i++) {
 		struct ipv6_extension *extension = c->at;
 		__u32 length;
 

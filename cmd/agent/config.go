@@ -25,6 +25,7 @@ type config struct {
 	Uplinks           []string
 	Masquerade        bool
 	MasqueradeExclude []netip.Prefix
+	StackDestinations []netip.Prefix
 	MasqueradePorts   [2]uint16 // first and last, both included
 	FlowsMax          uint32    // entries
 	TranslationsMax   uint32    // entries; 0 is the datapath's default
@@ -66,6 +67,7 @@ func (c *config) settings() []setting {
 			get: func() string { return strconv.FormatBool(c.Masquerade) },
 		},
 		list("masquerade-exclude", "`prefixes` that are reached untranslated, besides the networks' own", &c.MasqueradeExclude, parsePrefix),
+		list("stack-destinations", "`prefixes` that are left to the host's stack, as other software translates them there", &c.StackDestinations, parsePrefix),
 		{
 			name: "masquerade-ports", usage: "`first-last` source port of translated packets; kept from the host's own sockets",
 			set: one(func(v string) (err error) { c.MasqueradePorts, err = parsePorts(v); return err }),

@@ -148,6 +148,9 @@ func (n *node) start() error {
 	if err != nil {
 		return fmt.Errorf("open datapath: %w", err)
 	}
+	if err := n.datapath.ReconcileStackDestinations(n.cfg.StackDestinations); err != nil {
+		return err
+	}
 	uplinks := n.watcher.Uplinks()
 	n.settings = &agent.Settings{DB: n.db, Root: agent.ProcSys, Logger: n.log}
 	if err := n.settings.Apply(names(uplinks), n.cfg.MasqueradePorts[0], n.cfg.MasqueradePorts[1]); err != nil {

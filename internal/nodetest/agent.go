@@ -31,6 +31,23 @@ func (n *Node) Start(tb testing.TB) *Agent {
 	return n.start(tb, n.Programs.Agent)
 }
 
+// CrashAtStart starts an agent that must kill itself at the point before it
+// serves.
+func (n *Node) CrashAtStart(tb testing.TB, at failpoint.Point) {
+	tb.Helper()
+	command := n.agentCommand(n.Programs.CrashAgent)
+	command.Env = append(command.Env, "TENDRIL_FAILPOINT="+string(at))
+	if err := n.Exec(tb, command); err != nil {
+		tb.Fatal(err)
+	}
+	timer := time.AfterFunc(Patience, func() { _ = command.Process.Signal(syscall.SIGTERM) })
+	defer timer.Stop()
+	_ = command.Wait() // the state says how it ended
+	if status, ok := command.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+		tb.Errorf("the agent ended with %v, not at the failpoint", command.ProcessState)
+	}
+}
+
 // StartToCrash starts an agent that kills itself at the point.
 func (n *Node) StartToCrash(tb testing.TB, at failpoint.Point) *Agent {
 	tb.Helper()
@@ -74,7 +91,9 @@ func (n *Node) start(tb testing.TB, program string, env ...string) *Agent {
 	for text := make([]byte, 4096); ; {
 		size, err := ready.Read(text)
 		if err != nil {
-			tb.Fatalf("the agent does not become ready: %v", err)
+			a.kill()
+			n.agent = nil
+			tb.Fatalf("the agent does not become ready: it ended with %v", a.process.ProcessState)
 		}
 		if strings.Contains(string(text[:size]), "READY=1") {
 			return a

@@ -197,17 +197,15 @@ func Remove(root string) error {
 		return err
 	}
 	defer func() { _ = only.Close() }()
-	h, err := newHooks("", filepath.Join(root, "links"))
-	if err != nil {
-		return err
-	}
-	attached, err := h.list()
-	if err != nil {
-		return err
-	}
-	for _, a := range attached {
-		if err := h.of(a).detach(a); err != nil {
+	for _, h := range []hooks{&clsact{}, &tcx{dir: filepath.Join(root, "links")}} {
+		attached, err := h.list()
+		if err != nil {
 			return err
+		}
+		for _, a := range attached {
+			if err := h.detach(a); err != nil {
+				return err
+			}
 		}
 	}
 	entries, err := os.ReadDir(root)

@@ -26,6 +26,7 @@ func testFromContainer(t *testing.T, n *node) {
 		t.Run("protocols", func(t *testing.T) { testProtocols(t, n, f) })
 		t.Run("replies", func(t *testing.T) { testReplies(t, n, f) })
 		t.Run("decided again", func(t *testing.T) { testDecidedAgain(t, n, f) })
+		t.Run("left to the stack", func(t *testing.T) { testStackDestinations(t, n, f) })
 		t.Run("uplink without address", func(t *testing.T) { testNoUplinkAddress(t, n, f) })
 	})
 }
@@ -235,6 +236,25 @@ func testDecidedAgain(t *testing.T, n *node, f family) {
 	)
 	must(t, n.bumpEpoch(uint32(n.b.ID)))
 	n.story(t, step{"in the receiver's new epoch", in, deliveredAs(out, "decided")})
+}
+
+// testStackDestinations: where other software translates, it must see the packet,
+// and no decision is kept.
+func testStackDestinations(t *testing.T, n *node, f family) {
+	service := netip.PrefixFrom(f.neighbour, f.neighbour.BitLen()-3).Masked()
+	must(t, n.ReconcileStackDestinations([]netip.Prefix{service}))
+	defer func() { must(t, n.ReconcileStackDestinations(nil)) }()
+	outside := service.Addr().Prev()
+	for _, tr := range transports() {
+		n.table(t,
+			step{tr.name + " to a service", n.fromA(ip(f.a, f.neighbour, 64, tr.begin(inside)...)...), passed(seenNot, "decided")},
+			step{tr.name + " beside it", n.fromA(ip(f.a, outside, 64, tr.begin(inside)...)...),
+				forwarded(sent(n.a, ip(f.host, outside, 63, tr.begin(inside)...)...), "decided")},
+		)
+	}
+	n.forget(t)
+	n.check(t, n.fromA(ip(f.a, f.neighbour, 64, udp(inside, server)...)...), passed(seenNot, "decided"))
+	n.wantFlows(t)
 }
 
 func testNoUplinkAddress(t *testing.T, n *node, f family) {

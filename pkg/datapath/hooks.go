@@ -5,6 +5,7 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 )
@@ -79,12 +80,18 @@ func (h hookSet) of(a attachment) hooks {
 	return h.uplinks
 }
 
-// list asks both what is attached.
+// list asks what is attached, endpoints' devices and uplinks each in their way.
 func (h hookSet) list() ([]attachment, error) {
-	attached, err := h.endpoints.list()
-	if err != nil || h.endpoints == h.uplinks {
-		return attached, err
+	atEndpoints, err := h.endpoints.list()
+	if err != nil {
+		return nil, err
 	}
-	more, err := h.uplinks.list()
-	return append(attached, more...), err
+	atUplinks, err := h.uplinks.list()
+	if err != nil {
+		return nil, err
+	}
+	foreign := func(endpoint bool) func(attachment) bool {
+		return func(a attachment) bool { return a.endpoint() != endpoint }
+	}
+	return append(slices.DeleteFunc(atEndpoints, foreign(true)), slices.DeleteFunc(atUplinks, foreign(false))...), nil
 }

@@ -86,6 +86,11 @@ func testPortsExhausted(t *testing.T, n *node, f family, tr transport) {
 		step{"answer to the first", answer, deliveredAs(delivered(n.a, ip(f.world, f.a, 57, tr.back(low)...)...), "decided")},
 	)
 	n.wantSlots(t, 2)
+	// The range ends where it ends.
+	for _, from := range []uint16{0, scarcePort - 1, scarcePort + 1, 65535} {
+		n.restart(t)
+		n.check(t, n.send(n.a, f.a, f.world, tr, from), n.leavesAs(n.a, f, f.world, tr))
+	}
 }
 
 // places are more than there is room for.

@@ -17,6 +17,7 @@ func testTranslations(t *testing.T, n *node) {
 		for _, tr := range transports() {
 			t.Run(tr.name, func(t *testing.T) {
 				t.Run("port taken", func(t *testing.T) { testPortTaken(t, n, f, tr) })
+				t.Run("ends of the range", func(t *testing.T) { testRange(t, n, f, tr) })
 				t.Run("new epoch", func(t *testing.T) { testTranslationEpoch(t, n, f, tr) })
 				t.Run("expired", func(t *testing.T) { testTakeover(t, n, f, tr) })
 				t.Run("uplink's address changes", func(t *testing.T) { testUplinkAddress(t, n, f, tr) })
@@ -70,6 +71,20 @@ func testPortTaken(t *testing.T, n *node, f family, tr transport) {
 		step{"to another place", n.from(n.b, ip(f.b, f.neighbour, 64, tr.begin(inside)...)...),
 			forwarded(sent(n.b, ip(f.host, f.neighbour, 63, tr.begin(inside)...)...), "decided")},
 	)
+}
+
+// testRange: a port at either end of the range is kept, those beyond are not.
+func testRange(t *testing.T, n *node, f family, tr transport) {
+	first, last := n.config.MasqueradePorts[0], n.config.MasqueradePorts[1]
+	for _, c := range []struct {
+		from uint16
+		kept bool
+	}{{first, true}, {last, true}, {first - 1, false}, {last + 1, false}} {
+		n.forget(t)
+		if outside := n.open(t, f, tr, c.from); !tr.keeps && (outside == c.from) != c.kept {
+			t.Errorf("outside port for %d: got %d, kept: want %t", c.from, outside, c.kept)
+		}
+	}
 }
 
 // testTranslationEpoch: translations die with the epoch of their endpoint.

@@ -224,7 +224,7 @@ func (s *stage) open(d *datapath.Datapath, family int, transport string) (there,
 	}
 	const local, remote = 50000, 443
 	sent := func(flags packet.TCPFlags) []byte {
-		layer := packet.Layer(packet.UDP(local, remote))
+		layer := packet.UDP(local, remote)
 		if transport == "TCP" {
 			layer = packet.TCP(local, remote, flags)
 		}
@@ -236,7 +236,7 @@ func (s *stage) open(d *datapath.Datapath, family int, transport string) (there,
 	}
 	taken := binary.BigEndian.Uint16(out[header:])
 	answer := func(flags packet.TCPFlags) []byte {
-		layer := packet.Layer(packet.UDP(remote, taken))
+		layer := packet.UDP(remote, taken)
 		if transport == "TCP" {
 			layer = packet.TCP(remote, taken, flags)
 		}

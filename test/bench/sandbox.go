@@ -53,9 +53,8 @@ func enter(stderr io.Writer, args []string) error {
 	return inside.Wait()
 }
 
-// furnish makes the new namespaces a place to live in. /run is hidden, so that
-// plugins find no firewalld to talk to, and their state in /var/lib/cni goes
-// with us.
+// furnish makes the new namespaces a place to live in. The machine's /run is
+// hidden, so that plugins find no firewalld to talk to.
 func furnish() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
@@ -63,14 +62,8 @@ func furnish() error {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
-	for _, at := range []string{"/run", "/var/lib/cni"} {
-		// /var/lib/cni may not be there; then it is only made, and empty.
-		if err := os.MkdirAll(at, 0o755); err != nil {
-			return fmt.Errorf("make %s: %w", at, err)
-		}
-		if err := unix.Mount("tmpfs", at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
-			return fmt.Errorf("mount tmpfs at %s: %w", at, err)
-		}
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+		return fmt.Errorf("mount tmpfs at /run: %w", err)
 	}
 	// Sessions share the CPUs evenly (sched(7), autogroup), whatever the nice
 	// values in them. A kernel without autogroup has no such file.

@@ -50,7 +50,9 @@ func TestCheck(t *testing.T) {
 				return refusal{100, "permanent neighbour 10.10.0.1 is missing on eth0 in the container", ""}
 			}},
 		{"MTU", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "link", "set", "eth0", "mtu", "1400") },
-			func(c *nodetest.Container) refusal { return refusal{100, "mtu of eth0 in the container is 1400, not 1500", ""} }},
+			func(c *nodetest.Container) refusal {
+				return refusal{100, "mtu of eth0 in the container is 1400, not 1500", ""}
+			}},
 		{"MAC", func(t *testing.T, c *nodetest.Container) {
 			c.Run(t, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:99")
 		},
@@ -105,14 +107,16 @@ func TestCheck(t *testing.T) {
 func TestStatus(t *testing.T) {
 	s := running(t)
 	tiny := s.Network("tiny", "10.40.0.0/30")
-	status := func(n nodetest.Network) refusal { return refusalOf(s.Call(t, nodetest.Call{Command: "STATUS", Network: n})) }
+	status := func(n nodetest.Network) refusal {
+		return refusalOf(s.Call(t, nodetest.Call{Command: "STATUS", Network: n}))
+	}
 	for _, network := range []nodetest.Network{s.pods, tiny} {
 		if got := status(network); got != (refusal{}) {
 			t.Errorf("STATUS of network %s on a healthy node: %+v", network["name"], got)
 		}
 	}
 	c := s.Attach(t, "c", tiny)
-	want := refusal{50, "allocate from network tiny: range set 0 (10.40.0.2-10.40.0.2) is exhausted: leased 1 of 1 addresses", ""}
+	want := refusal{50, "allocate from network tiny: range set 0 (10.40.0.0/30) is exhausted: leased 1 of 1 addresses", ""}
 	if diff := cmp.Diff(want, status(tiny)); diff != "" {
 		t.Errorf("STATUS of a network without a free address (-want +got):\n%s", diff)
 	}
@@ -157,11 +161,10 @@ func TestChained(t *testing.T) {
 			t.Errorf("CHECK of %s: %+v", c.IfName, got)
 		}
 	}
-	peer := s.Attach(t, "peer", s.pods)
 	for _, c := range []*nodetest.Container{first, second} {
 		at := serveUDP(t, c.NS, netip.AddrPortFrom(c.IPv4, 0))
-		if got := askUDP(t, dialUDP(t, peer.NS, netip.AddrPort{}, at), pattern(100)).Addr(); got != peer.IPv4 {
-			t.Errorf("%s saw %s, not %s", c.IPv4, got, peer.IPv4)
+		if got := askUDP(t, dialUDP(t, s.NS, netip.AddrPort{}, at), pattern(100)).Addr(); got != c.Gateway4 {
+			t.Errorf("%s saw %s, not %s", c.IPv4, got, c.Gateway4)
 		}
 	}
 	s.Delete(t, second)

@@ -5,7 +5,6 @@ package e2e
 import (
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -16,10 +15,10 @@ import (
 	"github.com/tendril-net/tendril/internal/nstest"
 )
 
-// crashSite is a node on which one container lives through all that happens to
-// the others.
+// crashSite is a node on which containers come to grief.
 type crashSite struct {
 	*site
+	// keeper is a container that lives through all of that, or nil.
 	keeper   *nodetest.Container
 	at       netip.AddrPort
 	baseline nodetest.State
@@ -29,10 +28,28 @@ type crashSite struct {
 
 func newCrashSite(t *testing.T) *crashSite {
 	s := &crashSite{site: running(t), path: ipamDir(t), leases: t.TempDir()}
-	s.keeper = s.Attach(t, "keeper", s.pods)
 	s.at = serveUDP(t, s.world, netip.AddrPortFrom(world4, 0))
 	s.baseline = s.State(t)
 	return s
+}
+
+// keep attaches the container that is to stay.
+func (s *crashSite) keep(t *testing.T) {
+	t.Helper()
+	s.keeper = s.Attach(t, "keeper", s.pods)
+	s.keeps(t)
+	s.baseline = s.State(t)
+}
+
+// keeps fails the test when the container that stays does not work.
+func (s *crashSite) keeps(t *testing.T) {
+	t.Helper()
+	if s.keeper == nil {
+		return
+	}
+	if got := askUDP(t, dialUDP(t, s.keeper.NS, netip.AddrPort{}, s.at), pattern(10)).Addr(); got != uplink4 {
+		t.Errorf("the world saw the container that stays as %s", got)
+	}
 }
 
 // networks are one whose addresses the agent leases, and one whose addresses
@@ -51,11 +68,9 @@ func (s *crashSite) recover(t *testing.T, how string, c *nodetest.Container) {
 	t.Helper()
 	call := c.Call("DEL")
 	if how == "GC" {
-		var keep []any
-		if c.Network["name"] == s.pods["name"] {
+		keep := []any{} // which is a list; none would be no list
+		if s.keeper != nil && c.Network["name"] == s.pods["name"] {
 			keep = append(keep, map[string]any{"containerID": s.keeper.ContainerID, "ifname": s.keeper.IfName})
-		} else {
-			keep = []any{}
 		}
 		call = nodetest.Call{Command: "GC", Network: c.Network.With("cni.dev/valid-attachments", keep)}
 	}
@@ -75,9 +90,7 @@ func (s *crashSite) clean(t *testing.T, ns *nstest.NS) {
 	if leases := must(os.ReadDir(s.leases))(t); len(leases) != 0 {
 		t.Errorf("the IPAM plugin has leases: %v", leases)
 	}
-	if got := askUDP(t, dialUDP(t, s.keeper.NS, netip.AddrPort{}, s.at), pattern(10)).Addr(); got != uplink4 {
-		t.Errorf("the world saw the container that stays as %s", got)
-	}
+	s.keeps(t)
 }
 
 // works adds, uses and deletes the container.
@@ -120,6 +133,7 @@ func (s *crashSite) container(t *testing.T, network nodetest.Network) *nodetest.
 // GC does, with the agent that saw it and with one that was killed as well.
 func TestPluginCrash(t *testing.T) {
 	s := newCrashSite(t)
+	s.keep(t)
 	for name, network := range s.networks() {
 		recoveries := []string{"DEL", "GC"}
 		if name == "tendril" && !small() {
@@ -141,12 +155,12 @@ func TestPluginCrash(t *testing.T) {
 					if answer := s.Call(t, call); !answer.Killed {
 						t.Fatalf("the plugin did not die at the failpoint: %+v", answer)
 					}
-					how, restart := strings.CutPrefix(how, "restart, ")
+					recovery, restart := strings.CutPrefix(how, "restart, ")
 					if restart {
 						s.Kill(t)
 						s.Start(t)
 					}
-					s.recover(t, how, c)
+					s.recover(t, recovery, c)
 					s.clean(t, c.NS)
 					s.works(t, c)
 				})
@@ -198,16 +212,25 @@ func TestAgentCrash(t *testing.T) {
 		}
 	}
 	// What the maps held of all of them goes, too.
+	s.Becomes(t, s.baseline)
+}
+
+// An agent that dies while it puts a node in order that has a container leaves
+// that container working, and the next one finishes.
+func TestAgentCrashAtStart(t *testing.T) {
+	s := newCrashSite(t)
+	empty := s.State(t)
+	s.keep(t)
+	for _, point := range []failpoint.Point{failpoint.AgentAttachMaps, failpoint.AgentAttachLinks} {
+		t.Run(string(point), func(t *testing.T) {
+			s.Stop(t)
+			s.CrashAtStart(t, point)
+			s.keeps(t)
+			s.Start(t)
+			s.keeps(t)
+			s.BecomesRecorded(t, s.baseline)
+		})
+	}
 	s.Delete(t, s.keeper)
-	nodetest.Eventually(t, "numbers that wait for the purge", func() error {
-		return nodetest.Unlike(s.Metrics(t)["tendril_endpoint_ids_draining"], 0)
-	})
-	left := s.State(t).Entries
-	want := map[string]int{"endpoints": 0, "flows": 0, "fragments": 0, "interfaces": 1, "masquerade_exclude": 0, "translations": 0}
-	if diff := cmp.Diff(want, left); diff != "" {
-		t.Errorf("entries of the maps (-want +got):\n%s", diff)
-	}
-	if pins := must(filepath.Glob(filepath.Join(s.BPFRoot, "links", "*")))(t); len(pins) > 2 {
-		t.Errorf("besides those of the uplink, links are pinned: %v", pins)
-	}
+	s.Becomes(t, empty)
 }

@@ -67,12 +67,21 @@ type site struct {
 func newSite(t *testing.T, flags ...string) *site {
 	t.Helper()
 	s := &site{Node: nodetest.New(t, nodetest.Options{Programs: programs, Flags: flags}), world: nstest.New(t, "world")}
+	settle(t, s.NS)
+	settle(t, s.world)
 	nstest.Veth(t, s.NS, "up0", s.world, "eth0")
 	nodetest.Address(t, s.NS, "up0", "192.0.2.1/24", "2001:db8::1/64")
 	nodetest.Address(t, s.world, "eth0", "192.0.2.2/24", "2001:db8::2/64")
 	nodetest.Route(t, s.NS, []string{"default", "via", "192.0.2.2"}, []string{"default", "via", "2001:db8::2"})
 	s.pods = s.Network("pods", pods4, pods6)
 	return s
+}
+
+// settle has links made later in a namespace use their addresses at once. While
+// duplicate address detection takes its second, neighbours are not asked for.
+func settle(t *testing.T, ns *nstest.NS) {
+	t.Helper()
+	ns.Run(t, "sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad")
 }
 
 // running is a site whose agent serves.

@@ -31,6 +31,7 @@ var (
 func newFar(t *testing.T, s *site, mtu int) *nstest.NS {
 	t.Helper()
 	far := nstest.New(t, "far")
+	settle(t, far)
 	nstest.Veth(t, s.world, "eth1", far, "eth0")
 	nodetest.Address(t, s.world, "eth1", "198.51.100.1/24", "2001:db8:1::1/64")
 	nodetest.Address(t, far, "eth0", far4.String()+"/24", far6.String()+"/64")

@@ -41,6 +41,7 @@ func (f family) anywhere() netip.Addr {
 func newSecond(t *testing.T, s *site) *nstest.NS {
 	t.Helper()
 	other := nstest.New(t, "world2")
+	settle(t, other)
 	connectSecond(t, s, other)
 	for _, world := range []*nstest.NS{s.world, other} {
 		nodetest.Address(t, world, "lo", anywhere4.String()+"/32", anywhere6.String()+"/128")
