@@ -133,6 +133,43 @@ static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *p
 	return slow_path(skb);
 }
 
+/*
+ * Both directions of a connection between endpoints go when it closes: with the
+ * first packet that comes after a FIN of its own and one of the other end, or with
+ * an RST. Otherwise the cache would be full of what nobody asks for again, and
+ * every connection would pay for an eviction.
+ */
+static __noinline int follow_close(struct packet *packet, struct flow *flow)
+{
+	struct flow_key back = {};
+	struct flow *other;
+
+	if (packet->tcp_flags & TCP_SYN) {
+		flow->flags &= ~FLOW_CLOSING;
+		return 0;
+	}
+	if (flow->action != ACTION_DELIVER || packet->fragment == FRAGMENT_LATER)
+		return 0;
+	back.source = packet->key.destination;
+	back.destination = packet->key.source;
+	back.source_port = packet->key.destination_port;
+	back.destination_port = packet->key.source_port;
+	back.ifindex = flow->out_ifindex;
+	back.protocol = IPPROTO_TCP;
+	if (!(packet->tcp_flags & TCP_RST)) {
+		if (packet->tcp_flags & TCP_FIN) {
+			flow->flags |= FLOW_CLOSING;
+			return 0;
+		}
+		other = bpf_map_lookup_elem(&flows, &back);
+		if (other && !(other->flags & FLOW_CLOSING))
+			return 0;
+	}
+	bpf_map_delete_elem(&flows, &packet->key);
+	bpf_map_delete_elem(&flows, &back);
+	return 0;
+}
+
 SEC("tc")
 int from_container(struct __sk_buff *skb)
 {
@@ -140,6 +177,7 @@ int from_container(struct __sk_buff *skb)
 	struct packet packet = {};
 	struct ethhdr *ethernet;
 	struct flow *flow;
+	int verdict;
 
 	if (skb->tc_index)
 		skb->tc_index = SEEN_NOT;
@@ -170,7 +208,11 @@ int from_container(struct __sk_buff *skb)
 	    !same_mac((struct mac *)ethernet->h_source, &flow->sender))
 		return ask_slow_path(skb, &packet);
 	account(skb, flow);
-	return apply(skb, &packet, flow, FROM_CONTAINER);
+	verdict = apply(skb, &packet, flow, FROM_CONTAINER);
+	if (packet.key.protocol == IPPROTO_TCP &&
+	    (packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) || flow->flags & FLOW_CLOSING))
+		follow_close(&packet, flow);
+	return verdict;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -94,7 +94,7 @@ static __always_inline void expect_reply(struct scratch *s, const struct endpoin
 	s->sent.protocol = s->packet.key.protocol;
 	before = bpf_map_lookup_elem(&flows, &s->sent);
 	if (before && before->flags & FLOW_REPLY) {
-		if ((__s32)(now() - before->decided) >= DECISION_SECONDS) {
+		if ((__s32)(now() - before->decided) >= (__s32)DECISION_AGE) {
 			before->decided = now();
 			before->epoch = 0;
 		}

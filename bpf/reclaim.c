@@ -22,7 +22,7 @@ int reclaim(struct __sk_buff *skb)
 	__builtin_memset(&s->reply, 0, sizeof(s->reply));
 	s->freed = 0;
 	for (__u32 i = 0; i < SLOTS_PER_RUN; i++) {
-		int slot = slot_claim(skb, skb->mark + i, false);
+		int slot = slot_claim(skb, skb->mark + i, NEED_DEAD);
 
 		if (slot < 0)
 			break;

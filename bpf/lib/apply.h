@@ -32,7 +32,7 @@ static __always_inline bool current(const struct flow *flow, const struct packet
 	    flow->flags & (FLOW_TRANSLATE_SOURCE | FLOW_TRANSLATE_DESTINATION))
 		return false;
 	return flow->action != ACTION_NONE && flow->epoch == epoch_sum(flow->endpoint) &&
-	       (__s32)(now() - flow->decided) < DECISION_SECONDS;
+	       (__s32)(now() - flow->decided) < (__s32)DECISION_AGE;
 }
 
 static __always_inline void account(const struct __sk_buff *skb, struct flow *flow)

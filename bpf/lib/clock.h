@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Time in whole seconds of the monotonic clock, and the epochs of decisions. */
+/* Time in ticks of the monotonic clock, and the epochs of decisions. */
 #pragma once
 
 #include <bpf/bpf_helpers.h>
@@ -8,16 +8,23 @@
 #include "settings.h"
 
 /*
- * A decision is taken anew after so many seconds, so that a change of routes
+ * A tick is 2^30 ns, 1.07 s: eBPF has no cheap division, and this needs none.
+ * What is compared is a tick or less off.
+ */
+#define TICK_SHIFT 30
+#define SECONDS(n) ((__u32)((n) * 1000000000ULL >> TICK_SHIFT))
+
+/*
+ * A decision is taken anew after so long, so that a change of routes
  * shows even when no agent lives to raise the epoch, and so that a translation
  * in use is seen to be. Must be less than every timeout of a translation.
  */
-#define DECISION_SECONDS 10
+#define DECISION_AGE SECONDS(10)
 
 /* The coarse clock costs a third of the other: it reads no hardware. */
 static __always_inline __u32 now(void)
 {
-	return (coarse_clock ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns()) / 1000000000ULL;
+	return (coarse_clock ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns()) >> TICK_SHIFT;
 }
 
 static __always_inline __u32 epoch_of(__u32 endpoint)

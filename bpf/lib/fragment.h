@@ -13,7 +13,7 @@
 #include "parse.h"
 
 /* As long as Linux keeps fragments for reassembly (net.ipv4.ipfrag_time). */
-#define FRAGMENT_SECONDS 30
+#define FRAGMENT_AGE SECONDS(30)
 
 static __noinline int fragment_ports(struct packet *packet)
 {
@@ -37,7 +37,7 @@ static __noinline int fragment_ports(struct packet *packet)
 		return 0;
 	}
 	known = bpf_map_lookup_elem(&fragments, &key);
-	if (known && (__s32)(now() - known->seen) <= FRAGMENT_SECONDS) {
+	if (known && (__s32)(now() - known->seen) <= (__s32)FRAGMENT_AGE) {
 		packet->key.source_port = known->source_port;
 		packet->key.destination_port = known->destination_port;
 	}

@@ -31,6 +31,7 @@ struct scratch {
 	struct quote quote;
 	__u32 freed;	       /* slots, by the sweep */
 	__u32 epoch;	       /* the node's, from before anything was looked at */
+	__u32 hand;	       /* where the search for a slot has come to; 0: not begun */
 	struct translation to; /* the one to take, or what a quote is translated to */
 };
 

@@ -33,12 +33,12 @@
 static __always_inline __u32 translation_timeout(__u8 protocol, __u8 state)
 {
 	if (protocol == IPPROTO_TCP)
-		return state == TRANSLATION_OPENING	  ? 120
-		       : state == TRANSLATION_ESTABLISHED ? 7440
-							  : 240;
+		return state == TRANSLATION_OPENING	  ? SECONDS(120)
+		       : state == TRANSLATION_ESTABLISHED ? SECONDS(7440)
+							  : SECONDS(240);
 	if (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6)
-		return 60;
-	return state == TRANSLATION_OPENING ? 30 : 300;
+		return SECONDS(60);
+	return state == TRANSLATION_OPENING ? SECONDS(30) : SECONDS(300);
 }
 
 static __always_inline bool translation_alive(const struct translation *t, __u8 protocol)
@@ -111,10 +111,30 @@ __noinline int translation_remove(struct __sk_buff *skb)
 	return 1;
 }
 
-/* Whether a translation may be removed to make room: dead, or hard and closed. */
-static __always_inline bool expendable(const struct translation *t, __u8 protocol, bool hard)
+/*
+ * What may be removed to make room, the more the longer room is looked for: dead
+ * translations; then those of connections that both ends have closed; then those
+ * closed by an RST, which may have been forged.
+ */
+enum need {
+	NEED_DEAD,
+	NEED_FINISHED,
+	NEED_CLOSED,
+};
+
+static __always_inline enum need need_at(int attempt)
 {
-	return !translation_alive(t, protocol) || (hard && t->state == TRANSLATION_CLOSED);
+	return attempt < 1 ? NEED_DEAD : attempt < 8 ? NEED_FINISHED : NEED_CLOSED;
+}
+
+static __always_inline bool expendable(const struct translation *t, __u8 protocol, enum need need)
+{
+	const __u8 finished = TRANSLATION_FIN_OUT | TRANSLATION_FIN_IN;
+
+	if (t->state == TRANSLATION_CLOSED &&
+	    (need == NEED_CLOSED || (need == NEED_FINISHED && (t->flags & finished) == finished)))
+		return true;
+	return !translation_alive(t, protocol);
 }
 
 /*
@@ -124,7 +144,7 @@ static __always_inline bool expendable(const struct translation *t, __u8 protoco
  * is no such slot. A key that was taken again has another slot by then, and what
  * its first one holds is left over.
  */
-__noinline int slot_claim(struct __sk_buff *skb, __u32 index, __u32 hard)
+__noinline int slot_claim(struct __sk_buff *skb, __u32 index, __u32 need)
 {
 	struct allocation *slot = bpf_map_lookup_elem(&allocations, &index);
 	struct scratch *s = scratch_get();
@@ -139,7 +159,7 @@ __noinline int slot_claim(struct __sk_buff *skb, __u32 index, __u32 hard)
 	if (s->victim.protocol) {
 		t = bpf_map_lookup_elem(&translations, &s->victim);
 		if (t && t->slot == index) {
-			if (!expendable(t, s->victim.protocol, hard))
+			if (!expendable(t, s->victim.protocol, need))
 				return 0;
 			translation_remove(skb);
 		}
@@ -165,19 +185,21 @@ __noinline int slot_claim(struct __sk_buff *skb, __u32 index, __u32 hard)
 /*
  * Finds a slot for scratch->reply, and frees those of expendable translations on
  * the way; with protocol 0 it only frees. Returns 0, or -1 when all tried are in
- * use. The slots are independent of each other, as neighbours would fill together.
+ * use. Each CPU has a hand of its own that goes round, as the hand of a clock.
  */
-__noinline int slot_find(struct __sk_buff *skb, __u32 hard)
+__noinline int slot_find(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
 
 	if (!s)
 		return -1;
+	if (!s->hand)
+		s->hand = bpf_get_prandom_u32();
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < SLOT_TRIES; i++) {
-		__u32 index = bpf_get_prandom_u32() % allocation_slots;
-
-		if (slot_claim(skb, index, hard || i >= SLOT_TRIES / 2) == 1 && s->reply.protocol)
+		s->hand++;
+		if (slot_claim(skb, s->hand % allocation_slots, need_at(i)) == 1 &&
+		    s->reply.protocol)
 			return 0;
 	}
 	return -1;
@@ -269,11 +291,11 @@ static __always_inline struct translation *translation_find(const struct flow_ke
 
 /*
  * Tries to take port first + candidate for scratch->to, at the address in
- * scratch->decision. Ports of closed connections are taken over only if hard.
+ * scratch->decision; need says whose it may be.
  * Returns 1 when it is taken, with the reply's key in scratch->reply, 0 when
  * somebody has it, and -1 when there is no room for another translation.
  */
-__noinline int port_try(struct __sk_buff *skb, __u32 candidate, __u32 hard)
+__noinline int port_try(struct __sk_buff *skb, __u32 candidate, __u32 need)
 {
 	struct scratch *s = scratch_get();
 	struct translation *old;
@@ -285,7 +307,7 @@ __noinline int port_try(struct __sk_buff *skb, __u32 candidate, __u32 hard)
 		  bpf_htons((__u16)(port_first + candidate)));
 	old = bpf_map_lookup_elem(&translations, &s->reply);
 	if (old) {
-		if (!expendable(old, s->reply.protocol, hard))
+		if (!expendable(old, s->reply.protocol, need))
 			return 0;
 		s->victim = s->reply;
 		translation_remove(skb);
@@ -317,7 +339,7 @@ __noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 fla
 	/* Room may have been freed by time: with the hand moved on, a retry finds it. */
 	__builtin_memset(&s->reply, 0, sizeof(s->reply));
 	if (*holds >= endpoint_limit) {
-		slot_find(skb, true);
+		slot_find(skb);
 		if (*holds >= endpoint_limit)
 			return -DROP_ENDPOINT_LIMIT;
 	}
@@ -332,13 +354,13 @@ __noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 fla
 
 	candidate = bpf_ntohs(s->packet.key.source_port) - port_first;
 	if (s->packet.key.protocol == IPPROTO_SCTP) {
-		taken = port_try(skb, candidate, true);
+		taken = port_try(skb, candidate, NEED_FINISHED);
 	} else {
 		if (candidate >= port_count)
 			candidate = bpf_get_prandom_u32() % port_count;
 #pragma clang loop unroll(disable)
 		for (i = 0; i < PORT_TRIES; i++) {
-			taken = port_try(skb, candidate, i >= PORT_TRIES / 2);
+			taken = port_try(skb, candidate, need_at(i));
 			if (taken)
 				break;
 			candidate = bpf_get_prandom_u32() % port_count;
@@ -346,11 +368,11 @@ __noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 fla
 	}
 	if (taken != 1) {
 		__builtin_memset(&s->reply, 0, sizeof(s->reply));
-		slot_find(skb, true);
+		slot_find(skb);
 		return taken ? -DROP_TRANSLATIONS_FULL : -DROP_PORTS_EXHAUSTED;
 	}
 	held_add(endpoint, 1);
-	if (slot_find(skb, false)) {
+	if (slot_find(skb)) {
 		s->victim = s->reply;
 		translation_remove(skb);
 		return -DROP_TRANSLATIONS_FULL;

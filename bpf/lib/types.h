@@ -44,8 +44,9 @@ enum action {
 enum flow_flag {
 	FLOW_TRANSLATE_SOURCE = 1 << 0,	     /* address and port replace the source */
 	FLOW_TRANSLATE_DESTINATION = 1 << 1, /* address and port replace the destination */
-	FLOW_REPLY = 1 << 2, /* the other end began: never masquerade this direction */
-	FLOW_STACK = 1 << 3, /* the host's stack took part in the other direction */
+	FLOW_REPLY = 1 << 2,   /* the other end began: never masquerade this direction */
+	FLOW_STACK = 1 << 3,   /* the host's stack took part in the other direction */
+	FLOW_CLOSING = 1 << 4, /* TCP: its sender sent FIN */
 };
 
 /* What was decided for a flow. */
@@ -55,7 +56,7 @@ struct flow {
 	struct address address;	 /* that replaces the packet's, if a flag says so */
 	struct address next_hop; /* ACTION_FORWARD: the neighbour */
 	__u32 epoch;		 /* sum of the two epochs it was decided in */
-	__u32 decided;		 /* when, in seconds of the monotonic clock */
+	__u32 decided;		 /* when, in ticks of 2^30 ns of the monotonic clock */
 	__u32 out_ifindex;	 /* device, or host side of the receiving endpoint */
 	__u32 checksum_diff;	 /* of the addresses: ones' complement sum, new - old */
 	__be16 port;		 /* that replaces the packet's */
@@ -95,7 +96,7 @@ struct translation {
 	__u16 endpoint;
 	__u32 epoch;   /* of the endpoint when the port was taken */
 	__u32 ifindex; /* the endpoint's host side */
-	__u32 seen;    /* seconds of the monotonic clock, exact to 10 s */
+	__u32 seen;    /* ticks of 2^30 ns of the monotonic clock, exact to 10 s */
 	__u8 state;    /* enum translation_state; of the reply entry */
 	__u8 flags;    /* enum translation_flag; of the reply entry */
 	__u8 pad[2];
@@ -157,7 +158,7 @@ _Static_assert(sizeof(struct fragment_key) == 48, "fragment_key has no hidden pa
 struct fragment {
 	__be16 source_port;
 	__be16 destination_port;
-	__u32 seen; /* seconds of the monotonic clock */
+	__u32 seen; /* ticks of 2^30 ns of the monotonic clock */
 };
 
 enum journey {

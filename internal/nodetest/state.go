@@ -47,7 +47,11 @@ type State struct {
 func (n *Node) State(tb testing.TB) State {
 	tb.Helper()
 	s := n.Kernel(tb)
-	s.Leases = n.Status(tb).Pools
+	for _, pool := range n.Status(tb).Pools {
+		if pool.Leased > 0 { // the agent goes on listing ranges that were used
+			s.Leases = append(s.Leases, pool)
+		}
+	}
 	s.Draining = n.Metrics(tb)["tendril_endpoint_ids_draining"]
 	endpoints, err := n.API.Endpoints(tb.Context())
 	if err != nil {

@@ -206,9 +206,9 @@ func testFragmentsDecidedAgain(t *testing.T, n *node, f family, tr transport) {
 	out := sent(n.a, ip(f.host, f.world, 63, tr.there(outside)...)...)
 	with := func(index int) run { r := r; r.in = pieces(r.in, 3)[index]; return r }
 	n.story(t, step{"first", with(0), forwarded(pieces(out, 3)[0])})
-	n.elapse(t, decisionSeconds+1)
+	n.elapse(t, 10+1)
 	n.story(t, step{"later, to world", with(1), forwarded(pieces(out, 3)[1], "decided")})
-	n.elapse(t, decisionSeconds+1)
+	n.elapse(t, 10+1)
 
 	r = n.fromWorld(ip(f.world, f.host, 58, tr.back(outside)...)...)
 	out = delivered(n.a, ip(f.world, f.a, 57, tr.back(low)...)...)
@@ -261,18 +261,22 @@ func testIdentificationAgain(t *testing.T, n *node, f family) {
 		step{"first of two", with(two, 0), forwarded(out(second, 0))},
 		step{"later of two", with(two, 1), forwarded(out(second, 1))},
 	)
-	// Two packets on their way at once.
-	third := n.open(t, f, tr, low)
-	three := n.fromA(ip(f.a, f.world, 64, tr.there(low)...)...)
-	as := func(r run, id byte, index int) run { r.in = pieces(r.in, id)[index]; return r }
-	outAs := func(port uint16, id byte, index int) []byte {
-		return pieces(sent(n.a, ip(f.host, f.world, 63, tr.there(port)...)...), id)[index]
+	// Answers to two containers, on their way at once: all but the identification is
+	// the same in their later fragments.
+	n.check(t, n.from(n.b, ip(f.b, f.world, 64, udp(inside+2, server)...)...),
+		forwarded(sent(n.b, ip(f.host, f.world, 63, udp(inside+2, server)...)...), "decided"))
+	answer := func(to uint16, id byte, index int) run {
+		r := n.fromWorld(ip(f.world, f.host, 58, tr.back(to)...)...)
+		r.in = pieces(r.in, id)[index]
+		return r
 	}
+	atA := pieces(delivered(n.a, ip(f.world, f.a, 57, tr.back(inside)...)...), 20)
+	atB := pieces(delivered(n.b, ip(f.world, f.b, 57, tr.back(inside+2)...)...), 21)
 	n.story(t,
-		step{"first of the one", as(two, 20, 0), forwarded(outAs(second, 20, 0))},
-		step{"first of the other", as(three, 21, 0), forwarded(outAs(third, 21, 0))},
-		step{"later of the one", as(two, 20, 1), forwarded(outAs(second, 20, 1))},
-		step{"later of the other", as(three, 21, 1), forwarded(outAs(third, 21, 1))},
+		step{"first to the one", answer(outside, 20, 0), deliveredAs(atA[0], "decided")},
+		step{"first to the other", answer(inside+2, 21, 0), deliveredAs(atB[0], "decided")},
+		step{"later to the one", answer(outside, 20, 1), deliveredAs(atA[1])},
+		step{"later to the other", answer(inside+2, 21, 1), deliveredAs(atB[1])},
 	)
 	// The same numbers, in another protocol and from another container.
 	n.open(t, f, bulky()[1], inside)

@@ -179,7 +179,7 @@ func testReplies(t *testing.T, n *node, f family) {
 				step{"answer again", n.fromA(answer(64)...), forwarded(sent(n.a, answer(63)...))},
 			)
 			n.wantTranslations(t)
-			n.elapse(t, decisionSeconds+1)
+			n.elapse(t, 10+1)
 			n.story(t, step{"answer later", n.fromA(answer(64)...), forwarded(sent(n.a, answer(63)...), "decided")})
 			n.wantTranslations(t)
 		})
@@ -212,7 +212,7 @@ func testDecidedAgain(t *testing.T, n *node, f family) {
 		step{"first", in, forwarded(out, "decided")},
 		step{"second", in, forwarded(out)},
 	)
-	n.elapse(t, decisionSeconds)
+	n.elapse(t, 10)
 	n.story(t,
 		step{"after some seconds", in, forwarded(out, "decided")},
 		step{"then", in, forwarded(out)},

@@ -298,9 +298,10 @@ func clearMap[K, V any](t *testing.T, m *ebpf.Map) {
 // pass lets seconds go by, for everything that the datapath remembers.
 func (n *node) elapse(t *testing.T, seconds uint32) {
 	t.Helper()
-	change(t, n.maps.Flows, func(_ maps.FlowKey, f *maps.Flow) { f.Decided -= seconds })
-	change(t, n.maps.Translations, func(_ maps.FlowKey, v *maps.Translation) { v.Seen -= seconds })
-	change(t, n.maps.Fragments, func(_ maps.FragmentKey, v *maps.Fragment) { v.Seen -= seconds })
+	ticks := uint32(uint64(seconds) * 1e9 >> tickShift)
+	change(t, n.maps.Flows, func(_ maps.FlowKey, f *maps.Flow) { f.Decided -= ticks })
+	change(t, n.maps.Translations, func(_ maps.FlowKey, v *maps.Translation) { v.Seen -= ticks })
+	change(t, n.maps.Fragments, func(_ maps.FragmentKey, v *maps.Fragment) { v.Seen -= ticks })
 }
 
 // change writes every entry of a map anew.

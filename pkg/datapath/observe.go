@@ -39,8 +39,11 @@ type Flow struct {
 	Current bool
 }
 
-// decisionSeconds is DECISION_SECONDS of bpf/lib/clock.h.
-const decisionSeconds = 10
+// tickShift is TICK_SHIFT of bpf/lib/clock.h: a tick is 2^30 ns.
+const tickShift = 30
+
+// decisionAge is DECISION_AGE of bpf/lib/clock.h, in ticks.
+const decisionAge = 10 * 1000000000 >> tickShift
 
 var actionNames = map[uint8]string{
 	maps.ActionPass:    "pass",
@@ -50,7 +53,7 @@ var actionNames = map[uint8]string{
 
 // Flows reads up to limit entries of the flow cache, in no order.
 func (d *Datapath) Flows(limit int) ([]Flow, error) {
-	now, err := monotonicSeconds()
+	now, err := ticks()
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +81,7 @@ func newFlow(key maps.FlowKey, value maps.Flow, now uint32, epochs []uint32) Flo
 		OutIfIndex:            int(value.OutIfindex),
 		Packets:               value.Packets,
 		Bytes:                 value.Bytes,
-		Idle:                  now - min(now, value.Decided),
+		Idle:                  uint32(uint64(now-min(now, value.Decided)) << tickShift / 1000000000),
 	}
 	if f.TranslatesSource || f.TranslatesDestination {
 		f.To = netip.AddrPortFrom(maps.Addr(value.Address), maps.Port(value.Port))
@@ -86,7 +89,7 @@ func newFlow(key maps.FlowKey, value maps.Flow, now uint32, epochs []uint32) Flo
 	if value.Action == maps.ActionForward {
 		f.NextHop = maps.Addr(value.NextHop)
 	}
-	f.Current = value.Action != maps.ActionNone && f.Idle < decisionSeconds &&
+	f.Current = value.Action != maps.ActionNone && now-min(now, value.Decided) < decisionAge &&
 		value.Epoch == epochs[0]+epochs[value.Endpoint]
 	return f
 }
@@ -217,12 +220,13 @@ func prefixes(m *ebpf.Map) (n uint64, err error) {
 	return n, walk.Err()
 }
 
-func monotonicSeconds() (uint32, error) {
+// ticks reads the programs' clock.
+func ticks() (uint32, error) {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 		return 0, fmt.Errorf("read clock: %w", err)
 	}
-	return uint32(now.Sec), nil
+	return uint32(now.Nano() >> tickShift), nil
 }
 
 // ProtocolName is the name of a protocol number, or the number.

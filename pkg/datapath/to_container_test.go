@@ -47,7 +47,7 @@ func testForwarded(t *testing.T, n *node, f family, tr transport) {
 		step{"answer, in the stack's hands", n.toWorld(seenNot, ip(f.a, f.world, 63, tr.back(low)...)...), untouched()},
 	)
 	n.wantTranslations(t)
-	n.elapse(t, decisionSeconds+1)
+	n.elapse(t, 10+1)
 	n.story(t,
 		step{"answer later", n.fromA(ip(f.a, f.world, 64, tr.back(low)...)...), passed(seenNot, "decided")},
 		step{"answer then", n.fromA(ip(f.a, f.world, 64, tr.back(low)...)...), passed(seenNot)},
@@ -91,7 +91,7 @@ func testLocalService(t *testing.T, n *node, f family) {
 				step{"request", n.toA(n.b.IfIndex, ip(f.b, f.a, 63, tr.there(low)...)...), passed(seenNot)},
 				step{"answer", answer, passed(seenNot)},
 			)
-			n.elapse(t, decisionSeconds+1)
+			n.elapse(t, 10+1)
 			n.story(t, step{"answer later", answer, passed(seenNot, "decided")})
 		})
 	}

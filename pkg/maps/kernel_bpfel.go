@@ -116,6 +116,7 @@ const (
 	kernelFlowFlagFLOW_TRANSLATE_DESTINATION kernelFlowFlag = 2
 	kernelFlowFlagFLOW_REPLY                 kernelFlowFlag = 4
 	kernelFlowFlagFLOW_STACK                 kernelFlowFlag = 8
+	kernelFlowFlagFLOW_CLOSING               kernelFlowFlag = 16
 )
 
 type kernelFlowKey struct {

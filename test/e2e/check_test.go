@@ -24,6 +24,7 @@ func checked(c *nodetest.Container) nodetest.Call {
 // CHECK finds whatever of an attachment is not as ADD left it.
 func TestCheck(t *testing.T) {
 	s := running(t)
+	index := func(c *nodetest.Container) int { return must(s.Handle.LinkByName(c.HostIfName))(t).Attrs().Index }
 	for _, one := range []struct {
 		name string
 		// tamper changes the node or the container.
@@ -57,7 +58,10 @@ func TestCheck(t *testing.T) {
 			c.Run(t, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:99")
 		},
 			func(c *nodetest.Container) refusal {
-				return refusal{100, fmt.Sprintf("MAC of eth0 in the container is 02:00:00:00:00:99, not %s", c.MAC), ""}
+				// With another MAC the kernel forgets all neighbours.
+				return refusal{100, fmt.Sprintf("MAC of eth0 in the container is 02:00:00:00:00:99, not %s; "+
+					"permanent neighbour 10.10.0.1 is missing on eth0 in the container; "+
+					"permanent neighbour fd00:10::1 is missing on eth0 in the container", c.MAC), ""}
 			}},
 		{"host's route", func(t *testing.T, c *nodetest.Container) { s.Run(t, "ip", "route", "del", c.IPv4.String()) },
 			func(c *nodetest.Container) refusal {
@@ -66,7 +70,9 @@ func TestCheck(t *testing.T) {
 		{"gateway's address", func(t *testing.T, c *nodetest.Container) {
 			s.Run(t, "ip", "address", "del", "10.10.0.1/32", "dev", c.HostIfName)
 		}, func(c *nodetest.Container) refusal {
-			return refusal{100, fmt.Sprintf("gateway address 10.10.0.1/32 is missing on %s on the host", c.HostIfName), ""}
+			// Without an IPv4 address the kernel forgets what else it had of IPv4.
+			return refusal{100, fmt.Sprintf("route %s/32 is missing on %s on the host; permanent neighbour %s is missing on %s on the host; "+
+				"gateway address 10.10.0.1/32 is missing on %s on the host", c.IPv4, c.HostIfName, c.IPv4, c.HostIfName, c.HostIfName), ""}
 		}},
 		{"map entry of the address", func(t *testing.T, c *nodetest.Container) {
 			m := s.Map(t, "endpoints")
@@ -80,11 +86,11 @@ func TestCheck(t *testing.T) {
 		{"map entry of the interface", func(t *testing.T, c *nodetest.Container) {
 			m := s.Map(t, "interfaces")
 			closeAtEnd(t, m)
-			if err := m.Delete(uint32(must(s.Handle.LinkByName(c.HostIfName))(t).Attrs().Index)); err != nil {
+			if err := m.Delete(uint32(index(c))); err != nil {
 				t.Fatal(err)
 			}
 		}, func(c *nodetest.Container) refusal {
-			return refusal{100, "agent: entry of interface ? in map interfaces is missing", ""}
+			return refusal{100, fmt.Sprintf("agent: entry of interface %d in map interfaces is missing", index(c)), ""}
 		}},
 		{"link", func(t *testing.T, c *nodetest.Container) { s.Run(t, "ip", "link", "del", c.HostIfName) },
 			func(c *nodetest.Container) refusal {
