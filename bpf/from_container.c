@@ -112,6 +112,8 @@ __noinline int slow_path(struct __sk_buff *skb)
 	    is_ipv6_link_local(&s->packet.key.destination) || s->packet.ttl <= 1)
 		return leave(skb);
 
+	if (s->packet.fragment)
+		fragment_keep(&s->packet);
 	s->epoch = epoch_of(0);
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	s->decision.sender = interface->mac;
@@ -195,7 +197,7 @@ int from_container(struct __sk_buff *skb)
 	}
 	packet.key.ifindex = skb->ifindex;
 	if (packet.fragment)
-		fragment_ports(&packet);
+		fragment_find(&packet);
 	if (packet.icmp_kind)
 		return ask_slow_path(skb, &packet);
 
@@ -207,6 +209,8 @@ int from_container(struct __sk_buff *skb)
 	    (void *)(ethernet + 1) > data_end ||
 	    !same_mac((struct mac *)ethernet->h_source, &flow->sender))
 		return ask_slow_path(skb, &packet);
+	if (packet.fragment)
+		fragment_keep(&packet);
 	account(skb, flow);
 	verdict = apply(skb, &packet, flow, FROM_CONTAINER);
 	if (packet.key.protocol == IPPROTO_TCP &&

@@ -171,8 +171,10 @@ int from_uplink(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (parse(skb, &packet) != PARSED_IP)
 		return TC_ACT_UNSPEC;
-	if (packet.fragment)
-		fragment_ports(&packet);
+	if (packet.fragment) {
+		fragment_find(&packet);
+		fragment_keep(&packet);
+	}
 	if (packet.icmp_kind)
 		return ask_slow_path(skb, &packet);
 	flow = bpf_map_lookup_elem(&flows, &packet.key);

@@ -34,7 +34,8 @@ int to_container(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (packet.fragment) {
 		packet.key.ifindex = skb->ingress_ifindex;
-		fragment_ports(&packet);
+		fragment_find(&packet);
+		fragment_keep(&packet);
 	}
 	back.source = packet.key.destination;
 	back.destination = packet.key.source;

@@ -111,8 +111,10 @@ int to_uplink(struct __sk_buff *skb)
 	endpoint = bpf_map_lookup_elem(&endpoints, &packet.key.source);
 	if (endpoint) {
 		packet.key.ifindex = endpoint->ifindex;
-		if (packet.fragment)
-			fragment_ports(&packet);
+		if (packet.fragment) {
+			fragment_find(&packet);
+			fragment_keep(&packet);
+		}
 	} else if (packet.icmp_kind != ICMP_KIND_ERROR && !in_range(packet.key.source_port)) {
 		return TC_ACT_UNSPEC;
 	}

@@ -182,7 +182,8 @@ func (d *Datapath) upgrade() error {
 	return nil
 }
 
-// Remove detaches and unpins everything below root, which must not be in use.
+// Remove detaches the programs and removes the pins below root, which must not be
+// in use.
 func Remove(root string) error {
 	if _, err := os.Stat(root); errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -208,12 +209,9 @@ func Remove(root string) error {
 			}
 		}
 	}
-	entries, err := os.ReadDir(root)
-	if err != nil {
-		return fmt.Errorf("read bpf-root: %w", err)
-	}
-	for _, entry := range entries {
-		if err := os.RemoveAll(filepath.Join(root, entry.Name())); err != nil {
+	// Nothing else: the folder may be one that others pin in, too.
+	for _, name := range []string{"maps", "links"} {
+		if err := os.RemoveAll(filepath.Join(root, name)); err != nil {
 			return fmt.Errorf("remove pins: %w", err)
 		}
 	}

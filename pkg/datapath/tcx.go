@@ -41,7 +41,11 @@ func (t *tcx) attach(a attachment, program *ebpf.Program) (err error) {
 		defer func() { err = errors.Join(err, pinned.Close()) }()
 		err = pinned.Update(program)
 		if errors.Is(err, unix.ENOLINK) {
-			return fmt.Errorf("update link %s: %w", path, errNoDevice)
+			// Its device has gone; another may have the index by now.
+			if err := os.Remove(path); err != nil {
+				return fmt.Errorf("unpin link: %w", err)
+			}
+			return t.attachNew(a, program)
 		}
 		if err != nil {
 			return fmt.Errorf("update link %s: %w", path, err)
@@ -51,6 +55,11 @@ func (t *tcx) attach(a attachment, program *ebpf.Program) (err error) {
 	if !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("open pinned link %s: %w", path, err)
 	}
+	return t.attachNew(a, program)
+}
+
+func (t *tcx) attachNew(a attachment, program *ebpf.Program) (err error) {
+	path := t.path(a)
 	if err := os.MkdirAll(t.dir, 0o700); err != nil {
 		return fmt.Errorf("make folder of links: %w", err)
 	}

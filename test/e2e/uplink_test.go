@@ -13,6 +13,7 @@ import (
 
 	"github.com/tendril-net/tendril/internal/nodetest"
 	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/internal/packet"
 )
 
 // The second uplink of a site, and an address that both worlds have.
@@ -81,7 +82,11 @@ func awaitUplinks(t *testing.T, s *site, names ...string) {
 func sees(t *testing.T, what string, conn *net.UDPConn, want netip.Addr) {
 	t.Helper()
 	nodetest.Eventually(t, what, func() error {
-		return nodetest.Unlike(askUDP(t, conn, pattern(10)).Addr(), want)
+		got, err := tryUDP(conn, pattern(10), nodetest.Patience)
+		if err != nil {
+			t.Fatalf("%s: a datagram was lost: %v", what, err)
+		}
+		return nodetest.Unlike(got.Addr(), want)
 	})
 }
 
@@ -205,6 +210,12 @@ func TestUplinkComesBack(t *testing.T) {
 	s.Start(t)
 	c := s.Attach(t, "c", s.pods)
 	conns := make(map[string]*net.UDPConn)
+	leak := openWatch(t, other)
+	t.Cleanup(func() {
+		for _, frame := range append(leak.find(c.IPv4.AsSlice()), leak.find(c.IPv6.AsSlice())...) {
+			t.Errorf("the world saw the container's own address: %s", packet.Summary(frame))
+		}
+	})
 	for _, f := range families() {
 		at := netip.AddrPortFrom(f.anywhere(), anywherePort)
 		serveUDP(t, s.world, at)
