@@ -36,8 +36,12 @@ const (
 
 // CNI lists the points of the plugin, Agent those of the agent.
 var (
-	CNI = []Point{CNIAddStart, CNIAddLinked, CNIAddLeased, CNIAddPrepared, CNIAddConfigured, CNIAddAttached,
-		CNIAddPrinted, CNIDelStart, CNIDelUnlinked, CNIDelReleased, CNIDelDelegated}
-	Agent = []Point{AgentPrepareStart, AgentPrepareStored, AgentAttachStart, AgentAttachLinks, AgentAttachMaps,
-		AgentAttachStored, AgentDeleteStart, AgentDeleteMaps, AgentDeleteLinks, AgentDeleteStored}
+	CNI = []Point{
+		CNIAddStart, CNIAddLinked, CNIAddLeased, CNIAddPrepared, CNIAddConfigured, CNIAddAttached,
+		CNIAddPrinted, CNIDelStart, CNIDelUnlinked, CNIDelReleased, CNIDelDelegated,
+	}
+	Agent = []Point{
+		AgentPrepareStart, AgentPrepareStored, AgentAttachStart, AgentAttachLinks, AgentAttachMaps,
+		AgentAttachStored, AgentDeleteStart, AgentDeleteMaps, AgentDeleteLinks, AgentDeleteStored,
+	}
 )

@@ -33,8 +33,10 @@ func (n *Node) Network(name string, subnets ...string) Network {
 	for _, s := range subnets {
 		ranges = append(ranges, []any{map[string]any{"subnet": s}})
 	}
-	return Network{"cniVersion": "1.1.0", "name": name, "type": "tendril-cni", "socket": n.Socket, "ipMasq": true,
-		"ipam": map[string]any{"type": "tendril", "ranges": ranges}}
+	return Network{
+		"cniVersion": "1.1.0", "name": name, "type": "tendril-cni", "socket": n.Socket, "ipMasq": true,
+		"ipam": map[string]any{"type": "tendril", "ranges": ranges},
+	}
 }
 
 // With returns a copy with another value for a key.

@@ -187,8 +187,10 @@ func testUnknownFragments(t *testing.T, n *node, f family, tr transport) {
 	stack := n.toWorld(seenDecided, ip(f.a, f.world, 63, tr.there(low)...)...)
 	n.story(t,
 		step{"later of an answer", with(answer, pieces(answer.in, 5)[1]), untouched()},
-		step{"later to container", with(direct, pieces(direct.in, 6)[1]),
-			deliveredAs(pieces(delivered(n.b, ip(f.world, f.b, 57, tr.there(low)...)...), 6)[1], "decided")},
+		step{
+			"later to container", with(direct, pieces(direct.in, 6)[1]),
+			deliveredAs(pieces(delivered(n.b, ip(f.world, f.b, 57, tr.there(low)...)...), 6)[1], "decided"),
+		},
 		step{"later from the stack", with(stack, pieces(stack.in, 7)[1]), drops("fragment")},
 	)
 }

@@ -189,8 +189,10 @@ func testReplies(t *testing.T, n *node, f family) {
 		request := func(ttl uint8) []packet.Layer { return ip(f.world, f.a, ttl, tcp(server, inside, packet.SYN)...) }
 		n.story(t,
 			step{"request", n.fromWorld(request(60)...), deliveredAs(delivered(n.a, request(59)...), "decided")},
-			step{"SYN", n.fromA(ip(f.a, f.world, 64, tcp(inside, server, packet.SYN)...)...),
-				forwarded(sent(n.a, ip(f.host, f.world, 63, tcp(inside, server, packet.SYN)...)...), "decided")},
+			step{
+				"SYN", n.fromA(ip(f.a, f.world, 64, tcp(inside, server, packet.SYN)...)...),
+				forwarded(sent(n.a, ip(f.host, f.world, 63, tcp(inside, server, packet.SYN)...)...), "decided"),
+			},
 		)
 	})
 	// The datapath did not see it begin: the stack may know what it answers.
@@ -248,8 +250,10 @@ func testStackDestinations(t *testing.T, n *node, f family) {
 	for _, tr := range transports() {
 		n.table(t,
 			step{tr.name + " to a service", n.fromA(ip(f.a, f.neighbour, 64, tr.begin(inside)...)...), passed(seenNot, "decided")},
-			step{tr.name + " beside it", n.fromA(ip(f.a, outside, 64, tr.begin(inside)...)...),
-				forwarded(sent(n.a, ip(f.host, outside, 63, tr.begin(inside)...)...), "decided")},
+			step{
+				tr.name + " beside it", n.fromA(ip(f.a, outside, 64, tr.begin(inside)...)...),
+				forwarded(sent(n.a, ip(f.host, outside, 63, tr.begin(inside)...)...), "decided"),
+			},
 		)
 	}
 	n.forget(t)
@@ -268,7 +272,9 @@ func testNoUplinkAddress(t *testing.T, n *node, f family) {
 	defer n.do(t, func() error { return n.ReconcileUplinks([]Uplink{n.uplink}) })
 	n.table(t,
 		step{"to world", n.fromA(ip(f.a, f.world, 64, udp(inside, server)...)...), drops("decided", "no_uplink_address")},
-		step{"not masqueraded", n.from(n.c, ip(f.c, f.world, 64, udp(inside, server)...)...),
-			forwarded(sent(n.c, ip(f.c, f.world, 63, udp(inside, server)...)...), "decided")},
+		step{
+			"not masqueraded", n.from(n.c, ip(f.c, f.world, 64, udp(inside, server)...)...),
+			forwarded(sent(n.c, ip(f.c, f.world, 63, udp(inside, server)...)...), "decided"),
+		},
 	)
 }

@@ -135,10 +135,14 @@ func testNotOurs(t *testing.T, n *node, f family) {
 	tagged.vlan = 7
 	for _, s := range []step{
 		{"tagged frame", tagged, untouched()},
-		{"frame for another", run{program: fromUplink, device: n.uplink.IfIndex,
-			in: packet.New(append([]packet.Layer{packet.Eth(routerMAC(), packet.MAC("02:00:00:00:00:99"))}, answer...)...)}, untouched()},
-		{"broadcast frame", run{program: fromUplink, device: n.uplink.IfIndex,
-			in: packet.New(append([]packet.Layer{packet.Eth(routerMAC(), packet.MAC("ff:ff:ff:ff:ff:ff"))}, answer...)...)}, untouched()},
+		{"frame for another", run{
+			program: fromUplink, device: n.uplink.IfIndex,
+			in: packet.New(append([]packet.Layer{packet.Eth(routerMAC(), packet.MAC("02:00:00:00:00:99"))}, answer...)...),
+		}, untouched()},
+		{"broadcast frame", run{
+			program: fromUplink, device: n.uplink.IfIndex,
+			in: packet.New(append([]packet.Layer{packet.Eth(routerMAC(), packet.MAC("ff:ff:ff:ff:ff:ff"))}, answer...)...),
+		}, untouched()},
 		{"another protocol", n.fromWorld(packet.Payload(40)), untouched()},
 		{"ARP", n.fromWorld(packet.ARPRequest(packet.Station{MAC: routerMAC(), IP: v4().router}, v4().host)), untouched()},
 	} {
@@ -220,8 +224,10 @@ func testEvicted(t *testing.T, n *node, f family) {
 			clearMap[maps.FlowKey, maps.Flow](t, n.maps.Flows)
 			n.story(t,
 				step{"answer after eviction", in, deliveredAs(out, "decided")},
-				step{"sent after eviction", n.fromA(ip(f.a, f.world, 64, tr.there(inside)...)...),
-					forwarded(sent(n.a, ip(f.host, f.world, 63, tr.there(inside)...)...), "decided")},
+				step{
+					"sent after eviction", n.fromA(ip(f.a, f.world, 64, tr.there(inside)...)...),
+					forwarded(sent(n.a, ip(f.host, f.world, 63, tr.there(inside)...)...), "decided"),
+				},
 			)
 		})
 	}

@@ -115,8 +115,10 @@ func testExtensions(t *testing.T, n *node, f family) {
 		good[fmt.Sprint(count)] = repeat(count)
 	}
 	for name, extensions := range good {
-		n.table(t, step{name, n.fromA(chain(f, world, 64, inside, extensions...)...),
-			forwarded(sent(n.a, chain(uplink, world, 63, inside, extensions...)...), "decided")})
+		n.table(t, step{
+			name, n.fromA(chain(f, world, 64, inside, extensions...)...),
+			forwarded(sent(n.a, chain(uplink, world, 63, inside, extensions...)...), "decided"),
+		})
 		t.Run(name+", answer", func(t *testing.T) {
 			n.forget(t)
 			outside := n.open(t, f, transports()[1], low)

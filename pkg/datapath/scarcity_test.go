@@ -144,12 +144,16 @@ func testClosedGiveWay(t *testing.T, n *node, f family) {
 	reset := func(port uint16) []packet.Layer { return tcp(server, port, packet.RST) }
 	n.story(t,
 		step{"first", n.send(n.a, f.a, f.world, tr, low), n.leavesAs(n.a, f, f.world, tr)},
-		step{"reset", n.fromWorld(ip(f.world, f.host, 58, reset(scarcePort)...)...),
-			deliveredAs(delivered(n.a, ip(f.world, f.a, 57, reset(low)...)...), "decided")},
+		step{
+			"reset", n.fromWorld(ip(f.world, f.host, 58, reset(scarcePort)...)...),
+			deliveredAs(delivered(n.a, ip(f.world, f.a, 57, reset(low)...)...), "decided"),
+		},
 		step{"second", n.send(n.b, f.b, f.world, tr, low), n.leavesAs(n.b, f, f.world, tr)},
 		step{"the first begins again", n.send(n.a, f.a, f.world, tr, low), drops("decided", "ports_exhausted")},
-		step{"answer to the second", n.fromWorld(ip(f.world, f.host, 58, tr.back(scarcePort)...)...),
-			deliveredAs(delivered(n.b, ip(f.world, f.b, 57, tr.back(low)...)...), "decided")},
+		step{
+			"answer to the second", n.fromWorld(ip(f.world, f.host, 58, tr.back(scarcePort)...)...),
+			deliveredAs(delivered(n.b, ip(f.world, f.b, 57, tr.back(low)...)...), "decided"),
+		},
 	)
 	n.wantSlots(t, 1)
 }

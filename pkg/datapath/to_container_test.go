@@ -74,8 +74,10 @@ func testOwnFlow(t *testing.T, n *node, f family, tr transport) {
 	clearMap[maps.FlowKey, maps.Flow](t, n.maps.Flows)
 	n.story(t,
 		step{"answer by way of the stack", n.toA(n.uplink.IfIndex, ip(f.world, f.a, 57, tr.back(inside)...)...), passed(seenNot)},
-		step{"sent", n.fromA(ip(f.a, f.world, 64, tr.there(inside)...)...),
-			forwarded(sent(n.a, ip(f.host, f.world, 63, tr.there(inside)...)...), "decided")},
+		step{
+			"sent", n.fromA(ip(f.a, f.world, 64, tr.there(inside)...)...),
+			forwarded(sent(n.a, ip(f.host, f.world, 63, tr.there(inside)...)...), "decided"),
+		},
 	)
 }
 

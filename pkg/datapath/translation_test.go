@@ -61,15 +61,21 @@ func testPortTaken(t *testing.T, n *node, f family, tr transport) {
 		}
 		second.compare(t, forwarded(sent(n.b, ip(f.host, f.world, 63, tr.begin(other)...)...), "decided"))
 		n.story(t,
-			step{"answer to the second", n.fromWorld(ip(f.world, f.host, 58, tr.back(other)...)...),
-				deliveredAs(delivered(n.b, ip(f.world, f.b, 57, tr.back(inside)...)...), "decided")},
+			step{
+				"answer to the second", n.fromWorld(ip(f.world, f.host, 58, tr.back(other)...)...),
+				deliveredAs(delivered(n.b, ip(f.world, f.b, 57, tr.back(inside)...)...), "decided"),
+			},
 		)
 	}
 	n.story(t,
-		step{"answer to the first", n.fromWorld(ip(f.world, f.host, 58, tr.back(inside)...)...),
-			deliveredAs(delivered(n.a, ip(f.world, f.a, 57, tr.back(inside)...)...), "decided")},
-		step{"to another place", n.from(n.b, ip(f.b, f.neighbour, 64, tr.begin(inside)...)...),
-			forwarded(sent(n.b, ip(f.host, f.neighbour, 63, tr.begin(inside)...)...), "decided")},
+		step{
+			"answer to the first", n.fromWorld(ip(f.world, f.host, 58, tr.back(inside)...)...),
+			deliveredAs(delivered(n.a, ip(f.world, f.a, 57, tr.back(inside)...)...), "decided"),
+		},
+		step{
+			"to another place", n.from(n.b, ip(f.b, f.neighbour, 64, tr.begin(inside)...)...),
+			forwarded(sent(n.b, ip(f.host, f.neighbour, 63, tr.begin(inside)...)...), "decided"),
+		},
 	)
 }
 
@@ -143,8 +149,10 @@ func testUplinkAddress(t *testing.T, n *node, f family, tr transport) {
 	})
 	n.story(t,
 		step{"answer to the old address", n.fromWorld(ip(f.world, f.host, 58, tr.back(inside)...)...), untouched()},
-		step{"answer to the new address", n.fromWorld(ip(f.world, renumbered.host, 58, tr.back(inside)...)...),
-			deliveredAs(delivered(n.a, ip(f.world, f.a, 57, tr.back(inside)...)...), "decided")},
+		step{
+			"answer to the new address", n.fromWorld(ip(f.world, renumbered.host, 58, tr.back(inside)...)...),
+			deliveredAs(delivered(n.a, ip(f.world, f.a, 57, tr.back(inside)...)...), "decided"),
+		},
 	)
 }
 

@@ -34,19 +34,25 @@ func testShortLives(t *testing.T, n *node, f family, tr transport) {
 		n.check(t, n.fromWorld(ip(f.world, f.host, ttl, tr.back(inside)...)...), drops("decided", "ttl"))
 		n.forget(t)
 		n.story(t,
-			step{"known flow", n.fromA(ip(f.a, f.b, 2, tr.there(inside)...)...),
-				deliveredAs(delivered(n.b, ip(f.a, f.b, 1, tr.there(inside)...)...), "decided")},
+			step{
+				"known flow", n.fromA(ip(f.a, f.b, 2, tr.there(inside)...)...),
+				deliveredAs(delivered(n.b, ip(f.a, f.b, 1, tr.there(inside)...)...), "decided"),
+			},
 			step{"at its end in a known flow", between, passed(seenDecided)},
 		)
 	}
 	n.forget(t)
 	n.open(t, f, tr, inside)
 	n.story(t,
-		step{"known answer", n.fromWorld(ip(f.world, f.host, 255, tr.back(inside)...)...),
-			deliveredAs(delivered(n.a, ip(f.world, f.a, 254, tr.back(inside)...)...), "decided")},
+		step{
+			"known answer", n.fromWorld(ip(f.world, f.host, 255, tr.back(inside)...)...),
+			deliveredAs(delivered(n.a, ip(f.world, f.a, 254, tr.back(inside)...)...), "decided"),
+		},
 		step{"answer at its end", n.fromWorld(ip(f.world, f.host, 1, tr.back(inside)...)...), drops("ttl")},
-		step{"answer with two left", n.fromWorld(ip(f.world, f.host, 2, tr.back(inside)...)...),
-			deliveredAs(delivered(n.a, ip(f.world, f.a, 1, tr.back(inside)...)...))},
+		step{
+			"answer with two left", n.fromWorld(ip(f.world, f.host, 2, tr.back(inside)...)...),
+			deliveredAs(delivered(n.a, ip(f.world, f.a, 1, tr.back(inside)...)...)),
+		},
 	)
 }
 
@@ -137,8 +143,10 @@ func testGSOSizes(t *testing.T, n *node, f family, from uint16) {
 	// UDP, too.
 	datagrams := []packet.Layer{packet.UDP(from, server), packet.Payload(3000)}
 	n.table(t,
-		step{"UDP fits", gso(n.fromA(ip(f.a, f.b, 64, datagrams...)...), 1500-headers+12),
-			deliveredAs(delivered(n.b, ip(f.a, f.b, 63, datagrams...)...), "decided")},
+		step{
+			"UDP fits", gso(n.fromA(ip(f.a, f.b, 64, datagrams...)...), 1500-headers+12),
+			deliveredAs(delivered(n.b, ip(f.a, f.b, 63, datagrams...)...), "decided"),
+		},
 		step{"UDP too big", gso(n.fromA(ip(f.a, f.b, 64, datagrams...)...), 1501-headers+12), tooBig(nil, "decided")},
 	)
 	// The accounts are of packets on the wire.

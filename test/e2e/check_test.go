@@ -33,40 +33,52 @@ func TestCheck(t *testing.T) {
 		want func(c *nodetest.Container) refusal
 	}{
 		{"nothing", func(*testing.T, *nodetest.Container) {}, func(*nodetest.Container) refusal { return refusal{} }},
-		{"default route", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "route", "del", "default") },
+		{
+			"default route", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "route", "del", "default") },
 			func(c *nodetest.Container) refusal {
 				return refusal{100, "route 0.0.0.0/0 via 10.10.0.1 is missing on eth0 in the container", ""}
-			}},
-		{"route of IPv6", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "-6", "route", "del", pods6) },
+			},
+		},
+		{
+			"route of IPv6", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "-6", "route", "del", pods6) },
 			func(c *nodetest.Container) refusal {
 				return refusal{100, "route fd00:10::/64 via fd00:10::1 is missing on eth0 in the container", ""}
-			}},
+			},
+		},
 		{"address", func(t *testing.T, c *nodetest.Container) {
 			c.Run(t, "ip", "address", "del", c.IPv6.String()+"/128", "dev", "eth0")
 		}, func(c *nodetest.Container) refusal {
 			return refusal{100, fmt.Sprintf("address %s/128 is missing on eth0 in the container", c.IPv6), ""}
 		}},
-		{"gateway's neighbour", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "neigh", "del", "10.10.0.1", "dev", "eth0") },
+		{
+			"gateway's neighbour", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "neigh", "del", "10.10.0.1", "dev", "eth0") },
 			func(c *nodetest.Container) refusal {
 				return refusal{100, "permanent neighbour 10.10.0.1 is missing on eth0 in the container", ""}
-			}},
-		{"MTU", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "link", "set", "eth0", "mtu", "1400") },
+			},
+		},
+		{
+			"MTU", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "link", "set", "eth0", "mtu", "1400") },
 			func(c *nodetest.Container) refusal {
 				return refusal{100, "mtu of eth0 in the container is 1400, not 1500", ""}
-			}},
-		{"MAC", func(t *testing.T, c *nodetest.Container) {
-			c.Run(t, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:99")
+			},
 		},
+		{
+			"MAC", func(t *testing.T, c *nodetest.Container) {
+				c.Run(t, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:99")
+			},
 			func(c *nodetest.Container) refusal {
 				// With another MAC the kernel forgets all neighbours.
 				return refusal{100, fmt.Sprintf("MAC of eth0 in the container is 02:00:00:00:00:99, not %s; "+
 					"permanent neighbour 10.10.0.1 is missing on eth0 in the container; "+
 					"permanent neighbour fd00:10::1 is missing on eth0 in the container", c.MAC), ""}
-			}},
-		{"host's route", func(t *testing.T, c *nodetest.Container) { s.Run(t, "ip", "route", "del", c.IPv4.String()) },
+			},
+		},
+		{
+			"host's route", func(t *testing.T, c *nodetest.Container) { s.Run(t, "ip", "route", "del", c.IPv4.String()) },
 			func(c *nodetest.Container) refusal {
 				return refusal{100, fmt.Sprintf("route %s/32 is missing on %s on the host", c.IPv4, c.HostIfName), ""}
-			}},
+			},
+		},
 		{"gateway's address", func(t *testing.T, c *nodetest.Container) {
 			s.Run(t, "ip", "address", "del", "10.10.0.1/32", "dev", c.HostIfName)
 		}, func(c *nodetest.Container) refusal {
@@ -92,11 +104,13 @@ func TestCheck(t *testing.T) {
 		}, func(c *nodetest.Container) refusal {
 			return refusal{100, fmt.Sprintf("agent: entry of interface %d in map interfaces is missing", index(c)), ""}
 		}},
-		{"link", func(t *testing.T, c *nodetest.Container) { s.Run(t, "ip", "link", "del", c.HostIfName) },
+		{
+			"link", func(t *testing.T, c *nodetest.Container) { s.Run(t, "ip", "link", "del", c.HostIfName) },
 			func(c *nodetest.Container) refusal {
 				return refusal{100, fmt.Sprintf("link eth0 is missing in the container; link %s is missing on the host; agent: device %s is gone",
 					c.HostIfName, c.HostIfName), ""}
-			}},
+			},
+		},
 	} {
 		t.Run(one.name, func(t *testing.T) {
 			c := s.Attach(t, "checked", s.pods)

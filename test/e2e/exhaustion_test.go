@@ -86,8 +86,10 @@ func (f *flood) counter(t *testing.T) func() uint64 {
 // newFlood makes a node with room for too few flows.
 func newFlood(t *testing.T, flows, low, high int) *flood {
 	t.Helper()
-	f := &flood{site: running(t, "--masquerade-ports", fmt.Sprintf("%d-%d", low, high)),
-		flows: flows, first: 1024, low: low, high: high, seen: make(map[uint16]uint16)}
+	f := &flood{
+		site:  running(t, "--masquerade-ports", fmt.Sprintf("%d-%d", low, high)),
+		flows: flows, first: 1024, low: low, high: high, seen: make(map[uint16]uint16),
+	}
 	f.ledger.by = make(map[netip.AddrPort]uint16)
 	f.from = f.Attach(t, "flooder", f.pods)
 	return f

@@ -104,10 +104,14 @@ type family struct {
 
 func families() []family {
 	return []family{
-		{"IPv4", uplink4, world4, func(c *nodetest.Container) netip.Addr { return c.IPv4 },
-			func(c *nodetest.Container) netip.Addr { return c.Gateway4 }},
-		{"IPv6", uplink6, world6, func(c *nodetest.Container) netip.Addr { return c.IPv6 },
-			func(c *nodetest.Container) netip.Addr { return c.Gateway6 }},
+		{
+			"IPv4", uplink4, world4, func(c *nodetest.Container) netip.Addr { return c.IPv4 },
+			func(c *nodetest.Container) netip.Addr { return c.Gateway4 },
+		},
+		{
+			"IPv6", uplink6, world6, func(c *nodetest.Container) netip.Addr { return c.IPv6 },
+			func(c *nodetest.Container) netip.Addr { return c.Gateway6 },
+		},
 	}
 }
 

@@ -60,37 +60,65 @@ func TestRefusedADD(t *testing.T) {
 		prepare, after []string
 		want           refusal
 	}{
-		{name: "typo", network: s.pods.With("drivr", "routed"),
-			want: refusal{7, `drivr: unknown key; did you mean "driver"?`,
+		{
+			name: "typo", network: s.pods.With("drivr", "routed"),
+			want: refusal{
+				7, `drivr: unknown key; did you mean "driver"?`,
 				"known keys are driver, socket, ipMasq, mtu, routes, ipam, dns, cniVersion, cniVersions, name, type, capabilities, " +
-					"runtimeConfig, args, prevResult, disableCheck, disableGC, loadOnlyInlinedPlugins"}},
-		{name: "ranges of another network", network: s.Network("other", "10.10.128.0/17"),
+					"runtimeConfig, args, prevResult, disableCheck, disableGC, loadOnlyInlinedPlugins",
+			},
+		},
+		{
+			name: "ranges of another network", network: s.Network("other", "10.10.128.0/17"),
 			want: refusal{4, "prepare: ipam.ranges: use range 10.10.128.0/17 (gateway 10.10.128.1) of network other: " +
-				"overlaps range 10.10.0.0/16 (gateway 10.10.0.1) of network pods", ""}},
-		{name: "ranges that overlap", network: s.Network("other", "10.20.0.0/24", "10.20.0.128/25"),
+				"overlaps range 10.10.0.0/16 (gateway 10.10.0.1) of network pods", ""},
+		},
+		{
+			name: "ranges that overlap", network: s.Network("other", "10.20.0.0/24", "10.20.0.128/25"),
 			want: refusal{7, `prepare: ipam.ranges[1][0].subnet: check ranges[1][0].subnet "10.20.0.128/25": ` +
-				`its range 10.20.0.130-10.20.0.254 overlaps 10.20.0.2-10.20.0.254 of ranges[0][0]`, ""}},
-		{name: "exhausted", network: s.Network("tiny", "10.40.0.0/30"),
-			want: refusal{11, "prepare: ipam.ranges: allocate from network tiny: range set 0 (10.40.0.0/30) is exhausted: leased 1 of 1 addresses", ""}},
-		{name: "netns gone", network: s.pods, netns: "/run/netns/tdt-gone",
-			want: refusal{4, "CNI_NETNS: there is no /run/netns/tdt-gone", ""}},
-		{name: "netns is none", network: s.pods, netns: "/etc/passwd",
-			want: refusal{4, "CNI_NETNS: /etc/passwd is not a network namespace", ""}},
-		{name: "netns of the node", network: s.pods, netns: s.Path,
-			want: refusal{4, "CNI_NETNS: " + s.Path + " is the network namespace that the plugin runs in", ""}},
-		{name: "interface taken", network: s.pods, ns: taken,
-			want: refusal{4, "CNI_IFNAME: interface eth0 exists in " + taken.Path + " already", ""}},
-		{name: "container taken", network: s.pods, id: "first",
-			want: refusal{4, `prepare: ifName: container first already has interface eth0, in network "pods": DEL must come first`, ""}},
-		{name: "host's name taken", network: s.pods, id: "foreign",
+				`its range 10.20.0.130-10.20.0.254 overlaps 10.20.0.2-10.20.0.254 of ranges[0][0]`, ""},
+		},
+		{
+			name: "exhausted", network: s.Network("tiny", "10.40.0.0/30"),
+			want: refusal{11, "prepare: ipam.ranges: allocate from network tiny: range set 0 (10.40.0.0/30) is exhausted: leased 1 of 1 addresses", ""},
+		},
+		{
+			name: "netns gone", network: s.pods, netns: "/run/netns/tdt-gone",
+			want: refusal{4, "CNI_NETNS: there is no /run/netns/tdt-gone", ""},
+		},
+		{
+			name: "netns is none", network: s.pods, netns: "/etc/passwd",
+			want: refusal{4, "CNI_NETNS: /etc/passwd is not a network namespace", ""},
+		},
+		{
+			name: "netns of the node", network: s.pods, netns: s.Path,
+			want: refusal{4, "CNI_NETNS: " + s.Path + " is the network namespace that the plugin runs in", ""},
+		},
+		{
+			name: "interface taken", network: s.pods, ns: taken,
+			want: refusal{4, "CNI_IFNAME: interface eth0 exists in " + taken.Path + " already", ""},
+		},
+		{
+			name: "container taken", network: s.pods, id: "first",
+			want: refusal{4, `prepare: ifName: container first already has interface eth0, in network "pods": DEL must come first`, ""},
+		},
+		{
+			name: "host's name taken", network: s.pods, id: "foreign",
 			prepare: []string{"ip", "link", "add", foreign, "type", "veth", "peer", "name", "peer0"}, after: []string{"ip", "link", "del", foreign},
-			want: refusal{4, "create " + foreign + " in the host: interface name is taken: create veth pair " + foreign + " and eth0: file exists", ""}},
-		{name: "wanted address taken", network: s.pods.With("args", map[string]any{"cni": map[string]any{"ips": []any{"10.10.0.2"}}}),
-			want: refusal{4, "prepare: ips: allocate 10.10.0.2: leased to container first interface eth0 in network pods", ""}},
-		{name: "MTU too small for IPv6", network: s.pods.With("mtu", 1000),
-			want: refusal{7, `prepare: mtu "1000": is not 0 or from 1280 to 65535`, ""}},
-		{name: "no agent there", network: s.pods.With("socket", "/run/tdt-none.sock"),
-			want: refusal{11, "prepare: call agent at /run/tdt-none.sock: agent is not available: dial unix /run/tdt-none.sock: connect: no such file or directory", ""}},
+			want: refusal{4, "create " + foreign + " in the host: interface name is taken: create veth pair " + foreign + " and eth0: file exists", ""},
+		},
+		{
+			name: "wanted address taken", network: s.pods.With("args", map[string]any{"cni": map[string]any{"ips": []any{"10.10.0.2"}}}),
+			want: refusal{4, "prepare: ips: allocate 10.10.0.2: leased to container first interface eth0 in network pods", ""},
+		},
+		{
+			name: "MTU too small for IPv6", network: s.pods.With("mtu", 1000),
+			want: refusal{7, `prepare: mtu "1000": is not 0 or from 1280 to 65535`, ""},
+		},
+		{
+			name: "no agent there", network: s.pods.With("socket", "/run/tdt-none.sock"),
+			want: refusal{11, "prepare: call agent at /run/tdt-none.sock: agent is not available: dial unix /run/tdt-none.sock: connect: no such file or directory", ""},
+		},
 	} {
 		t.Run(one.name, func(t *testing.T) {
 			c := &nodetest.Container{NS: one.ns, Network: one.network}

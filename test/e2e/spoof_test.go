@@ -166,9 +166,11 @@ func TestSpoofing(t *testing.T) {
 			}
 		}
 		for _, tag := range []uint16{1, 100} {
-			all = append(all, forgery{f.name + " with a tag",
+			all = append(all, forgery{
+				f.name + " with a tag",
 				packet.New(packet.Eth(a.MAC, a.HostMAC), packet.VLAN(tag), packet.IP(f.of(a), f.world), packet.UDP(7777, 8888), packet.Data(forged)),
-				forged, drop + "vlan"})
+				forged, drop + "vlan",
+			})
 		}
 	}
 	stranger := packet.Station{MAC: a.MAC, IP: netip.MustParseAddr("10.99.0.2")}
@@ -182,19 +184,25 @@ func TestSpoofing(t *testing.T) {
 		forgery{"ARP reply for another container", packet.New(packet.Eth(a.MAC, broadcast), packet.ARPReply(other, gateway)), bytesOf(other.IP), drop + "neighbour"},
 		forgery{"ARP reply with another MAC", packet.New(packet.Eth(a.MAC, a.HostMAC), packet.ARPReply(liar, gateway)), foreign, drop + "source_mac"},
 		forgery{"ARP from another MAC", packet.New(packet.Eth(foreign, a.HostMAC), packet.ARPReply(liar, gateway)), foreign, drop + "source_mac"},
-		forgery{"router advertisement", packet.New(packet.Eth(a.MAC, routers), packet.IP(linkLocal, allNodes),
-			packet.RouterAdvert(1800, packet.OnLinkPrefix(netip.MustParsePrefix("2001:db8:bad::/64")))),
-			bytesOf(netip.MustParseAddr("2001:db8:bad::")), drop + "neighbour"},
-		forgery{"router advertisement from its own address", packet.New(packet.Eth(a.MAC, routers), packet.IP(a.IPv6, allNodes),
-			packet.RouterAdvert(1800, packet.OnLinkPrefix(netip.MustParsePrefix("2001:db8:bad::/64")))),
-			bytesOf(netip.MustParseAddr("2001:db8:bad::")), drop + "neighbour"},
+		forgery{
+			"router advertisement", packet.New(packet.Eth(a.MAC, routers), packet.IP(linkLocal, allNodes),
+				packet.RouterAdvert(1800, packet.OnLinkPrefix(netip.MustParsePrefix("2001:db8:bad::/64")))),
+			bytesOf(netip.MustParseAddr("2001:db8:bad::")), drop + "neighbour",
+		},
+		forgery{
+			"router advertisement from its own address", packet.New(packet.Eth(a.MAC, routers), packet.IP(a.IPv6, allNodes),
+				packet.RouterAdvert(1800, packet.OnLinkPrefix(netip.MustParsePrefix("2001:db8:bad::/64")))),
+			bytesOf(netip.MustParseAddr("2001:db8:bad::")), drop + "neighbour",
+		},
 		forgery{"neighbour advertisement for another container", packet.New(packet.Eth(a.MAC, a.HostMAC), packet.IP(a.IPv6, a.Gateway6),
 			packet.NeighborAdvert(b.IPv6, 0, packet.TargetLinkAddr(a.MAC))), bytesOf(b.IPv6), drop + "neighbour"},
 		forgery{"neighbour advertisement for the gateway", packet.New(packet.Eth(a.MAC, routers), packet.IP(a.IPv6, allNodes),
 			packet.NeighborAdvert(netip.MustParseAddr("fd00:10::77"), 0, packet.TargetLinkAddr(foreign))), foreign, drop + "neighbour"},
-		forgery{"redirect", packet.New(packet.Eth(a.MAC, a.HostMAC), packet.IP(linkLocal, a.Gateway6),
-			packet.NDRedirect(netip.MustParseAddr("fe80::bad"), netip.MustParseAddr("fd00:bad::"))),
-			bytesOf(netip.MustParseAddr("fd00:bad::")), drop + "neighbour"},
+		forgery{
+			"redirect", packet.New(packet.Eth(a.MAC, a.HostMAC), packet.IP(linkLocal, a.Gateway6),
+				packet.NDRedirect(netip.MustParseAddr("fe80::bad"), netip.MustParseAddr("fd00:bad::"))),
+			bytesOf(netip.MustParseAddr("fd00:bad::")), drop + "neighbour",
+		},
 	)
 
 	// Flows that are established do not open a way for others.
