@@ -127,9 +127,12 @@ uninstall: ## stop the agent, clear its programs and maps, remove what install p
 	for unit in $(notdir $(UNITS)); do \
 		if [ $(LIVE) ] && [ -e $(UNITDIR)/$$unit ]; then systemctl disable --now $$unit || exit 1; fi; \
 	done
-	if [ -z "$(DESTDIR)" ] && [ -x $(BINDIR)/tendril-agent ]; then $(BINDIR)/tendril-agent cleanup; fi
+	if [ -z "$(DESTDIR)" ] && [ -x $(BINDIR)/tendril-agent ]; then \
+		config=$(SYSCONFDIR)/tendril/agent.yaml; $(BINDIR)/tendril-agent cleanup $$([ -e $$config ] && echo --config $$config); fi
 	rm -f $(DESTDIR)$(BINDIR)/tendril-agent $(DESTDIR)$(BINDIR)/tendril $(DESTDIR)$(CNI_BIN_DIR)/tendril-cni \
 		$(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(UNITS)))
+	if cmp -s deploy/agent.yaml $(DESTDIR)$(SYSCONFDIR)/tendril/agent.yaml; then \
+		rm $(DESTDIR)$(SYSCONFDIR)/tendril/agent.yaml; rmdir --ignore-fail-on-non-empty $(DESTDIR)$(SYSCONFDIR)/tendril; fi
 	if [ $(LIVE) ]; then systemctl daemon-reload; fi
 
 # Not empty when this system, and not a tree to be packed, is installed to and runs systemd.
