@@ -23,6 +23,7 @@
 #define EEXIST 17
 #define PORT_TRIES 32
 #define SLOT_TRIES 32
+#define SLOTS_FREED 8
 
 /*
  * Timeouts in seconds. TCP: RFC 5382 REQ-5, 2 h 4 min established and 4 min
@@ -184,8 +185,8 @@ __noinline int slot_claim(struct __sk_buff *skb, __u32 index, __u32 need)
 
 /*
  * Finds a slot for scratch->reply, and frees those of expendable translations on
- * the way; with protocol 0 it only frees. Returns 0, or -1 when all tried are in
- * use. Each CPU has a hand of its own that goes round, as the hand of a clock.
+ * the way. Each CPU has a hand of its own that goes round, as a clock's. Returns
+ * 0, or -1 when all that were tried are in use.
  */
 __noinline int slot_find(struct __sk_buff *skb)
 {
@@ -198,11 +199,36 @@ __noinline int slot_find(struct __sk_buff *skb)
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < SLOT_TRIES; i++) {
 		s->hand++;
-		if (slot_claim(skb, s->hand % allocation_slots, need_at(i)) == 1 &&
-		    s->reply.protocol)
+		if (slot_claim(skb, s->hand % allocation_slots, need_at(i)) == 1)
 			return 0;
 	}
 	return -1;
+}
+
+/*
+ * Frees a few slots for an endpoint that holds all it may, or for a destination
+ * whose ports are all taken. At random: what lies ahead of the hand is free.
+ * Returns whether the endpoint may hold another one.
+ */
+__noinline int slots_free(struct __sk_buff *skb, __u32 endpoint)
+{
+	__u32 *holds = bpf_map_lookup_elem(&held, &endpoint);
+	struct scratch *s = scratch_get();
+	bool wanted;
+
+	if (!s || !holds)
+		return false;
+	wanted = *holds >= endpoint_limit;
+	__builtin_memset(&s->reply, 0, sizeof(s->reply));
+	s->freed = 0;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < SLOT_TRIES && s->freed < SLOTS_FREED; i++) {
+		if (slot_claim(skb, bpf_get_prandom_u32() % allocation_slots, NEED_CLOSED) == 1)
+			s->freed++;
+		if (wanted && *holds < endpoint_limit)
+			break;
+	}
+	return *holds < endpoint_limit;
 }
 
 /* Whether a socket of the host would take what comes back as scratch->reply. */
@@ -337,12 +363,8 @@ __noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 fla
 	if (!s || !holds)
 		return -DROP_TRANSLATIONS_FULL;
 	/* Room may have been freed by time: with the hand moved on, a retry finds it. */
-	__builtin_memset(&s->reply, 0, sizeof(s->reply));
-	if (*holds >= endpoint_limit) {
-		slot_find(skb);
-		if (*holds >= endpoint_limit)
-			return -DROP_ENDPOINT_LIMIT;
-	}
+	if (*holds >= endpoint_limit && !slots_free(skb, endpoint))
+		return -DROP_ENDPOINT_LIMIT;
 	__builtin_memset(&s->to, 0, sizeof(s->to));
 	s->to.address = s->packet.key.source;
 	s->to.port = s->packet.key.source_port;
@@ -366,9 +388,13 @@ __noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 fla
 			candidate = bpf_get_prandom_u32() % port_count;
 		}
 	}
+	if (taken < 0) {
+		/* Full, perhaps of the dead. */
+		slots_free(skb, endpoint);
+		taken = port_try(skb, candidate, NEED_DEAD);
+	}
 	if (taken != 1) {
-		__builtin_memset(&s->reply, 0, sizeof(s->reply));
-		slot_find(skb);
+		slots_free(skb, endpoint);
 		return taken ? -DROP_TRANSLATIONS_FULL : -DROP_PORTS_EXHAUSTED;
 	}
 	held_add(endpoint, 1);

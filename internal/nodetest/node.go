@@ -130,20 +130,24 @@ func Route(tb testing.TB, ns *nstest.NS, routes ...[]string) {
 	}
 }
 
-// Eventually waits for something that no event tells of: what until returns is
-// why it has not come yet, nil when it has.
-func Eventually(tb testing.TB, what string, until func() error) {
-	tb.Helper()
+// Poll waits for something that no event tells of: what until returns is why it
+// has not come yet, nil when it has. Poll returns what it was told last.
+func Poll(until func() error) error {
 	deadline := time.Now().Add(Patience)
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		err := until()
-		if err == nil {
-			return
+		if err == nil || time.Now().After(deadline) {
+			return err
 		}
-		if time.Now().After(deadline) {
-			tb.Fatalf("%s: %v", what, err)
-		}
-		time.Sleep(pause)
+		time.Sleep(pause) //nolint:forbidigo // callers have no event to wait for
+	}
+}
+
+// Eventually is Poll for what must come.
+func Eventually(tb testing.TB, what string, until func() error) {
+	tb.Helper()
+	if err := Poll(until); err != nil {
+		tb.Fatalf("%s: %v", what, err)
 	}
 }
 

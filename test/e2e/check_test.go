@@ -35,13 +35,13 @@ func TestCheck(t *testing.T) {
 		{"nothing", func(*testing.T, *nodetest.Container) {}, func(*nodetest.Container) refusal { return refusal{} }},
 		{
 			"default route", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "route", "del", "default") },
-			func(c *nodetest.Container) refusal {
+			func(*nodetest.Container) refusal {
 				return refusal{100, "route 0.0.0.0/0 via 10.10.0.1 is missing on eth0 in the container", ""}
 			},
 		},
 		{
 			"route of IPv6", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "-6", "route", "del", pods6) },
-			func(c *nodetest.Container) refusal {
+			func(*nodetest.Container) refusal {
 				return refusal{100, "route fd00:10::/64 via fd00:10::1 is missing on eth0 in the container", ""}
 			},
 		},
@@ -52,13 +52,13 @@ func TestCheck(t *testing.T) {
 		}},
 		{
 			"gateway's neighbour", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "neigh", "del", "10.10.0.1", "dev", "eth0") },
-			func(c *nodetest.Container) refusal {
+			func(*nodetest.Container) refusal {
 				return refusal{100, "permanent neighbour 10.10.0.1 is missing on eth0 in the container", ""}
 			},
 		},
 		{
 			"MTU", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "link", "set", "eth0", "mtu", "1400") },
-			func(c *nodetest.Container) refusal {
+			func(*nodetest.Container) refusal {
 				return refusal{100, "mtu of eth0 in the container is 1400, not 1500", ""}
 			},
 		},

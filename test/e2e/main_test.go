@@ -121,11 +121,3 @@ func eachFamily(t *testing.T, test func(t *testing.T, f family)) {
 		t.Run(f.name, func(t *testing.T) { test(t, f) })
 	}
 }
-
-// any is the address of a listener that has all of a family's.
-func (f family) any() netip.Addr {
-	if f.world.Is4() {
-		return netip.IPv4Unspecified()
-	}
-	return netip.IPv6Unspecified()
-}

@@ -31,15 +31,6 @@ func refusalOf(a nodetest.Answer) refusal {
 	return refusal{a.Error.Code, a.Error.Msg, a.Error.Details}
 }
 
-// ranges are an ipam of the agent with these range sets of one subnet each.
-func ranges(subnets ...string) map[string]any {
-	var sets []any
-	for _, s := range subnets {
-		sets = append(sets, []any{map[string]any{"subnet": s}})
-	}
-	return map[string]any{"type": "tendril", "ranges": sets}
-}
-
 // What an ADD cannot do, it says, and leaves nothing behind.
 func TestRefusedADD(t *testing.T) {
 	s := running(t)
