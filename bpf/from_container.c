@@ -29,8 +29,8 @@ static __always_inline int decide(struct __sk_buff *skb)
 	struct scratch *s = scratch_get();
 	struct endpoint *endpoint;
 	struct flow *before;
+	int error, way;
 	bool masked;
-	int error;
 
 	if (!s)
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
@@ -49,19 +49,22 @@ static __always_inline int decide(struct __sk_buff *skb)
 	}
 	if (others_translate(&s->packet.key.destination))
 		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
-	error = route(skb);
-	if (error == WAY_STACK) {
+	way = route(skb);
+	if (way == WAY_STACK) {
 		s->decision.action = ACTION_PASS;
 		return APPLY;
 	}
-	if (error != WAY_UPLINK)
-		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
-	s->decision.action = ACTION_FORWARD;
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
 	if (!endpoint)
 		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
-	masked = masquerades(endpoint, &s->packet);
-	if (s->decision.flags & FLOW_REPLY || !masked)
+	masked = masquerades(endpoint, &s->packet) && !(s->decision.flags & FLOW_REPLY);
+	/* An uplink may be too new for the agent, or the agent gone: nothing leaves unhidden. */
+	if (way == WAY_GATEWAY && masked)
+		return drop(skb, FROM_CONTAINER, DROP_NO_UPLINK);
+	if (way != WAY_UPLINK)
+		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+	s->decision.action = ACTION_FORWARD;
+	if (!masked)
 		return APPLY;
 	if (s->packet.icmp_kind == ICMP_KIND_ERROR)
 		error = masquerade_error(skb);

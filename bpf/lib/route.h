@@ -17,9 +17,11 @@
 #define SMALLEST_PACKET 20
 
 enum way {
-	WAY_UPLINK, /* decision's next_hop, out_ifindex and mtu are set */
-	WAY_STACK,  /* to the host itself, or nowhere: the stack knows, and it may be remembered */
-	WAY_OTHER,  /* by a device or in a manner that is not ours: the stack, each time */
+	WAY_UPLINK,  /* decision's next_hop, out_ifindex and mtu are set */
+	WAY_STACK,   /* to the host itself, or nowhere: the stack knows, and it may be remembered */
+	WAY_OTHER,   /* by a device or in a manner that is not ours: the stack, each time */
+	WAY_GATEWAY, /* as WAY_OTHER, to a gateway: out into the world, by a way that is not
+			followed */
 };
 
 /* Asks for scratch->packet, as it arrived on the host side that its key names. */
@@ -56,8 +58,16 @@ __noinline int route(struct __sk_buff *skb)
 		return WAY_OTHER;
 	ifindex = fib.ifindex;
 	out = bpf_map_lookup_elem(&interfaces, &ifindex);
-	if (!out || out->role != INTERFACE_UPLINK)
-		return WAY_OTHER;
+	if (!out || out->role != INTERFACE_UPLINK) {
+		if (s->packet.ipv6)
+			return __builtin_memcmp(fib.ipv6_dst, &s->packet.key.destination,
+						sizeof(fib.ipv6_dst))
+				       ? WAY_GATEWAY
+				       : WAY_OTHER;
+		return fib.family != AF_INET || fib.ipv4_dst != words(&s->packet.key.destination)[3]
+			       ? WAY_GATEWAY
+			       : WAY_OTHER;
+	}
 	s->decision.out_ifindex = ifindex;
 	/* Kernels before 5.12, and a missing neighbour before 6.4, leave the field as it was. */
 	s->decision.mtu = fib.tot_len == SMALLEST_PACKET ? out->mtu : fib.tot_len;

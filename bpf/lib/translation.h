@@ -22,6 +22,7 @@
 
 #define EEXIST 17
 #define PORT_TRIES 32
+#define LIMIT_TRIES 4
 #define SLOT_TRIES 32
 #define SLOTS_FREED 8
 
@@ -347,6 +348,44 @@ __noinline int port_try(struct __sk_buff *skb, __u32 candidate, __u32 need)
 }
 
 /*
+ * Tries up to so many ports for scratch->to, its own first. Returns as port_try,
+ * with the port counted as the endpoint's. SCTP keeps its own or gets none: its
+ * checksum cannot be corrected.
+ */
+__noinline int ports_try(struct __sk_buff *skb, __u32 endpoint, __u32 tries)
+{
+	__u32 *holds = bpf_map_lookup_elem(&held, &endpoint);
+	struct scratch *s = scratch_get();
+	__u16 candidate;
+	int taken = 0;
+
+	if (!s || !holds)
+		return 0;
+	candidate = bpf_ntohs(s->packet.key.source_port) - port_first;
+	if (s->packet.key.protocol == IPPROTO_SCTP)
+		tries = 1;
+	else if (candidate >= port_count)
+		candidate = bpf_get_prandom_u32() % port_count;
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < PORT_TRIES && i < tries; i++) {
+		taken = port_try(skb, candidate, tries == PORT_TRIES ? need_at(i) : NEED_CLOSED);
+		if (taken < 0)
+			return taken;
+		if (taken) {
+			held_add(endpoint, 1);
+			if (*holds <= endpoint_limit)
+				return 1;
+			/* It was free, or another's: one too many. */
+			s->victim = s->reply;
+			translation_remove(skb);
+			taken = 0;
+		}
+		candidate = bpf_get_prandom_u32() % port_count;
+	}
+	return taken;
+}
+
+/*
  * Takes a port for the flow of scratch->packet, which has none, at the address
  * in scratch->decision: the flow's own port if that is in the range and free,
  * else one of a bounded number of others. SCTP keeps its own or gets none: its
@@ -357,14 +396,10 @@ __noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 fla
 {
 	__u32 *holds = bpf_map_lookup_elem(&held, &endpoint);
 	struct scratch *s = scratch_get();
-	__u16 candidate;
-	int i, taken = 0;
+	int taken = 0;
 
 	if (!s || !holds)
 		return -DROP_TRANSLATIONS_FULL;
-	/* Room may have been freed by time: with the hand moved on, a retry finds it. */
-	if (*holds >= endpoint_limit && !slots_free(skb, endpoint))
-		return -DROP_ENDPOINT_LIMIT;
 	__builtin_memset(&s->to, 0, sizeof(s->to));
 	s->to.address = s->packet.key.source;
 	s->to.port = s->packet.key.source_port;
@@ -374,30 +409,23 @@ __noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 fla
 	s->to.seen = now();
 	s->to.flags = flags;
 
-	candidate = bpf_ntohs(s->packet.key.source_port) - port_first;
-	if (s->packet.key.protocol == IPPROTO_SCTP) {
-		taken = port_try(skb, candidate, NEED_FINISHED);
-	} else {
-		if (candidate >= port_count)
-			candidate = bpf_get_prandom_u32() % port_count;
-#pragma clang loop unroll(disable)
-		for (i = 0; i < PORT_TRIES; i++) {
-			taken = port_try(skb, candidate, need_at(i));
-			if (taken)
-				break;
-			candidate = bpf_get_prandom_u32() % port_count;
-		}
+	if (*holds >= endpoint_limit) {
+		/* First where it most likely has closed connections of its own. */
+		taken = ports_try(skb, endpoint, LIMIT_TRIES);
+		if (taken != 1 && !slots_free(skb, endpoint))
+			return -DROP_ENDPOINT_LIMIT;
 	}
+	if (taken != 1)
+		taken = ports_try(skb, endpoint, PORT_TRIES);
 	if (taken < 0) {
 		/* Full, perhaps of the dead. */
 		slots_free(skb, endpoint);
-		taken = port_try(skb, candidate, NEED_DEAD);
+		taken = ports_try(skb, endpoint, 1);
 	}
 	if (taken != 1) {
 		slots_free(skb, endpoint);
 		return taken ? -DROP_TRANSLATIONS_FULL : -DROP_PORTS_EXHAUSTED;
 	}
-	held_add(endpoint, 1);
 	if (slot_find(skb)) {
 		s->victim = s->reply;
 		translation_remove(skb);

@@ -196,6 +196,8 @@ enum counter {
 	DROP_NO_TRANSLATION,	   /* an ICMP error for a packet that was never translated */
 	DROP_TTL,		   /* a reply that lived too long */
 	DROP_REWRITE,		   /* the kernel refused to change the packet */
+	DROP_NO_UPLINK, /* to be masqueraded, but routed to a gateway by a device that is no uplink
+			 */
 	COUNTER_MAX,
 };
 

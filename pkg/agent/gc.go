@@ -35,7 +35,39 @@ func (s *Service) GC(_ context.Context, req api.GCRequest) (api.GCResult, error)
 			result.Freed = append(result.Freed, r.Attachment)
 		}
 	}
+	if req.Valid != nil {
+		errs = append(errs, s.collectLinks(valid))
+	}
 	return result, errors.Join(errs...)
+}
+
+// collectLinks removes the devices that no endpoint has and no attachment in the
+// list could have: a plugin made them for another IPAM plugin to use, and died
+// before it came here. Such an ADD that is under way meanwhile, which the
+// specification rules out, fails and is tried again.
+func (s *Service) collectLinks(valid map[api.Attachment]bool) error {
+	names, err := s.opts.Links.HostLinks()
+	if err != nil {
+		return err
+	}
+	keep := make(map[string]bool)
+	for a := range valid {
+		keep[api.HostIfName(a)] = true
+	}
+	for _, r := range s.list(func(*record) bool { return true }) {
+		keep[r.HostIfName] = true
+	}
+	var errs []error
+	for _, name := range names {
+		if keep[name] {
+			continue
+		}
+		s.log.Info("device without endpoint collected", "device", name)
+		if err := s.opts.Links.RemoveLink(name); err != nil {
+			errs = append(errs, fmt.Errorf("remove device %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (s *Service) collect(a api.Attachment, req api.GCRequest) (bool, error) {

@@ -112,3 +112,32 @@ func TestNetworkStatus(t *testing.T) {
 	_, err := s.NetworkStatus(ctx, bad)
 	wantCode(t, err, api.CodeInvalid)
 }
+
+// A device that a plugin made before it died, and never told of, goes with a list;
+// without one it stays, as its ADD may be at work.
+func TestGCRemovesDevicesWithoutEndpoint(t *testing.T) {
+	const orphan = "tdl0123456789ab"
+	for name, test := range map[string]struct {
+		valid []api.Attachment
+		stays bool
+	}{
+		"with a list":    {[]api.Attachment{}, false},
+		"without a list": {nil, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			s, _ := w.boot(t)
+			w.mu.Lock()
+			w.links[orphan] = HostLink{Name: orphan, Index: 77}
+			w.mu.Unlock()
+			if _, err := s.GC(ctx, api.GCRequest{Network: "pods", Valid: test.valid}); err != nil {
+				t.Fatal(err)
+			}
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if _, stays := w.links[orphan]; stays != test.stays {
+				t.Errorf("device without endpoint is there: %t, want %t", stays, test.stays)
+			}
+		})
+	}
+}

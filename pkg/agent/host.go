@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
@@ -90,6 +91,21 @@ func (h *Host) Devices(keep func(name string) bool) ([]string, error) {
 	var names []string
 	for _, link := range links {
 		if name := link.Attrs().Name; keep(name) {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// HostLinks implements Links.
+func (h *Host) HostLinks() ([]string, error) {
+	links, err := h.handle.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	var names []string
+	for _, link := range links {
+		if name := link.Attrs().Name; link.Type() == "veth" && api.IsHostIfName(name) {
 			names = append(names, name)
 		}
 	}

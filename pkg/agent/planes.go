@@ -57,6 +57,9 @@ type HostLink struct {
 type Links interface {
 	// Link returns the device of that name; ErrNoLink when there is none.
 	Link(name string) (HostLink, error)
+	// HostLinks returns the names of all devices that are named as an endpoint's
+	// host side is.
+	HostLinks() ([]string, error)
 	// RemoveLink removes a device; one that is not there is no error.
 	RemoveLink(name string) error
 }

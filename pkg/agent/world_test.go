@@ -228,6 +228,15 @@ func (w *world) Link(name string) (HostLink, error) {
 	return link, nil
 }
 
+func (w *world) HostLinks() ([]string, error) {
+	if err := w.call("HostLinks"); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Sorted(maps.Keys(w.links)), nil
+}
+
 func (w *world) RemoveLink(name string) error {
 	if err := w.call("RemoveLink"); err != nil {
 		return err

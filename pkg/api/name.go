@@ -5,6 +5,7 @@ package api
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"strings"
 )
 
 // HostIfPrefix begins the name of every host side of a veth pair, and of no
@@ -19,4 +20,11 @@ const HostIfPrefix = "tdl"
 func HostIfName(a Attachment) string {
 	sum := sha256.Sum256([]byte(a.ContainerID + "/" + a.IfName))
 	return HostIfPrefix + hex.EncodeToString(sum[:6])
+}
+
+// IsHostIfName says whether a link is named as HostIfName names them.
+func IsHostIfName(name string) bool {
+	hash, ok := strings.CutPrefix(name, HostIfPrefix)
+	_, err := hex.DecodeString(hash)
+	return ok && err == nil && len(hash) == 12
 }

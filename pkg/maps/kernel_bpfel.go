@@ -68,7 +68,8 @@ const (
 	kernelCounterDROP_NO_TRANSLATION         kernelCounter = 19
 	kernelCounterDROP_TTL                    kernelCounter = 20
 	kernelCounterDROP_REWRITE                kernelCounter = 21
-	kernelCounterCOUNTER_MAX                 kernelCounter = 22
+	kernelCounterDROP_NO_UPLINK              kernelCounter = 22
+	kernelCounterCOUNTER_MAX                 kernelCounter = 23
 )
 
 type kernelEndpoint struct {
