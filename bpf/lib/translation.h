@@ -22,8 +22,9 @@
 
 #define EEXIST 17
 #define PORT_TRIES 32
-#define LIMIT_TRIES 4
+#define LIMIT_TRIES 12
 #define SLOT_TRIES 32
+#define HAND_TRIES 4
 #define SLOTS_FREED 8
 
 /*
@@ -199,7 +200,8 @@ __noinline int slot_find(struct __sk_buff *skb)
 		s->hand = bpf_get_prandom_u32();
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < SLOT_TRIES; i++) {
-		s->hand++;
+		/* Where many live in a row, which are another CPU's, it jumps. */
+		s->hand = i < HAND_TRIES ? s->hand + 1 : bpf_get_prandom_u32();
 		if (slot_claim(skb, s->hand % allocation_slots, need_at(i)) == 1)
 			return 0;
 	}
