@@ -20,7 +20,7 @@ KERNELFLAGS ?=
 FUZZTIME    ?= 30s
 
 # The folders whose tests run on every kernel of the matrix.
-KERNEL_DIRS := test/kernels/selftest pkg/datapath pkg/wiring pkg/uplink test/e2e
+KERNEL_DIRS := test/kernels/selftest pkg/datapath pkg/maps pkg/wiring pkg/uplink
 
 C_FILES := $(wildcard bpf/*.c bpf/*.h bpf/lib/*.h)
 SCRIPTS := $(wildcard .ci/run .ci/deps test/demo/run test/demo/story test/bench/run)
@@ -86,10 +86,10 @@ test: ## run every test (as root)
 	TENDRIL_TEST_PRIVILEGED=1 $(GO) test -race -timeout 15m $(TESTFLAGS) ./...
 
 .PHONY: test-kernels
-test-kernels: build ## run the tests of the datapath on other kernels, in virtual machines
+test-kernels: ## run the tests of the datapath on other kernels, in virtual machines
 	$(DEPS) kernels
-	$(GO) run ./test/kernels $(if $(KERNEL),-kernel $(KERNEL)) -with bin/tendril-agent -with bin/tendril-cni -with bin/tendril \
-		$(KERNELFLAGS) $(patsubst %/,./%,$(sort $(dir $(wildcard $(KERNEL_DIRS:=/*_test.go)))))
+	$(GO) run ./test/kernels $(if $(KERNEL),-kernel $(KERNEL)) $(KERNELFLAGS) \
+	 $(patsubst %/,./%,$(sort $(dir $(wildcard $(KERNEL_DIRS:=/*_test.go)))))
 
 .PHONY: fuzz
 fuzz: ## run each fuzz test for FUZZTIME
