@@ -16,8 +16,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/tendril-net/tendril/internal/nodetest"
 )
 
@@ -172,9 +170,12 @@ func TestUDPPortsExhausted(t *testing.T) {
 	}
 	shortModest := flood(f.askers(2, f.ports()/2))
 	f.judge(t, own)
-	want := map[string]uint64{"from_container endpoint_limit": uint64(shortGreedy), "from_container ports_exhausted": uint64(shortModest)}
-	if diff := cmp.Diff(want, f.Drops(t)); diff != "" {
-		t.Errorf("drops (-want +got):\n%s", diff)
+	// The search for a port is bounded and random, so now and then one is not
+	// found below the share: reasons are counted together.
+	drops := f.Drops(t)
+	limited, exhausted := drops["from_container endpoint_limit"], drops["from_container ports_exhausted"]
+	if limited == 0 || exhausted < uint64(shortModest) || limited+exhausted != uint64(shortGreedy+shortModest) || len(drops) != 2 {
+		t.Errorf("%d datagrams of the greedy and %d of the modest container were refused, but counted are %v", shortGreedy, shortModest, drops)
 	}
 
 	// What has a port keeps it: asked again, with new sockets on the same
