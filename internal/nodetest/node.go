@@ -3,10 +3,12 @@
 package nodetest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -114,11 +116,25 @@ func (n *Node) Drops(tb testing.TB) map[string]uint64 {
 	return drops
 }
 
-// Address gives a link addresses, which are usable at once.
+// Address gives a link that is up addresses, and returns when they are usable: the
+// kernel makes the local route of an IPv6 address a moment after it has said yes.
 func Address(tb testing.TB, ns *nstest.NS, link string, prefixes ...string) {
 	tb.Helper()
 	for _, p := range prefixes {
 		ns.Run(tb, "ip", "address", "add", p, "dev", link, "nodad")
+	}
+	for _, p := range prefixes {
+		address, _, _ := strings.Cut(p, "/")
+		Eventually(tb, "local route of "+address, func() error {
+			family := "-4"
+			if strings.Contains(address, ":") {
+				family = "-6"
+			}
+			if !strings.HasPrefix(ns.Run(tb, "ip", family, "route", "show", "table", "local", address), "local "+address+" ") {
+				return errors.New("not there yet")
+			}
+			return nil
+		})
 	}
 }
 

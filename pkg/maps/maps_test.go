@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/tendril-net/tendril/internal/nstest"
@@ -32,6 +33,10 @@ func open(t *testing.T, dir string, sizes maps.Sizes) *maps.Maps {
 
 func folder(t *testing.T) string {
 	t.Helper()
+	// Below Linux 5.11 maps count as locked memory.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		t.Fatal(err)
+	}
 	dir := filepath.Join(nstest.BPFFS(t), "maps")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)

@@ -227,7 +227,8 @@ func TestCheckNamesWhatDiffers(t *testing.T) {
 		},
 		{
 			"container link renamed", "c",
-			[]string{"link", "set", "eth0", "down", "name", "eth9"},
+			// Before Linux 6.2 a link must be down for that.
+			[]string{"link", "set", "eth0", "down", "&&", "ip", "link", "set", "eth0", "name", "eth9"},
 			[]string{"link eth0 is missing in the container"},
 		},
 		{
@@ -245,7 +246,7 @@ func TestCheckNamesWhatDiffers(t *testing.T) {
 			if test.where == "node" {
 				ns = p.nodeNS
 			}
-			ns.Run(t, "ip", test.spoil...)
+			ns.Run(t, "sh", "-c", "ip "+strings.Join(test.spoil, " "))
 			var mismatch *wiring.MismatchError
 			if err := wiring.Check(p.node, p.container, v, r); !errors.As(err, &mismatch) {
 				t.Fatalf("want a MismatchError, got %v", err)
