@@ -31,6 +31,10 @@ func cleanup(env environment, cfg config, log *slog.Logger, force bool) (err err
 	if err := n.takeLocks(); err != nil {
 		return err
 	}
+	// An agent with other directories has its endpoints here, too.
+	if err := datapath.Idle(); err != nil {
+		return fmt.Errorf("%w: stop it first", err)
+	}
 	if n.host, err = agent.OpenHost(""); err != nil {
 		return err
 	}

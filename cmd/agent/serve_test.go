@@ -128,6 +128,13 @@ func TestLifeOfAnAgent(t *testing.T) {
 	if got := m.fails(t, append([]string{"cleanup"}, m.args()...)...); !strings.Contains(got, fmt.Sprintf("in use by the agent with pid %d", third.cmd.Process.Pid)) {
 		t.Errorf("cleanup beside an agent: %s", got)
 	}
+	// With other directories too, and before a device is touched.
+	elsewhere := filepath.Join(t.TempDir(), "elsewhere")
+	got := m.fails(t, "cleanup", "--force", "--socket", filepath.Join(elsewhere, "agent.sock"), "--state-dir", elsewhere, "--bpf-root", filepath.Join(m.root, "elsewhere"))
+	if !strings.Contains(got, "another agent serves this network namespace: stop it first") {
+		t.Errorf("cleanup with other directories beside an agent: %s", got)
+	}
+	must(t, client.Check(t.Context(), e.Attachment))
 	third.stop(t)
 	if got := m.fails(t, append([]string{"cleanup"}, m.args()...)...); !strings.Contains(got, "1 endpoints still exist") {
 		t.Errorf("cleanup with an endpoint: %s", got)

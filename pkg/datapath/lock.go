@@ -45,6 +45,16 @@ func alone() (net.Listener, error) {
 	return l, nil
 }
 
+// Idle returns an error when an agent serves the network namespace of the process,
+// whatever its bpf-root is.
+func Idle() error {
+	l, err := alone()
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
 // holder finds who has locked a file, by its inode in /proc/locks (proc(5)).
 func holder(f *os.File) int {
 	var stat unix.Stat_t
