@@ -148,6 +148,9 @@ func (n *node) start() error {
 	if err != nil {
 		return fmt.Errorf("open datapath: %w", err)
 	}
+	if err := n.checkMemory(); err != nil {
+		return err
+	}
 	if err := n.datapath.ReconcileStackDestinations(n.cfg.StackDestinations); err != nil {
 		return err
 	}
@@ -176,6 +179,21 @@ func (n *node) start() error {
 	}
 	n.log.Info("node in order", "uplinks", names(uplinks), "attach", n.datapath.AttachKind(), "socket", n.cfg.Socket)
 	return nil
+}
+
+// checkMemory refuses to serve a node whose containers are attached while the state
+// file knows of none: they would be cut off, and their addresses given out again.
+func (n *node) checkMemory() error {
+	empty, err := agent.Empty(n.db)
+	if err != nil || !empty {
+		return err
+	}
+	attached, err := n.datapath.Attached()
+	if err != nil || len(attached) == 0 {
+		return err
+	}
+	return fmt.Errorf("state file %s knows no endpoint, but %d are attached (%s): put the file back, or cut them off with `tendril-agent cleanup --force`",
+		n.db.Path(), len(attached), strings.Join(attached, ", "))
 }
 
 func names(uplinks []uplink.Uplink) []string {

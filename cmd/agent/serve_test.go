@@ -136,6 +136,13 @@ func TestLifeOfAnAgent(t *testing.T) {
 	}
 	must(t, client.Check(t.Context(), e.Attachment))
 	third.stop(t)
+	// Without its memory the agent would cut the endpoint off.
+	state := filepath.Join(m.state, "state.db")
+	must(t, os.Rename(state, state+".away"))
+	if got := m.fails(t, m.args()...); !strings.Contains(got, "knows no endpoint, but 1 are attached") {
+		t.Errorf("start without the state file: %s", got)
+	}
+	must(t, os.Rename(state+".away", state))
 	if got := m.fails(t, append([]string{"cleanup"}, m.args()...)...); !strings.Contains(got, "1 endpoints still exist") {
 		t.Errorf("cleanup with an endpoint: %s", got)
 	}

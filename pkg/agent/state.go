@@ -131,6 +131,12 @@ func dropDraining(db *bbolt.DB, ids []uint16) error {
 	})
 }
 
+// Empty says whether a state file knows of no endpoint.
+func Empty(db *bbolt.DB) (bool, error) {
+	records, _, err := loadState(db)
+	return len(records) == 0, err
+}
+
 // loadState reads all endpoints and the ids that wait to be purged.
 func loadState(db *bbolt.DB) (records []*record, draining []uint16, err error) {
 	err = db.View(func(tx *bbolt.Tx) error {

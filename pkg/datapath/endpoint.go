@@ -5,8 +5,10 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
 
 	"github.com/tendril-net/tendril/internal/failpoint"
 	"github.com/tendril-net/tendril/pkg/maps"
@@ -203,6 +205,22 @@ func (d *Datapath) ReconcileEndpoints(desired []Endpoint) error {
 		}
 	}
 	return d.bumpEpoch(0)
+}
+
+// Attached returns the names of the devices that exist and are served as endpoints.
+func (d *Datapath) Attached() ([]string, error) {
+	var names []string
+	err := each(d.maps.Interfaces, func(ifindex uint32, device maps.Interface) bool {
+		if device.Role != maps.RoleEndpoint {
+			return true
+		}
+		if link, err := netlink.LinkByIndex(int(ifindex)); err == nil {
+			names = append(names, link.Attrs().Name)
+		}
+		return true
+	})
+	slices.Sort(names)
+	return names, err
 }
 
 func (d *Datapath) prune(addresses map[maps.Address]bool, devices map[uint32]bool) error {
