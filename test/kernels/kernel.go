@@ -100,6 +100,9 @@ func fetchKernel(ctx context.Context, cache, name string) error {
 // and mirrors kept.
 func download(ctx context.Context, work, suite, dir string) error {
 	mirror := mirror(ctx)
+	if mirror == "" {
+		return errors.New("apt here knows no Debian mirror: set TENDRIL_DEBIAN_MIRROR to the address of one")
+	}
 	for _, d := range []string{"lists/partial", "cache/archives/partial", "debs"} {
 		if err := os.MkdirAll(filepath.Join(work, d), 0o755); err != nil {
 			return err
@@ -154,7 +157,7 @@ APT::Architecture "amd64"; APT::Sandbox::User ""; quiet "2";
 	return nil
 }
 
-// mirror is the Debian mirror that this host's apt uses, if any.
+// mirror is the Debian mirror that this host's apt uses, or "".
 func mirror(ctx context.Context) string {
 	if m := os.Getenv("TENDRIL_DEBIAN_MIRROR"); m != "" {
 		return m
@@ -164,7 +167,7 @@ func mirror(ctx context.Context) string {
 	if m, _, ok := strings.Cut(text, "\n"); err == nil && ok {
 		return m
 	}
-	return "http://deb.debian.org/debian"
+	return ""
 }
 
 // arrange makes the files of kernel in dir out of an unpacked kernel package.
