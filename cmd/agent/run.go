@@ -7,8 +7,9 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"strings"
+
+	"github.com/tendril-net/tendril/internal/version"
 )
 
 const synopsis = `Usage:
@@ -45,7 +46,7 @@ func run(env environment, args []string) error {
 		return err
 	}
 	if showVersion {
-		_, err := fmt.Fprintln(env.stdout, "tendril-agent", version())
+		_, err := fmt.Fprintln(env.stdout, "tendril-agent", version.String())
 		return err
 	}
 	cfg, err := loadConfig(*file, overrides)
@@ -94,19 +95,4 @@ func suggestFlag(flags *flag.FlagSet, err error) error {
 		return fmt.Errorf("unknown flag --%s; did you mean --%s?", name, near)
 	}
 	return fmt.Errorf("unknown flag --%s", name)
-}
-
-// version is that of the module, with the commit where the build knows it.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	revision := ""
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			revision = " (" + s.Value[:min(len(s.Value), 12)] + ")"
-		}
-	}
-	return info.Main.Version + revision
 }

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tendril-net/tendril/internal/version"
+
 	"go.etcd.io/bbolt"
 	"golang.org/x/sync/errgroup"
 
@@ -171,7 +173,7 @@ func (n *node) start() error {
 		Routes:   n.host,
 		Excludes: n.cfg.MasqueradeExclude,
 		BPFRoot:  n.cfg.BPFRoot,
-		Version:  version(),
+		Version:  version.String(),
 		Logger:   n.log,
 	})
 	if err := n.service.Start(uplinks); err != nil {
@@ -243,7 +245,7 @@ func (n *node) run(env environment) error {
 	if err := notify.notify("READY=1", "STATUS=serving "+n.cfg.Socket); err != nil {
 		n.log.Warn("start not reported", "error", err)
 	}
-	n.log.Info("serving", "version", version())
+	n.log.Info("serving", "version", version.String())
 
 	<-failed.Done()
 	_ = notify.notify("STOPPING=1") // nobody to tell

@@ -8,9 +8,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"runtime/debug"
 	"slices"
-	"strings"
+
+	"github.com/tendril-net/tendril/internal/version"
 
 	"github.com/tendril-net/tendril/pkg/api"
 )
@@ -110,7 +110,7 @@ type versions struct {
 
 // showVersion does not need an agent.
 func showVersion(c call) error {
-	v := versions{Tendril: version()}
+	v := versions{Tendril: version.String()}
 	if s, err := c.client.Status(c.ctx); err == nil {
 		v.Agent = s.Version
 	}
@@ -123,19 +123,4 @@ func showVersion(c call) error {
 	}
 	_, err := io.WriteString(c.stdout, text)
 	return err
-}
-
-// version is that of the module, with the commit where the build knows it.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	revision := ""
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			revision = " (" + s.Value[:min(len(s.Value), 12)] + ")"
-		}
-	}
-	return strings.TrimSpace(info.Main.Version + revision)
 }
