@@ -22,7 +22,7 @@
 
 #define EEXIST 17
 #define PORT_TRIES 32
-#define LIMIT_TRIES 12
+#define FULL_TRIES 4
 #define SLOT_TRIES 32
 #define HAND_TRIES 4
 #define SLOTS_FREED 8
@@ -116,26 +116,33 @@ __noinline int translation_remove(struct __sk_buff *skb)
 
 /*
  * What may be removed to make room, the more the longer room is looked for: dead
- * translations; then those of connections that both ends have closed; then those
- * closed by an RST, which may have been forged.
+ * translations; then those of connections that both ends closed a while ago, or just
+ * now, when the last segments may have to be sent again; then those closed by an RST,
+ * which may have been forged.
  */
 enum need {
 	NEED_DEAD,
+	NEED_RESTED,
 	NEED_FINISHED,
 	NEED_CLOSED,
 };
 
-static __always_inline enum need need_at(int attempt)
+#define REST SECONDS(2)
+
+/* First is for the first attempt. */
+static __always_inline enum need need_at(int attempt, enum need first)
 {
-	return attempt < 1 ? NEED_DEAD : attempt < 8 ? NEED_FINISHED : NEED_CLOSED;
+	return attempt < 1 ? first : attempt < 8 ? NEED_FINISHED : NEED_CLOSED;
 }
 
 static __always_inline bool expendable(const struct translation *t, __u8 protocol, enum need need)
 {
-	const __u8 finished = TRANSLATION_FIN_OUT | TRANSLATION_FIN_IN;
+	const __u8 fins = TRANSLATION_FIN_OUT | TRANSLATION_FIN_IN;
+	bool finished = (t->flags & fins) == fins;
 
 	if (t->state == TRANSLATION_CLOSED &&
-	    (need == NEED_CLOSED || (need == NEED_FINISHED && (t->flags & finished) == finished)))
+	    (need == NEED_CLOSED || (need == NEED_FINISHED && finished) ||
+	     (need == NEED_RESTED && finished && (__s32)(now() - t->seen) > (__s32)REST)))
 		return true;
 	return !translation_alive(t, protocol);
 }
@@ -202,7 +209,7 @@ __noinline int slot_find(struct __sk_buff *skb)
 	for (int i = 0; i < SLOT_TRIES; i++) {
 		/* Where many live in a row, which are another CPU's, it jumps. */
 		s->hand = i < HAND_TRIES ? s->hand + 1 : bpf_get_prandom_u32();
-		if (slot_claim(skb, s->hand % allocation_slots, need_at(i)) == 1)
+		if (slot_claim(skb, s->hand % allocation_slots, need_at(i, NEED_RESTED)) == 1)
 			return 0;
 	}
 	return -1;
@@ -210,7 +217,8 @@ __noinline int slot_find(struct __sk_buff *skb)
 
 /*
  * Frees a few slots for an endpoint that holds all it may, or for a destination
- * whose ports are all taken. At random: what lies ahead of the hand is free.
+ * whose ports are all taken. At random: what lies ahead of the hand is free, and an
+ * endpoint that holds all it may has half of the slots.
  * Returns whether the endpoint may hold another one.
  */
 __noinline int slots_free(struct __sk_buff *skb, __u32 endpoint)
@@ -349,42 +357,58 @@ __noinline int port_try(struct __sk_buff *skb, __u32 candidate, __u32 need)
 	return error == -EEXIST ? 0 : -1;
 }
 
+/* Ranges with fewer ports than this are not divided. */
+#define PORTS_DIVIDED 64
+
 /*
- * Tries up to so many ports for scratch->to, its own first. Returns as port_try,
- * with the port counted as the endpoint's. SCTP keeps its own or gets none: its
- * checksum cannot be corrected.
+ * Whether port first + candidate is one of the endpoint's. Three quarters of them
+ * are, and which, no two endpoints have in common: whoever takes all it can get
+ * towards a destination leaves some to every other.
+ */
+static __always_inline bool port_for(__u32 endpoint, __u32 candidate)
+{
+	__u32 mixed = (endpoint << 16 | candidate) * 0x9e3779b1;
+
+	mixed = (mixed ^ mixed >> 15) * 0x85ebca77;
+	return port_count < PORTS_DIVIDED || mixed >> 30;
+}
+
+/* One of the endpoint's ports at random, most of the time. */
+static __always_inline __u16 port_at_random(__u32 endpoint)
+{
+	__u32 random = bpf_get_prandom_u32();
+	__u16 candidate = (random & 0xffff) % port_count;
+
+	return port_for(endpoint, candidate) ? candidate : (random >> 16) % port_count;
+}
+
+/*
+ * Tries ports for scratch->to, its own first. Returns as port_try. SCTP keeps its
+ * own or gets none: its checksum cannot be corrected.
  */
 __noinline int ports_try(struct __sk_buff *skb, __u32 endpoint, __u32 tries)
 {
-	__u32 *holds = bpf_map_lookup_elem(&held, &endpoint);
 	struct scratch *s = scratch_get();
 	__u16 candidate;
 	int taken = 0;
 
-	if (!s || !holds)
+	if (!s)
 		return 0;
 	candidate = bpf_ntohs(s->packet.key.source_port) - port_first;
 	if (s->packet.key.protocol == IPPROTO_SCTP)
-		tries = 1;
-	else if (candidate >= port_count)
-		candidate = bpf_get_prandom_u32() % port_count;
+		return port_try(skb, candidate, NEED_CLOSED);
+	if (candidate >= port_count)
+		candidate = port_at_random(endpoint);
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < PORT_TRIES && i < tries; i++) {
-		taken = port_try(skb, candidate, tries == PORT_TRIES ? need_at(i) : NEED_CLOSED);
-		if (taken < 0)
-			return taken;
-		if (taken) {
-			held_add(endpoint, 1);
-			if (*holds <= endpoint_limit)
-				return 1;
-			/* It was free, or another's: one too many. */
-			s->victim = s->reply;
-			translation_remove(skb);
-			taken = 0;
+		if (port_for(endpoint, candidate)) {
+			taken = port_try(skb, candidate, need_at(i, NEED_DEAD));
+			if (taken)
+				return taken;
 		}
-		candidate = bpf_get_prandom_u32() % port_count;
+		candidate = port_at_random(endpoint);
 	}
-	return taken;
+	return 0;
 }
 
 /*
@@ -411,23 +435,19 @@ __noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 fla
 	s->to.seen = now();
 	s->to.flags = flags;
 
-	if (*holds >= endpoint_limit) {
-		/* First where it most likely has closed connections of its own. */
-		taken = ports_try(skb, endpoint, LIMIT_TRIES);
-		if (taken != 1 && !slots_free(skb, endpoint))
-			return -DROP_ENDPOINT_LIMIT;
-	}
-	if (taken != 1)
-		taken = ports_try(skb, endpoint, PORT_TRIES);
+	if (*holds >= endpoint_limit && !slots_free(skb, endpoint))
+		return -DROP_ENDPOINT_LIMIT;
+	taken = ports_try(skb, endpoint, PORT_TRIES);
 	if (taken < 0) {
 		/* Full, perhaps of the dead. */
 		slots_free(skb, endpoint);
-		taken = ports_try(skb, endpoint, 1);
+		taken = ports_try(skb, endpoint, FULL_TRIES);
 	}
 	if (taken != 1) {
 		slots_free(skb, endpoint);
 		return taken ? -DROP_TRANSLATIONS_FULL : -DROP_PORTS_EXHAUSTED;
 	}
+	held_add(endpoint, 1);
 	if (slot_find(skb)) {
 		s->victim = s->reply;
 		translation_remove(skb);

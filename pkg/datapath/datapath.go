@@ -28,8 +28,8 @@ type Config struct {
 	// MasqueradePorts are the first and the last source port, inclusive; zeros
 	// take 40960 to 65535.
 	MasqueradePorts [2]uint16
-	// EndpointTranslations bounds what one endpoint may hold; 0 takes three
-	// quarters of the ports, and at most half of all that there is room for.
+	// EndpointTranslations bounds what one endpoint may hold; 0 takes half of all
+	// that there is room for.
 	EndpointTranslations uint32
 	// Attach forces "tcx" or "clsact"; "" takes the better for each device.
 	Attach string

@@ -51,16 +51,14 @@ var objects = map[string]func() (*ebpf.CollectionSpec, error){
 func loadPrograms(cfg Config, shared *maps.Maps) (*programs, error) {
 	slots := shared.Allocations.MaxEntries()
 	limit := cfg.EndpointTranslations
-	ports := cfg.MasqueradePorts[1] - cfg.MasqueradePorts[0] + 1
 	if limit == 0 {
-		// Less than a destination has ports, so that one endpoint cannot shut the
-		// others out from it.
-		limit = max(1, min(slots/2, uint32(ports)*3/4))
+		// Half, so that what is looked for at random among them is found.
+		limit = max(1, slots/2)
 	}
 	settings := map[string]any{
 		"masquerade":       cfg.Masquerade,
 		"port_first":       cfg.MasqueradePorts[0],
-		"port_count":       ports,
+		"port_count":       cfg.MasqueradePorts[1] - cfg.MasqueradePorts[0] + 1,
 		"endpoint_limit":   limit,
 		"allocation_slots": slots,
 		"coarse_clock":     features.HaveProgramHelper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs) == nil,

@@ -196,6 +196,44 @@ func testOnlyPortIsHosts(t *testing.T, n *node, f family) {
 	n.wantTranslations(t)
 }
 
+// TestPortsDivided: whoever takes all ports it can get towards one place leaves some
+// to every other endpoint, and has as many towards the next place.
+func TestPortsDivided(t *testing.T) {
+	const ports, flows = 128, 256
+	n := newNode(t, Config{
+		Masquerade: true, FlowsMax: 4096, TranslationsMax: 4096,
+		MasqueradePorts: [2]uint16{scarcePort, scarcePort + ports - 1},
+	})
+	eachFamily(t, func(t *testing.T, f family) {
+		for _, tr := range transports()[:2] {
+			t.Run(tr.name, func(t *testing.T) {
+				n.restart(t)
+				flood := func(e Endpoint, src, dst netip.Addr) (forwarded int) {
+					for i := range uint16(flows) {
+						if n.run(t, n.send(e, src, dst, tr, 1024+i)).verdict == redirect {
+							forwarded++
+						}
+					}
+					return forwarded
+				}
+				// Three quarters, as far as the search finds them and chance divides.
+				for _, place := range []netip.Addr{f.world, f.neighbour} {
+					if got := flood(n.a, f.a, place); got < ports*65/100 || got > ports*85/100 {
+						t.Errorf("the first endpoint got %d of %d ports towards %s", got, ports, place)
+					}
+				}
+				if got := flood(n.b, f.b, f.world); got < ports*10/100 {
+					t.Errorf("the first endpoint left %d of %d ports to the second", got, ports)
+				}
+				counts := n.counts(t)
+				if got := counts["from_container endpoint_limit"].Packets; got != 0 {
+					t.Errorf("%d packets were refused as over the limit of an endpoint", got)
+				}
+			})
+		}
+	})
+}
+
 // TestMasqueradeOff: the node's switch is over that of each endpoint.
 func TestMasqueradeOff(t *testing.T) {
 	n := newNode(t, Config{FlowsMax: 256, TranslationsMax: 8})

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nodetest"
@@ -86,8 +87,14 @@ type flood struct {
 
 func (f *flood) ports() int { return f.high - f.low + 1 }
 
-// share is what one container may have of the ports.
-func (f *flood) share() int { return f.ports() * 3 / 4 }
+// judgeShare looks at what one container got of the ports: about three quarters. Which
+// ports those are is as good as chance, and the search for them is bounded.
+func (f *flood) judgeShare(t *testing.T, got int) {
+	t.Helper()
+	if least, most := f.ports()*65/100, f.ports()*80/100; got < least || got > most {
+		t.Errorf("the greedy container got %d of %d ports, not %d to %d", got, f.ports(), least, most)
+	}
+}
 
 func newFlood(t *testing.T, low, high int) *flood {
 	t.Helper()
@@ -165,17 +172,12 @@ func TestUDPPortsExhausted(t *testing.T) {
 	}
 	askHosts()
 	shortGreedy := flood(f.askers(1, flows))
-	if got := len(f.seen); got != f.share() {
-		t.Errorf("the greedy container got %d ports, not %d", got, f.share())
-	}
+	f.judgeShare(t, len(f.seen))
 	shortModest := flood(f.askers(2, f.ports()/2))
 	f.judge(t, own)
-	// The search for a port is bounded and random, so now and then one is not
-	// found below the share: reasons are counted together.
-	drops := f.Drops(t)
-	limited, exhausted := drops["from_container endpoint_limit"], drops["from_container ports_exhausted"]
-	if limited == 0 || exhausted < uint64(shortModest) || limited+exhausted != uint64(shortGreedy+shortModest) || len(drops) != 2 {
-		t.Errorf("%d datagrams of the greedy and %d of the modest container were refused, but counted are %v", shortGreedy, shortModest, drops)
+	want := map[string]uint64{"from_container ports_exhausted": uint64(shortGreedy + shortModest)}
+	if diff := cmp.Diff(want, f.Drops(t)); diff != "" {
+		t.Errorf("drops, of %d datagrams of the greedy and %d of the modest container (-want +got):\n%s", shortGreedy, shortModest, diff)
 	}
 
 	// What has a port keeps it: asked again, with new sockets on the same
@@ -315,8 +317,8 @@ func (f *flood) judge(t *testing.T, own []int) {
 	for _, wrong := range f.ledger.wrong {
 		t.Error(wrong)
 	}
-	// The search for a port is bounded, so the last few may stay unused.
-	if got := len(f.seen); got < f.ports()*9/10 || got > f.ports() {
+	// Some are neither container's, and the search for a port is bounded.
+	if got := len(f.seen); got < f.ports()*85/100 || got > f.ports() {
 		t.Errorf("%d flows got a port, of %d ports", got, f.ports())
 	}
 	byPort := make(map[uint16]asker)
