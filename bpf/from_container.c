@@ -128,13 +128,15 @@ __noinline int slow_path(struct __sk_buff *skb)
 	return apply(skb, &s->packet, &s->decision, FROM_CONTAINER);
 }
 
-static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *packet)
+static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *packet,
+					 bool forgotten)
 {
 	struct scratch *s = scratch_get();
 
 	if (!s)
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
 	s->packet = *packet;
+	s->forgotten = forgotten;
 	return slow_path(skb);
 }
 
@@ -202,7 +204,7 @@ int from_container(struct __sk_buff *skb)
 	if (packet.fragment)
 		fragment_find(&packet);
 	if (packet.icmp_kind)
-		return ask_slow_path(skb, &packet);
+		return ask_slow_path(skb, &packet, false);
 
 	flow = bpf_map_lookup_elem(&flows, &packet.key);
 	data = (void *)(long)skb->data;
@@ -211,14 +213,19 @@ int from_container(struct __sk_buff *skb)
 	if (!flow || !current(flow, &packet) || ETHERNET_BROADCAST_OR_OTHER(skb) ||
 	    (void *)(ethernet + 1) > data_end ||
 	    !same_mac((struct mac *)ethernet->h_source, &flow->sender))
-		return ask_slow_path(skb, &packet);
+		return ask_slow_path(skb, &packet, !flow);
 	if (packet.fragment)
 		fragment_keep(&packet);
 	account(skb, flow);
 	verdict = apply(skb, &packet, flow, FROM_CONTAINER);
-	if (packet.key.protocol == IPPROTO_TCP &&
-	    (packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) || flow->flags & FLOW_CLOSING))
+	if (flow->flags & FLOW_TRANSLATE_SOURCE) {
+		if (is_closing(&packet, flow))
+			follow_translation(&packet, flow);
+	} else if (packet.key.protocol == IPPROTO_TCP &&
+		   (packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) ||
+		    flow->flags & FLOW_CLOSING)) {
 		follow_close(&packet, flow);
+	}
 	return verdict;
 }
 

@@ -148,13 +148,15 @@ __noinline int slow_path(struct __sk_buff *skb)
 	return apply(skb, &s->packet, &s->decision, FROM_UPLINK);
 }
 
-static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *packet)
+static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *packet,
+					 bool forgotten)
 {
 	struct scratch *s = scratch_get();
 
 	if (!s)
 		return TC_ACT_UNSPEC;
 	s->packet = *packet;
+	s->forgotten = forgotten;
 	return slow_path(skb);
 }
 
@@ -163,6 +165,7 @@ int from_uplink(struct __sk_buff *skb)
 {
 	struct packet packet = {};
 	struct flow *flow;
+	int verdict;
 
 	if (skb->tc_index)
 		skb->tc_index = SEEN_NOT;
@@ -176,12 +179,15 @@ int from_uplink(struct __sk_buff *skb)
 		fragment_keep(&packet);
 	}
 	if (packet.icmp_kind)
-		return ask_slow_path(skb, &packet);
+		return ask_slow_path(skb, &packet, false);
 	flow = bpf_map_lookup_elem(&flows, &packet.key);
 	if (!flow || !current(flow, &packet))
-		return ask_slow_path(skb, &packet);
+		return ask_slow_path(skb, &packet, !flow);
 	account(skb, flow);
-	return apply(skb, &packet, flow, FROM_UPLINK);
+	verdict = apply(skb, &packet, flow, FROM_UPLINK);
+	if (flow->flags & FLOW_TRANSLATE_DESTINATION && is_closing(&packet, flow))
+		follow_translation(&packet, flow);
+	return verdict;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

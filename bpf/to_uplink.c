@@ -122,6 +122,7 @@ int to_uplink(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_UNSPEC;
 	s->packet = packet;
+	s->forgotten = false;
 	if (endpoint)
 		return slow_path(skb, seen);
 	return packet.icmp_kind == ICMP_KIND_ERROR ? host_error(skb) : host_claims(skb);

@@ -9,6 +9,10 @@
 
 #include "types.h"
 
+/* The headers with these names are not for eBPF. */
+#define AF_INET 2
+#define AF_INET6 10
+
 static __always_inline __u64 *halves(const struct address *a)
 {
 	return (__u64 *)a->bytes;

@@ -27,8 +27,8 @@ enum seen {
 /* Whether the decision may be applied as it is. */
 static __always_inline bool current(const struct flow *flow, const struct packet *packet)
 {
-	/* Translated connections are followed as they open and close. */
-	if (packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) &&
+	/* Whether a translated connection may begin, or ends at once, is decided each time. */
+	if (packet->tcp_flags & (TCP_SYN | TCP_RST) &&
 	    flow->flags & (FLOW_TRANSLATE_SOURCE | FLOW_TRANSLATE_DESTINATION))
 		return false;
 	return flow->action != ACTION_NONE && flow->epoch == epoch_sum(flow->endpoint) &&
@@ -85,15 +85,14 @@ static __always_inline int apply(struct __sk_buff *skb, const struct packet *pac
 		return drop(skb, journey, DROP_REWRITE);
 
 	if (flow->action == ACTION_FORWARD) {
-		struct bpf_redir_neigh neighbour = {
-			.nh_family = packet->ipv6 ? 10 /* AF_INET6 */ : 2 /* AF_INET */,
-		};
+		struct bpf_redir_neigh neighbour = {};
 
 		/* An IPv4 destination may lie behind an IPv6 neighbour (RFC 5549). */
 		if (is_ipv4(&flow->next_hop)) {
+			neighbour.nh_family = AF_INET;
 			neighbour.ipv4_nh = words(&flow->next_hop)[3];
 		} else {
-			neighbour.nh_family = 10;
+			neighbour.nh_family = AF_INET6;
 			__builtin_memcpy(neighbour.ipv6_nh, &flow->next_hop,
 					 sizeof(flow->next_hop));
 		}

@@ -42,7 +42,7 @@ static __always_inline struct flow *before_this(struct __sk_buff *skb)
 	if (!s)
 		return NULL;
 	if (s->packet.icmp_kind != ICMP_KIND_ERROR)
-		return bpf_map_lookup_elem(&flows, &s->packet.key);
+		return s->forgotten ? NULL : bpf_map_lookup_elem(&flows, &s->packet.key);
 	if (parse_quote(skb))
 		return NULL;
 	answer_key(&s->other, &s->quote, s->packet.key.ifindex);
@@ -173,6 +173,47 @@ __noinline int masquerade_error(struct __sk_buff *skb)
 }
 
 /*
+ * Follows a translated connection that closes: the packet has a FIN, or its sender
+ * sent one before. What comes after both have sent theirs is the last that is
+ * decided by the cache, which would be full of what nobody asks for again.
+ */
+static __noinline int follow_translation(struct packet *packet, struct flow *flow)
+{
+	bool inbound = flow->flags & FLOW_TRANSLATE_DESTINATION, fin = packet->tcp_flags & TCP_FIN;
+	struct flow_key back = {};
+	struct translation *t;
+
+	if (packet->fragment == FRAGMENT_LATER)
+		return 0;
+	if (fin)
+		flow->flags |= FLOW_CLOSING;
+	if (inbound) {
+		t = bpf_map_lookup_elem(&translations, &packet->key);
+		if (!t)
+			return 0;
+		sent_key(&back, &packet->key, t);
+	} else {
+		reply_key(&back, &packet->key, &flow->address, flow->port);
+		t = bpf_map_lookup_elem(&translations, &back);
+		if (!t || !belongs_to(t, &packet->key))
+			return 0;
+	}
+	translation_note(t, packet, inbound);
+	if (fin || t->state != TRANSLATION_CLOSED)
+		return 0;
+	bpf_map_delete_elem(&flows, &packet->key);
+	bpf_map_delete_elem(&flows, &back);
+	return 0;
+}
+
+/* Whether the packet is one for follow_translation. */
+static __always_inline bool is_closing(const struct packet *packet, const struct flow *flow)
+{
+	return packet->key.protocol == IPPROTO_TCP &&
+	       (packet->tcp_flags & TCP_FIN || flow->flags & FLOW_CLOSING);
+}
+
+/*
  * Keeps a decision for the packets that follow. Errors are decided each by
  * itself, and a closed connection is followed packet by packet.
  */
@@ -182,7 +223,7 @@ static __always_inline void remember(const struct __sk_buff *skb, struct scratch
 
 	if (s->packet.icmp_kind == ICMP_KIND_ERROR || s->decision.epoch == NOT_REMEMBERED)
 		return;
-	before = bpf_map_lookup_elem(&flows, &s->packet.key);
+	before = s->forgotten ? NULL : bpf_map_lookup_elem(&flows, &s->packet.key);
 	if (before) {
 		s->decision.packets = before->packets;
 		s->decision.bytes = before->bytes;

@@ -10,9 +10,6 @@
 #include "scratch.h"
 #include "settings.h"
 
-#define AF_INET 2
-#define AF_INET6 10
-
 /* A packet this small fits every route, so the answer tells the route's MTU. */
 #define SMALLEST_PACKET 20
 
@@ -23,6 +20,23 @@ enum way {
 	WAY_GATEWAY, /* as WAY_OTHER, to a gateway: out into the world, by a way that is not
 			followed */
 };
+
+/* Fills in who sends to whom; ifindex is where the packet came in, or would have. */
+static __always_inline void fib_question(struct bpf_fib_lookup *fib, const struct address *source,
+					 const struct address *destination, __u32 ifindex)
+{
+	fib->tot_len = SMALLEST_PACKET;
+	fib->ifindex = ifindex;
+	if (is_ipv4(destination)) {
+		fib->family = AF_INET;
+		fib->ipv4_src = words(source)[3];
+		fib->ipv4_dst = words(destination)[3];
+	} else {
+		fib->family = AF_INET6;
+		__builtin_memcpy(fib->ipv6_src, source, sizeof(fib->ipv6_src));
+		__builtin_memcpy(fib->ipv6_dst, destination, sizeof(fib->ipv6_dst));
+	}
+}
 
 /* Asks for scratch->packet, as it arrived on the host side that its key names. */
 __noinline int route(struct __sk_buff *skb)
@@ -38,19 +52,12 @@ __noinline int route(struct __sk_buff *skb)
 	fib.l4_protocol = s->packet.key.protocol;
 	fib.sport = s->packet.key.source_port;
 	fib.dport = s->packet.key.destination_port;
-	fib.tot_len = SMALLEST_PACKET;
-	fib.ifindex = s->packet.key.ifindex;
-	if (s->packet.ipv6) {
-		fib.family = AF_INET6;
+	fib_question(&fib, &s->packet.key.source, &s->packet.key.destination,
+		     s->packet.key.ifindex);
+	if (s->packet.ipv6)
 		fib.flowinfo = bpf_htonl((__u32)s->packet.traffic_class << 20);
-		__builtin_memcpy(fib.ipv6_src, &s->packet.key.source, sizeof(fib.ipv6_src));
-		__builtin_memcpy(fib.ipv6_dst, &s->packet.key.destination, sizeof(fib.ipv6_dst));
-	} else {
-		fib.family = AF_INET;
+	else
 		fib.tos = s->packet.traffic_class;
-		fib.ipv4_src = words(&s->packet.key.source)[3];
-		fib.ipv4_dst = words(&s->packet.key.destination)[3];
-	}
 	result = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
 	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
 		return WAY_STACK;
@@ -88,33 +95,29 @@ __noinline int source_is_elsewhere(struct __sk_buff *skb)
 
 	if (!s)
 		return false;
-	fib.tot_len = SMALLEST_PACKET;
-	fib.ifindex = skb->ifindex;
-	if (s->packet.ipv6) {
-		fib.family = AF_INET6;
-		__builtin_memcpy(fib.ipv6_src, &s->packet.key.destination, sizeof(fib.ipv6_src));
-		__builtin_memcpy(fib.ipv6_dst, &s->packet.key.source, sizeof(fib.ipv6_dst));
-	} else {
-		fib.family = AF_INET;
-		fib.ipv4_src = words(&s->packet.key.destination)[3];
-		fib.ipv4_dst = words(&s->packet.key.source)[3];
-	}
+	fib_question(&fib, &s->packet.key.destination, &s->packet.key.source, skb->ifindex);
 	result = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
 	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;
 }
 
-static __always_inline bool others_translate(const struct address *destination)
+static __always_inline struct prefix_key whole_address(const struct address *address)
 {
 	struct prefix_key key = { .length = 128 };
 
-	__builtin_memcpy(key.address, destination, sizeof(key.address));
+	__builtin_memcpy(key.address, address, sizeof(key.address));
+	return key;
+}
+
+static __always_inline bool others_translate(const struct address *destination)
+{
+	struct prefix_key key = whole_address(destination);
+
 	return bpf_map_lookup_elem(&stack_destinations, &key);
 }
 
 static __always_inline bool excluded(const struct address *destination)
 {
-	struct prefix_key key = { .length = 128 };
+	struct prefix_key key = whole_address(destination);
 
-	__builtin_memcpy(key.address, destination, sizeof(key.address));
 	return bpf_map_lookup_elem(&masquerade_exclude, &key);
 }

@@ -29,6 +29,7 @@ struct scratch {
 	struct flow_key victim; /* of the one to remove */
 	struct flow_key sent;	/* of its pointer */
 	struct quote quote;
+	__u32 forgotten;       /* flows is known to have nothing for packet */
 	__u32 freed;	       /* slots, by the sweep */
 	__u32 epoch;	       /* the node's, from before anything was looked at */
 	__u32 hand;	       /* where the search for a slot has come to; 0: not begun */

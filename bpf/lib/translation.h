@@ -86,6 +86,13 @@ static __always_inline void held_add(__u32 endpoint, __s32 n)
 		__sync_fetch_and_add(sum, n);
 }
 
+/* Most are not there: to look first takes no lock. */
+static __always_inline void flow_forget(const struct flow_key *key)
+{
+	if (bpf_map_lookup_elem(&flows, key))
+		bpf_map_delete_elem(&flows, key);
+}
+
 /* Removes the translation with key scratch->victim: both entries and both decisions. */
 __noinline int translation_remove(struct __sk_buff *skb)
 {
@@ -104,12 +111,12 @@ __noinline int translation_remove(struct __sk_buff *skb)
 	if (bpf_map_delete_elem(&translations, &s->victim))
 		return 0;
 	held_add(endpoint, -1);
-	bpf_map_delete_elem(&flows, &s->victim);
+	flow_forget(&s->victim);
 	pointer = bpf_map_lookup_elem(&translations, &s->sent);
 	if (pointer && pointer->port == s->victim.destination_port &&
 	    same(&pointer->address, &s->victim.destination)) {
 		bpf_map_delete_elem(&translations, &s->sent);
-		bpf_map_delete_elem(&flows, &s->sent);
+		flow_forget(&s->sent);
 	}
 	return 1;
 }

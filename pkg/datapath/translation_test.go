@@ -263,21 +263,31 @@ func testTCPStates(t *testing.T, n *node, f family) {
 		steps []tcpStep
 	}{
 		{"container closes", after(
-			tcpStep{"FIN", false, fin | ack, closing, out, true},
+			tcpStep{"FIN", false, fin | ack, closing, out, false},
 			tcpStep{"ACK of FIN", true, ack, closing, out, false},
-			tcpStep{"FIN of the world", true, fin | ack, closed, out | in, true},
-			tcpStep{"last ACK", false, ack, closed, out | in, true},
+			tcpStep{"FIN of the world", true, fin | ack, closed, out | in, false},
+			tcpStep{"last ACK", false, ack, closed, out | in, false},
+			tcpStep{"late ACK", false, ack, closed, out | in, true},
 			tcpStep{"late segment", true, ack, closed, out | in, true},
+			tcpStep{"late FIN", true, fin | ack, closed, out | in, true},
 			tcpStep{"SYN again", false, syn, opening, 0, true},
 			tcpStep{"SYN ACK again", true, syn | ack, established, 0, true},
 			tcpStep{"ACK again", false, ack, established, 0, false},
 		)},
 		{"world closes", after(
-			tcpStep{"FIN of the world", true, fin | ack, closing, in, true},
+			tcpStep{"FIN of the world", true, fin | ack, closing, in, false},
 			tcpStep{"half closed", false, ack, closing, in, false},
-			tcpStep{"FIN again", true, fin | ack, closing, in, true},
-			tcpStep{"FIN", false, fin | ack, closed, out | in, true},
-			tcpStep{"last ACK", true, ack, closed, out | in, true},
+			tcpStep{"FIN again", true, fin | ack, closing, in, false},
+			tcpStep{"FIN", false, fin | ack, closed, out | in, false},
+			tcpStep{"last ACK", true, ack, closed, out | in, false},
+			tcpStep{"late segment", false, ack, closed, out | in, true},
+			tcpStep{"late ACK", true, ack, closed, out | in, true},
+		)},
+		{"FIN that only the slow path sees", after(
+			tcpStep{"RST", true, rst, closed, 0, true},
+			tcpStep{"FIN", false, fin | ack, closing, out, true},
+			tcpStep{"FIN of the world", true, fin | ack, closed, out | in, true},
+			tcpStep{"last ACK", false, ack, closed, out | in, true},
 		)},
 		{"world resets", after(
 			tcpStep{"RST", true, rst, closed, 0, true},
@@ -300,7 +310,7 @@ func testTCPStates(t *testing.T, n *node, f family) {
 			{"SYN again", false, syn, opening, 0, true},
 		}},
 		{"reset while closing", after(
-			tcpStep{"FIN", false, fin | ack, closing, out, true},
+			tcpStep{"FIN", false, fin | ack, closing, out, false},
 			tcpStep{"RST", true, rst, closed, out, true},
 			tcpStep{"late ACK", false, ack, closed, out, true},
 		)},
