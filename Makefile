@@ -91,6 +91,11 @@ test-kernels: ## run the tests of the datapath on other kernels, in virtual mach
 	$(GO) run ./test/kernels $(if $(KERNEL),-kernel $(KERNEL)) $(KERNELFLAGS) \
 	 $(patsubst %/,./%,$(sort $(dir $(wildcard $(KERNEL_DIRS:=/*_test.go)))))
 
+.PHONY: mutations
+mutations: ## put faults into the programs, one by one, and see that a test catches each (as root)
+	$(DEPS) generate test
+	$(GO) run ./test/mutations
+
 .PHONY: fuzz
 fuzz: ## run each fuzz test for FUZZTIME
 	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n 1 dirname | sort -u | while read -r dir; do \

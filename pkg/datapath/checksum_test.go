@@ -5,9 +5,11 @@ package datapath
 import (
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"testing"
 
 	"github.com/tendril-net/tendril/internal/packet"
+	"github.com/tendril-net/tendril/pkg/maps"
 )
 
 // edges are checksums where carries and zeros are easily got wrong.
@@ -32,6 +34,31 @@ func testChecksums(t *testing.T, n *node) {
 		}
 	})
 	t.Run("IPv4 header", func(t *testing.T) { testHeaderEdges(t, n, v4()) })
+	eachFamily(t, func(t *testing.T, f family) {
+		for _, a := range f.carrying() {
+			t.Run(a.String(), func(t *testing.T) { testAddressCarries(t, n, f, a) })
+		}
+	})
+}
+
+// carrying are addresses whose difference to the uplink's makes carries of each
+// kind, from the lower half of the sum, from the upper, from both and from none.
+func (f family) carrying() []netip.Addr {
+	if f.v6() {
+		return []netip.Addr{addr("fd00:10::1"), addr("fd00:10::ffff:ffff:ffff:ffff"), addr("fd00:10::8000:7fff:8000:7fff"), addr("fd00:10::fffe:1:feff:100")}
+	}
+	return []netip.Addr{addr("10.10.0.255"), addr("10.10.255.1"), addr("10.10.128.127"), addr("10.10.254.253")}
+}
+
+// testAddressCarries gives an endpoint another address, by which packets and quotes
+// are translated in both directions.
+func testAddressCarries(t *testing.T, n *node, f family, a netip.Addr) {
+	e := n.a
+	e.Addresses = []netip.Addr{a}
+	must(t, n.AttachEndpoint(e))
+	t.Cleanup(func() { must(t, n.maps.Endpoints.Delete(maps.NewAddress(a))) })
+	f.a = a
+	testErrors(t, n, f, transports()[1], low)
 }
 
 // word is a payload of one number, by which a test steers the checksum.

@@ -150,6 +150,7 @@ func testNotOurs(t *testing.T, n *node, f family) {
 	}
 	n.table(t,
 		step{"martian source", n.fromWorld(ip(f.martian, f.a, 58, tr.there(low)...)...), drops("martian")},
+		step{"no source", n.fromWorld(ip(f.nobody(), f.a, 58, tr.there(low)...)...), drops("martian")},
 		step{"multicast source", n.fromWorld(ip(f.multicast, f.a, 58, tr.there(low)...)...), drops("martian")},
 		step{"an endpoint's source", n.fromWorld(ip(f.b, f.a, 58, tr.there(low)...)...), drops("martian")},
 		step{"the host's source", n.fromWorld(ip(f.host, f.a, 58, tr.there(low)...)...), drops("martian")},

@@ -11,16 +11,41 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 )
 
-// required are the newest of the helpers that no program can do without.
-var required = []struct {
-	helper asm.BuiltinFunc
-	name   string
-	since  string
-}{
-	{asm.FnRedirectPeer, "bpf_redirect_peer", "5.10"},
-	{asm.FnRedirectNeigh, "bpf_redirect_neigh", "5.10"},
-	{asm.FnSkcLookupTcp, "bpf_skc_lookup_tcp", "5.2"},
-	{asm.FnFibLookup, "bpf_fib_lookup", "4.18"},
+// Feature is what the datapath needs of the kernel, or uses where it is.
+type Feature struct {
+	// Name in the kernel's words, Since the first version of Linux that has it.
+	Name, Since string
+	// Required says that nothing works without.
+	Required bool
+	// probe is nil or ErrNotSupported when the kernel gives a clear answer. Without
+	// a probe the feature is known by its effect alone.
+	probe func() error
+}
+
+// Features returns what is required, and then what newer kernels give, oldest
+// first.
+func Features() []Feature {
+	helper := func(f asm.BuiltinFunc) func() error {
+		return func() error { return features.HaveProgramHelper(ebpf.SchedCLS, f) }
+	}
+	known := func(have func() bool) func() error {
+		return func() error {
+			if !have() {
+				return ebpf.ErrNotSupported
+			}
+			return nil
+		}
+	}
+	return []Feature{
+		{Name: "bpf_redirect_peer", Since: "5.10", Required: true, probe: helper(asm.FnRedirectPeer)},
+		{Name: "bpf_redirect_neigh", Since: "5.10", Required: true, probe: helper(asm.FnRedirectNeigh)},
+		{Name: "bpf_skc_lookup_tcp", Since: "5.2", Required: true, probe: helper(asm.FnSkcLookupTcp)},
+		{Name: "bpf_fib_lookup", Since: "4.18", Required: true, probe: helper(asm.FnFibLookup)},
+		{Name: "bpf_ktime_get_coarse_ns", Since: "5.11", probe: known(haveCoarseClock)},
+		{Name: "mtu_result of bpf_fib_lookup", Since: "5.12"},
+		{Name: "BPF_FIB_LOOKUP_SKIP_NEIGH", Since: "6.4", probe: known(func() bool { return fibFlags() == skipNeighbour })},
+		{Name: "tcx", Since: "6.6", probe: known(haveTCX)},
+	}
 }
 
 // checkKernel names what the kernel lacks, before anything is changed.
@@ -28,16 +53,24 @@ func checkKernel() error {
 	// Kernels from 5.11 on account maps to the cgroup; below, the limit may not
 	// be raisable in a container, and is large enough or the map says so.
 	_ = rlimit.RemoveMemlock()
-	for _, need := range required {
-		err := features.HaveProgramHelper(ebpf.SchedCLS, need.helper)
+	for _, f := range Features() {
+		if !f.Required {
+			continue
+		}
+		err := f.probe()
 		if errors.Is(err, ebpf.ErrNotSupported) {
-			return &KernelError{Feature: need.name, Since: need.since, Err: err}
+			return &KernelError{Feature: f.Name, Since: f.Since, Err: err}
 		}
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// haveCoarseClock tells whether there is the clock that reads no hardware.
+func haveCoarseClock() bool {
+	return features.HaveProgramHelper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs) == nil
 }
 
 // skipNeighbour is BPF_FIB_LOOKUP_SKIP_NEIGH (Linux 6.4): the neighbour is

@@ -7,8 +7,6 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/features"
 
 	"github.com/tendril-net/tendril/pkg/maps"
 )
@@ -61,7 +59,7 @@ func loadPrograms(cfg Config, shared *maps.Maps) (*programs, error) {
 		"port_count":       cfg.MasqueradePorts[1] - cfg.MasqueradePorts[0] + 1,
 		"endpoint_limit":   limit,
 		"allocation_slots": slots,
-		"coarse_clock":     features.HaveProgramHelper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs) == nil,
+		"coarse_clock":     haveCoarseClock(),
 		"fib_flags":        fibFlags(),
 	}
 	p := &programs{byName: make(map[string]*ebpf.Program)}

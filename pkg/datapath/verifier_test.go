@@ -137,12 +137,3 @@ func writeGolden(t *testing.T, golden map[string]map[string]int) {
 	must(t, os.MkdirAll(filepath.Dir(goldenFile), 0o755))
 	must(t, os.WriteFile(goldenFile, []byte(out.String()), 0o644))
 }
-
-// TestFIBFlags: what is probed must be found where it is known to be.
-func TestFIBFlags(t *testing.T) {
-	nstest.Root(t)
-	requireKernel(t, "BPF_FIB_LOOKUP_SKIP_NEIGH", 6, 4)
-	if got := fibFlags(); got != skipNeighbour {
-		t.Errorf("flags: got %#x, want %#x", got, skipNeighbour)
-	}
-}

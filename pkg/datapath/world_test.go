@@ -72,6 +72,14 @@ func v6() family {
 	}
 }
 
+// nobody is the unspecified address, which routes lead to the world.
+func (f family) nobody() netip.Addr {
+	if f.v6() {
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
+}
+
 func (f family) v6() bool { return f.a.Is6() }
 
 // eachFamily runs a test for both families.

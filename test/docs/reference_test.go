@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/datapath"
 )
 
 // compare compares what the pages list with what the programs have.
@@ -33,9 +34,27 @@ func compare(t *testing.T, n *node) {
 		{"metrics", testMetrics},
 		{"counters", testCounters},
 		{"maps", testMaps},
+		{"kernel", testKernelFeatures},
 		{"examples", testExamples},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, n) })
+	}
+}
+
+// testKernelFeatures compares the README with what the datapath looks for.
+func testKernelFeatures(t *testing.T, _ *node) {
+	t.Helper()
+	var got, want [][]string
+	for _, row := range readPage(t, "README.md").table(t, "## Requirements", "since") {
+		got = append(got, []string{row[0], codes(row[1])[0]})
+	}
+	for _, f := range datapath.Features() {
+		if !f.Required {
+			want = append(want, []string{f.Since, f.Name})
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("features of newer kernels (-datapath +README):\n%s", diff)
 	}
 }
 

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -12,10 +13,14 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 func main() {
@@ -39,6 +44,7 @@ type settings struct {
 	timeout  time.Duration // of one package on one kernel
 	memory   int           // of the machine, in MiB
 	cpus     int
+	jobs     int // machines at a time
 	verbose  bool
 	refresh  bool
 	packages []string
@@ -60,6 +66,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	f.DurationVar(&s.timeout, "timeout", 10*time.Minute, "limit for one package on one kernel")
 	f.IntVar(&s.memory, "memory", 2048, "memory of the machine in MiB")
 	f.IntVar(&s.cpus, "cpus", 2, "processors of the machine")
+	f.IntVar(&s.jobs, "jobs", runtime.NumCPU(), "machines at a time: each keeps one processor of this host busy")
 	f.BoolVar(&s.verbose, "v", false, "print all output of all tests as it comes")
 	f.BoolVar(&s.refresh, "refresh", false, "fetch the kernels anew")
 	if err := f.Parse(args); err != nil {
@@ -70,6 +77,9 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 		if !slices.Contains(matrix(), name) {
 			return nil, fmt.Errorf("unknown kernel %q: want one of %s", name, strings.Join(matrix(), ", "))
 		}
+	}
+	if s.jobs < 1 {
+		return nil, fmt.Errorf("-jobs %d: want 1 or more", s.jobs)
 	}
 	if len(s.packages) == 0 {
 		return nil, errors.New("no package given")
@@ -95,23 +105,53 @@ func run(ctx context.Context, out io.Writer, args []string) error {
 	}
 	cache = filepath.Join(cache, "tendril-kernels")
 
-	var results []*result
+	var kernels []*kernel
 	for _, name := range s.kernels {
 		k, err := prepareKernel(ctx, cache, name, s.refresh)
 		if err != nil {
 			return err
 		}
-		for _, p := range programs {
-			fmt.Fprintf(out, "=== %s on Linux %s\n", p.path, k.release)
-			r, err := test(ctx, out, s, k, p)
-			if err != nil {
-				return fmt.Errorf("test %s on Linux %s: %w", p.path, name, err)
-			}
-			fmt.Fprintln(out, r.line())
-			results = append(results, r)
-		}
+		kernels = append(kernels, k)
+	}
+	results, err := testAll(ctx, out, s, kernels, programs)
+	if err != nil {
+		return err
 	}
 	return summarize(out, results, len(s.kernels) == len(matrix()))
+}
+
+// testAll runs each program on each kernel, s.jobs machines at a time. What one
+// has to say comes in one piece when it has ended, or at once where there is one
+// at a time.
+func testAll(ctx context.Context, out io.Writer, s *settings, kernels []*kernel, programs []program) ([]*result, error) {
+	results := make([]*result, len(kernels)*len(programs))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(s.jobs)
+	var printing sync.Mutex
+	// Those of one program side by side: the longest come first.
+	for i, p := range programs {
+		for j, k := range kernels {
+			group.Go(func() error {
+				said := &bytes.Buffer{}
+				to := io.Writer(said)
+				if s.jobs == 1 {
+					to = out
+				}
+				fmt.Fprintf(to, "=== %s on Linux %s\n", p.path, k.release)
+				r, err := test(ctx, to, s, k, p)
+				if err != nil {
+					return fmt.Errorf("test %s on Linux %s: %w", p.path, k.name, err)
+				}
+				fmt.Fprintln(to, r.line())
+				results[j*len(programs)+i] = r
+				printing.Lock()
+				defer printing.Unlock()
+				_, err = out.Write(said.Bytes())
+				return err
+			})
+		}
+	}
+	return results, group.Wait()
 }
 
 // program is the test binary of one package.

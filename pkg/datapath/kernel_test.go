@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/tendril-net/tendril/internal/nstest"
+)
+
+// TestFeatures: each feature is found on the kernels from its version on, and on no
+// older one.
+func TestFeatures(t *testing.T) {
+	nstest.Root(t)
+	have := kernelVersion(t)
+	for _, f := range Features() {
+		if f.probe == nil {
+			continue
+		}
+		var since [2]int
+		if _, err := fmt.Sscanf(f.Since, "%d.%d", &since[0], &since[1]); err != nil {
+			t.Fatalf("%s: version %q: %v", f.Name, f.Since, err)
+		}
+		want := have[0] > since[0] || have[0] == since[0] && have[1] >= since[1]
+		err := f.probe()
+		if err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
+			t.Errorf("%s: %v", f.Name, err)
+		}
+		if got := err == nil; got != want {
+			t.Errorf("%s, since Linux %s, on Linux %d.%d: got %t, want %t", f.Name, f.Since, have[0], have[1], got, want)
+		}
+	}
+}
