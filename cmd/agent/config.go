@@ -210,6 +210,11 @@ func parseBool(v string) (bool, error) {
 	return false, errors.New("is neither true nor false")
 }
 
+// minPorts is the least number of source ports. A container may hold three quarters
+// as many translations, to all destinations together: with a few, next to nothing of
+// what it sends would be forwarded.
+const minPorts = 64
+
 func parsePorts(v string) (ports [2]uint16, err error) {
 	first, last, _ := strings.Cut(v, "-")
 	for i, part := range []string{first, last} {
@@ -221,6 +226,9 @@ func parsePorts(v string) (ports [2]uint16, err error) {
 	}
 	if ports[0] > ports[1] {
 		return ports, errors.New("has its first port above its last")
+	}
+	if count := int(ports[1]) - int(ports[0]) + 1; count < minPorts {
+		return ports, fmt.Errorf("has %d ports, not %d at least: a container may hold three quarters as many connections", count, minPorts)
 	}
 	return ports, nil
 }

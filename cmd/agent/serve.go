@@ -47,12 +47,15 @@ type node struct {
 	settings *agent.Settings
 	datapath *datapath.Datapath
 	service  *agent.Service
+	// traces are those to remove at close; nil once the agent has begun to work
+	// on the node, and for cleanup.
+	traces *traces
 }
 
 // serve runs the agent until the environment's context ends.
 func serve(env environment, cfg config, log *slog.Logger) (err error) {
 	saveMemory(env)
-	n := &node{cfg: cfg, log: log}
+	n := &node{cfg: cfg, log: log, traces: &traces{}}
 	defer func() { err = errors.Join(err, n.close()) }()
 	if err := n.open(env); err != nil {
 		return err
@@ -65,9 +68,9 @@ func serve(env environment, cfg config, log *slog.Logger) (err error) {
 }
 
 // saveMemory keeps the heap small. In a burst of 1,000 ADDs the agent's peak was
-// 28 MiB with 50 and 30 MiB with Go's default of 100, in the same time: the
-// kernel's work bounds a burst, not collection. Beyond the limit, which is a
-// goal, there is more of it. GOGC and GOMEMLIMIT are honoured.
+// 28 MiB with 50 and 30 MiB with Go's default of 100. What that costs in time was
+// not measured. Beyond the limit, which is a goal, the collector runs more often.
+// GOGC and GOMEMLIMIT are honoured.
 func saveMemory(env environment) {
 	if env.getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
@@ -80,6 +83,9 @@ func saveMemory(env environment) {
 // open takes everything that can be refused, before anything in the kernel is
 // changed.
 func (n *node) open(env environment) error {
+	for _, path := range []string{filepath.Dir(n.cfg.Socket), n.cfg.StateDir} {
+		n.traces.directory(path)
+	}
 	if err := n.takeLocks(); err != nil {
 		return err
 	}
@@ -89,6 +95,11 @@ func (n *node) open(env environment) error {
 			return fmt.Errorf("serve metrics at metrics-address: %w", err)
 		}
 	}
+	// Asked again, for good, by datapath.Open.
+	if err := datapath.Available(n.cfg.BPFRoot); err != nil {
+		return err
+	}
+	n.traces.state(statePath(n.cfg.StateDir))
 	if n.db, err = agent.OpenState(statePath(n.cfg.StateDir)); err != nil {
 		return err
 	}
@@ -127,17 +138,24 @@ func (n *node) takeLocks() error {
 	return nil
 }
 
-// start brings kernel and records in order.
-func (n *node) start() error {
+// ensureRoot makes bpf-root be on a bpf file system.
+func (n *node) ensureRoot() error {
 	mounted, err := ensureBPFFS(n.cfg.BPFRoot)
-	if err != nil {
+	if mounted == "" {
 		return err
 	}
-	if mounted != "" {
-		n.log.Info("bpf file system mounted", "path", mounted)
-		if err := agent.RecordMount(n.db, mounted); err != nil {
-			return err
-		}
+	if n.traces != nil {
+		n.traces.mount = mounted
+	}
+	n.log.Info("bpf file system mounted", "path", mounted)
+	return errors.Join(err, agent.RecordMount(n.db, mounted))
+}
+
+// start brings kernel and records in order.
+func (n *node) start() (err error) {
+	n.traces.directory(n.cfg.BPFRoot)
+	if err := n.ensureRoot(); err != nil {
+		return err
 	}
 	n.datapath, err = datapath.Open(datapath.Config{
 		Root:            n.cfg.BPFRoot,
@@ -153,12 +171,13 @@ func (n *node) start() error {
 	if err := n.checkMemory(); err != nil {
 		return err
 	}
+	n.traces = nil // what is made from here on stays
 	if err := n.datapath.ReconcileStackDestinations(n.cfg.StackDestinations); err != nil {
 		return err
 	}
-	uplinks := n.watcher.Uplinks()
+	found := n.watcher.Found()
 	n.settings = &agent.Settings{DB: n.db, Root: agent.ProcSys, Logger: n.log}
-	if err := n.settings.Apply(names(uplinks), n.cfg.MasqueradePorts[0], n.cfg.MasqueradePorts[1]); err != nil {
+	if err := n.settings.Apply(names(found.Uplinks), n.cfg.MasqueradePorts[0], n.cfg.MasqueradePorts[1]); err != nil {
 		return err
 	}
 	leases, err := ipam.Open(n.db)
@@ -168,18 +187,21 @@ func (n *node) start() error {
 	n.service = agent.New(agent.Options{
 		DB:       n.db,
 		Leases:   leases,
-		Datapath: agent.Datapath{Endpoints: n.datapath, Node: n.datapath, Flows: n.datapath, Stats: n.datapath},
+		Datapath: agent.Datapath{Endpoints: n.datapath, Node: n.datapath, Repairs: n.datapath, Flows: n.datapath, Stats: n.datapath},
 		Links:    n.host,
 		Routes:   n.host,
 		Excludes: n.cfg.MasqueradeExclude,
 		BPFRoot:  n.cfg.BPFRoot,
 		Version:  version.String(),
 		Logger:   n.log,
+
+		EnsureRoot: n.ensureRoot,
 	})
-	if err := n.service.Start(uplinks); err != nil {
+	if err := n.service.Start(found); err != nil {
 		return err
 	}
-	n.log.Info("node in order", "uplinks", names(uplinks), "attach", n.datapath.AttachKind(), "socket", n.cfg.Socket)
+	n.warn(found.Flaws)
+	n.log.Info("node in order", "uplinks", describe(found.Uplinks), "attach", n.datapath.AttachKind(), "socket", n.cfg.Socket)
 	return nil
 }
 
@@ -204,6 +226,25 @@ func names(uplinks []uplink.Uplink) []string {
 		names[i] = u.Name
 	}
 	return names
+}
+
+// describe is how a log shows the uplinks.
+func describe(uplinks []uplink.Uplink) string {
+	if len(uplinks) == 0 {
+		return "none"
+	}
+	texts := make([]string, len(uplinks))
+	for i, u := range uplinks {
+		texts[i] = u.String()
+	}
+	return strings.Join(texts, ", ")
+}
+
+// warn of devices that were to be uplinks. None is an error: they may come later.
+func (n *node) warn(flaws []uplink.Flaw) {
+	for _, flaw := range flaws {
+		n.log.Warn("uplinks: " + flaw.String())
+	}
 }
 
 // run serves until the context ends or a part fails, then stops in order:
@@ -281,12 +322,13 @@ func shutdown(server *http.Server) error {
 
 func (n *node) events() uplink.Events {
 	return uplink.Events{
-		Uplinks: func(uplinks []uplink.Uplink) {
-			n.log.Info("uplinks changed", "uplinks", names(uplinks))
-			if err := n.settings.AcceptRA(names(uplinks)); err != nil {
+		Uplinks: func(found uplink.Found) {
+			n.log.Info("uplinks changed", "uplinks", describe(found.Uplinks))
+			n.warn(found.Flaws)
+			if err := n.settings.AcceptRA(names(found.Uplinks)); err != nil {
 				n.log.Error("uplink may lose its default route", "error", err)
 			}
-			n.service.SetUplinks(uplinks)
+			n.service.SetUplinks(found)
 		},
 		Routes:   n.service.RoutesChanged,
 		LinkGone: n.service.LinkGone,
@@ -294,7 +336,8 @@ func (n *node) events() uplink.Events {
 	}
 }
 
-// close gives back what open and start took. What is pinned stays.
+// close gives back what open and start took. What is pinned stays, unless the agent
+// was refused: then the node is as it was.
 func (n *node) close() error {
 	var errs []error
 	if n.datapath != nil {
@@ -312,11 +355,20 @@ func (n *node) close() error {
 	if n.listener != nil {
 		errs = append(errs, n.listener.Close())
 	}
+	if n.traces != nil {
+		errs = append(errs, n.unmount())
+	}
 	if n.db != nil {
 		errs = append(errs, n.db.Close())
 	}
+	if n.traces != nil {
+		errs = append(errs, n.traces.removeState())
+	}
 	for _, l := range n.locks {
 		errs = append(errs, l.release())
+	}
+	if n.traces != nil {
+		n.traces.removeDirectories()
 	}
 	return errors.Join(errs...)
 }

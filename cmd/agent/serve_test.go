@@ -85,7 +85,7 @@ func TestLifeOfAnAgent(t *testing.T) {
 	status, err := client.Status(t.Context())
 	must(t, err)
 	want := api.Uplink{
-		Name: "up0", IfIndex: status.Uplinks[0].IfIndex, MTU: 1500,
+		Name: "up0", State: api.UplinkUsed, IfIndex: status.Uplinks[0].IfIndex, MTU: 1500,
 		IPv4: netip.MustParseAddr("192.0.2.2"), IPv6: netip.MustParseAddr("2001:db8::2"),
 	}
 	if d := cmp.Diff([]api.Uplink{want}, status.Uplinks, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
@@ -168,11 +168,16 @@ func TestLinksAndUplinksAreFollowed(t *testing.T) {
 		must(t, err)
 		for _, one := range status.Maps {
 			if one.Name == "endpoints" {
-				return one.Entries == 0
+				return one.Entries != nil && *one.Entries == 0
 			}
 		}
 		return false
 	})
+	list, err := client.Endpoints(t.Context())
+	must(t, err)
+	if len(list) != 1 || list[0].State != api.Detached {
+		t.Errorf("endpoints without device: %+v", list)
+	}
 	m.ns.Run(t, "ip", "link", "add", "up1", "type", "veth", "peer", "name", "world1")
 	m.ns.Run(t, "ip", "link", "set", "up1", "up")
 	m.ns.Run(t, "ip", "route", "add", "default", "dev", "up1", "metric", "7")
@@ -186,44 +191,45 @@ func TestLinksAndUplinksAreFollowed(t *testing.T) {
 	}
 }
 
-func TestSecondAgent(t *testing.T) {
+// TestUplinkThatIsAbsent gives a name that no device has yet.
+func TestUplinkThatIsAbsent(t *testing.T) {
 	m := newMachine(t)
-	first := m.start(t, nil)
-	other := newMachine(t)
-	other.ns = m.ns
-	other.metrics = ""
-	for name, test := range map[string]struct {
-		share func(*machine)
-		want  string
-	}{
-		"socket":    {func(o *machine) { o.socket = m.socket }, "socket " + m.socket},
-		"state-dir": {func(o *machine) { o.state = m.state }, "state-dir " + m.state},
-		"bpf-root":  {func(o *machine) { o.root = m.root }, "bpf-root " + m.root},
-	} {
-		t.Run(name, func(t *testing.T) {
-			second := *other
-			test.share(&second)
-			before := m.traces(t)
-			got := second.fails(t, second.args()...)
-			want := fmt.Sprintf("%s is in use by the agent with pid %d", test.want, first.cmd.Process.Pid)
-			if !strings.Contains(got, want) {
-				t.Errorf("got %q, want it to contain %q", got, want)
-			}
-			if d := cmp.Diff(before, m.traces(t)); d != "" {
-				t.Errorf("changed (-before +after):\n%s", d)
-			}
-		})
-	}
-	t.Run("metrics-address", func(t *testing.T) {
-		second := *other
-		second.metrics = m.metrics
-		if got := second.fails(t, second.args()...); !strings.Contains(got, "serve metrics at metrics-address: listen tcp 127.0.0.1:9470: bind: address already in use") {
-			t.Errorf("got %q", got)
+	running := m.start(t, nil, "--uplinks", "up0,later0")
+	client := newClient(t, m)
+	uplinks := func() []api.Uplink {
+		status, err := client.Status(t.Context())
+		must(t, err)
+		if !status.OK {
+			t.Errorf("health: %+v", status.Health)
 		}
-	})
-	health, err := newClient(t, m).Health(t.Context())
-	if err != nil || !health.OK {
-		t.Errorf("the first agent: %+v, %v", health, err)
+		return status.Uplinks
+	}
+	if d := cmp.Diff(api.Uplink{Name: "later0", State: "absent"}, uplinks()[1], cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+		t.Errorf("absent uplink (-want +got):\n%s", d)
+	}
+	m.ns.Run(t, "ip", "link", "add", "later0", "type", "veth", "peer", "name", "worldlater0")
+	await(t, "the uplink", func() bool { return uplinks()[1].IfIndex != 0 })
+	m.ns.Run(t, "ip", "link", "del", "later0")
+	await(t, "its end", func() bool { return uplinks()[1].State == "absent" })
+	running.stop(t)
+	log := running.log.String()
+	if got := strings.Count(log, `level=WARN msg="uplinks: there is no device later0"`); got != 2 {
+		t.Errorf("the absent uplink was told %d times, want at start and at its end:\n%s", got, log)
+	}
+	if !strings.Contains(log, `msg="uplinks changed" uplinks="up0 192.0.2.2 2001:db8::2`) || strings.Contains(log, "invalid IP") {
+		t.Errorf("log:\n%s", log)
+	}
+}
+
+// TestChangedSizes starts an agent on maps that have another size than it wants.
+func TestChangedSizes(t *testing.T) {
+	m := newMachine(t)
+	m.start(t, nil).stop(t)
+	second := m.start(t, nil, "--flows-max", "4096", "--translations-max", "0")
+	for _, want := range []string{"map=flows configured=4096 pinned=2048", "map=translations configured=131072 pinned=2048", "tendril-agent cleanup"} {
+		if log := second.log.String(); !strings.Contains(log, want) {
+			t.Errorf("log lacks %q:\n%s", want, log)
+		}
 	}
 }
 
@@ -236,50 +242,6 @@ func TestTwoAgentsSideBySide(t *testing.T) {
 		if e := add(t, m, newClient(t, m), "c1"); e.ID != 1 {
 			t.Errorf("endpoint %d, want the first", e.ID)
 		}
-	}
-}
-
-func TestStartRefuses(t *testing.T) {
-	tests := map[string]struct {
-		prepare func(*testing.T, *machine)
-		args    []string
-		want    string
-	}{
-		"something else at the socket": {
-			func(t *testing.T, m *machine) {
-				must(t, os.MkdirAll(filepath.Dir(m.socket), 0o700))
-				must(t, os.WriteFile(m.socket, nil, 0o600))
-			}, nil, "there is something else at this path",
-		},
-		"damaged state file": {
-			func(t *testing.T, m *machine) {
-				must(t, os.MkdirAll(m.state, 0o700))
-				must(t, os.WriteFile(statePath(m.state), make([]byte, 5000), 0o600))
-			}, nil, "tendril-agent cleanup --force",
-		},
-		"socket that answers": {
-			func(t *testing.T, m *machine) {
-				must(t, os.MkdirAll(filepath.Dir(m.socket), 0o700))
-				listener, err := net.Listen("unix", m.socket)
-				must(t, err)
-				t.Cleanup(func() { _ = listener.Close() })
-			}, nil, "is in use by another process",
-		},
-		"setting": {func(*testing.T, *machine) {}, []string{"--flows-max=1"}, "is not a number"},
-	}
-	for name, test := range tests {
-		t.Run(name, func(t *testing.T) {
-			m := newMachine(t)
-			test.prepare(t, m)
-			before := m.traces(t)
-			if got := m.fails(t, m.args(test.args...)...); !strings.Contains(got, test.want) {
-				t.Errorf("got %q, want it to contain %q", got, test.want)
-			}
-			after := strings.ReplaceAll(m.traces(t), "state/state.db\n", "") // an empty one may have been made
-			if d := cmp.Diff(strings.ReplaceAll(before, "state/state.db\n", ""), after); d != "" {
-				t.Errorf("changed (-before +after):\n%s", d)
-			}
-		})
 	}
 }
 

@@ -34,6 +34,7 @@ type agent struct {
 	api.Inspector
 	api.Networker
 	reasons []string
+	bare    bool // no uplinks, no pools
 	err     error
 	limit   int // of the last call of Flows
 }
@@ -43,24 +44,34 @@ func (a *agent) Health(context.Context) (api.Health, error) { return a.health(),
 func (a *agent) health() api.Health { return api.Health{OK: a.reasons == nil, Reasons: a.reasons} }
 
 func (a *agent) Status(context.Context) (api.Status, error) {
-	return api.Status{
+	flows, endpoints := uint64(123456), uint64(0)
+	s := api.Status{
 		Health: a.health(), Version: "v1.2.3", PID: 4711, Started: now.Add(-49*time.Hour - 30*time.Minute), Kernel: "6.18.0", Attach: "tcx",
 		BPFRoot: "/sys/fs/bpf/tendril", Endpoints: 1000,
 		Uplinks: []api.Uplink{
-			{Name: "eth0", IfIndex: 2, MTU: 1500, IPv4: netip.MustParseAddr("192.0.2.2"), IPv6: netip.MustParseAddr("2001:db8::2")},
-			{Name: "eth1", IfIndex: 11, MTU: 9000},
+			{Name: "eth0", State: api.UplinkUsed, IfIndex: 2, MTU: 1500, IPv4: netip.MustParseAddr("192.0.2.2"), IPv6: netip.MustParseAddr("2001:db8::2")},
+			{Name: "eth1", State: "no address", IfIndex: 11, MTU: 9000},
+			{Name: "eht2", State: "absent"},
 		},
 		Pools: []api.Pool{
 			{Network: "pods", Ranges: []string{"10.10.0.0/16"}, Leased: 1000, Capacity: 65533},
 			{Network: "pods", Ranges: []string{"fd00:10::/64", "fd00:11::5-fd00:11::9"}, Leased: 1000, Capacity: math.MaxInt64},
 		},
-		Maps: []api.Map{{Name: "flows", Entries: 123456, Capacity: 262144, Memory: 54526848}, {Name: "endpoints", Capacity: 65536, Memory: 512}},
+		Maps: []api.Map{
+			{Name: "flows", Entries: &flows, Capacity: 262144, Memory: 54526848},
+			{Name: "endpoints", Entries: &endpoints, Capacity: 65536, Memory: 512},
+			{Name: "epochs", Capacity: 65536, Memory: 262144},
+		},
 		Counters: []api.Counter{
 			{Journey: "from_container", Reason: "forwarded", Packets: 1234567, Bytes: 3 << 30},
-			{Journey: "from_container", Reason: "source_spoofed", Dropped: true, Packets: 7, Bytes: 420},
+			{Journey: "from_container", Reason: "source_address", Dropped: true, Packets: 7, Bytes: 420},
 			{Journey: "from_uplink", Reason: "forwarded"},
 		},
-	}, a.err
+	}
+	if a.bare {
+		s.Uplinks, s.Pools = nil, nil
+	}
+	return s, a.err
 }
 
 func (a *agent) Endpoints(context.Context) ([]api.Endpoint, error) {
@@ -77,6 +88,7 @@ func (a *agent) Endpoints(context.Context) ([]api.Endpoint, error) {
 		},
 		// What a container brings along may not drive the terminal.
 		{Attachment: api.Attachment{ContainerID: "c2", IfName: "e\x1b[31m0"}, ID: 20, Network: "static", State: api.Pending, HostIfName: "tdlba9876543210", Created: now},
+		{Attachment: api.Attachment{ContainerID: "c3", IfName: "eth0"}, ID: 21, Network: "static", State: api.Detached, HostIfName: "tdl00000000000c3", Created: now},
 	}, a.err
 }
 
@@ -134,6 +146,7 @@ func TestOutput(t *testing.T) {
 	}{
 		"status":           {&agent{}, []string{"status"}, 0},
 		"status-unhealthy": {broken, []string{"status"}, 1},
+		"status-bare":      {&agent{bare: true}, []string{"status"}, 0},
 		"status-json":      {&agent{}, []string{"status", "-o", "json"}, 0},
 		"endpoints":        {&agent{}, []string{"endpoints"}, 0},
 		"endpoints-json":   {&agent{}, []string{"-o", "json", "endpoints"}, 0},

@@ -44,9 +44,12 @@ func (c call) printStatus(s api.Status) error {
 	head.row("BPF root", s.BPFRoot)
 	head.row("Endpoints", strconv.Itoa(s.Endpoints))
 
-	uplinks := newTable("UPLINK", "INDEX", "MTU", "IPV4", "IPV6")
+	uplinks := newTable("UPLINK", "STATE", "INDEX", "MTU", "IPV4", "IPV6")
 	for _, u := range s.Uplinks {
-		uplinks.row(u.Name, strconv.Itoa(u.IfIndex), strconv.Itoa(u.MTU), address(u.IPv4), address(u.IPv6))
+		uplinks.row(u.Name, u.State, index(u.IfIndex), index(u.MTU), address(u.IPv4), address(u.IPv6))
+	}
+	if len(s.Uplinks) == 0 {
+		uplinks = newTable("No uplink: no device has a default route.")
 	}
 	pools := newTable("NETWORK", "RANGES", "LEASED", "CAPACITY", "USED")
 	for _, p := range s.Pools {
@@ -54,7 +57,11 @@ func (c call) printStatus(s api.Status) error {
 	}
 	maps := newTable("MAP", "ENTRIES", "CAPACITY", "USED", "MEMORY")
 	for _, m := range s.Maps {
-		maps.row(m.Name, count(m.Entries), count(m.Capacity), share(m.Entries, m.Capacity), size(m.Memory))
+		entries, used := "", "" // of an array
+		if m.Entries != nil {
+			entries, used = count(*m.Entries), share(*m.Entries, m.Capacity)
+		}
+		maps.row(m.Name, entries, count(m.Capacity), used, size(m.Memory))
 	}
 	counters := newTable("JOURNEY", "REASON", "PACKETS", "BYTES", "FATE")
 	shown := slices.DeleteFunc(slices.Clone(s.Counters), func(n api.Counter) bool { return n.Packets == 0 })
@@ -71,7 +78,7 @@ func (c call) printStatus(s api.Status) error {
 	for _, part := range []struct {
 		*table
 		rows int
-	}{{uplinks, len(s.Uplinks)}, {pools, len(s.Pools)}, {maps, len(s.Maps)}, {counters, len(shown)}} {
+	}{{uplinks, max(1, len(s.Uplinks))}, {pools, len(s.Pools)}, {maps, len(s.Maps)}, {counters, len(shown)}} {
 		if part.rows == 0 {
 			continue
 		}
@@ -140,6 +147,7 @@ func translation(t *api.Translation) string {
 	return t.End + " " + end(t.To)
 }
 
+// index shows a number of which 0 means none.
 func index(i int) string {
 	if i == 0 {
 		return ""

@@ -3,8 +3,11 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/tendril-net/tendril/internal/failpoint"
 	"github.com/tendril-net/tendril/pkg/api"
@@ -142,11 +145,98 @@ func TestLinkGoneWhileRunning(t *testing.T) {
 				t.Errorf("%d endpoints with %d leases, want 2 with 4 until DEL", len(r.Endpoints), r.Leases)
 			}
 			wantCode(t, s.Check(ctx, e.Attachment), api.CodeMismatch)
+			shown, err := s.Endpoint(ctx, e.Attachment)
+			must(t, err)
+			want := e
+			want.State = api.Detached
+			if d := cmp.Diff(want, shown, equate...); d != "" {
+				t.Errorf("endpoint without device (-want +got):\n%s", d)
+			}
+			_, err = s.Prepare(ctx, request("c1"))
+			wantCode(t, err, api.CodeConflict)
+			if health, err := s.Health(ctx); err != nil || !health.OK {
+				t.Errorf("health %+v, %v", health, err)
+			}
+			s.tidy() // serves nobody who is gone
+			if d := cmp.Diff([]uint16{other.ID}, w.remains(t, s).Attached); d != "" {
+				t.Errorf("attached after the tidy (-want +got):\n%s", d)
+			}
 			must(t, s.Delete(ctx, e.Attachment))
 			if got := len(w.remains(t, s).Endpoints); got != 1 {
 				t.Errorf("%d endpoints, want 1", got)
 			}
 		})
+	}
+}
+
+// TestDetachedAndItsDeviceAgain attaches an endpoint whose device came back.
+func TestDetachedAndItsDeviceAgain(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	e := w.mustAdd(t, s, request("c1"))
+	link := w.links[e.HostIfName]
+	w.unwire(e.Attachment)
+	s.LinkGone(e.HostIfIndex)
+	w.links[e.HostIfName] = link
+	again, err := s.Attach(ctx, e.Attachment, api.AttachRequest{HostIfIndex: link.Index})
+	must(t, err)
+	if d := cmp.Diff(e, again, equate...); d != "" {
+		t.Errorf("attached again (-want +got):\n%s", d)
+	}
+	shown, err := s.Endpoint(ctx, e.Attachment)
+	must(t, err)
+	if d := cmp.Diff(e, shown, equate...); d != "" {
+		t.Errorf("endpoint (-want +got):\n%s", d)
+	}
+}
+
+func TestTidyRepairs(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	whole, taken, gone := w.mustAdd(t, s, request("c1")), w.mustAdd(t, s, request("c2")), w.mustAdd(t, s, request("c3"))
+	w.unpinned = true
+	delete(w.attached, taken.ID)
+	delete(w.attached, gone.ID)
+	w.unwire(gone.Attachment) // the event is on its way
+	s.tidy()
+	if w.unpinned {
+		t.Error("the pins were not repaired")
+	}
+	if d := cmp.Diff([]uint16{taken.ID}, w.repaired); d != "" {
+		t.Errorf("repaired (-want +got):\n%s", d)
+	}
+	must(t, s.Check(ctx, whole.Attachment))
+	must(t, s.Check(ctx, taken.Attachment))
+
+	delete(w.attached, whole.ID)
+	delete(w.attached, taken.ID)
+	refused := errors.New("refused")
+	w.fail["RepairPins"], w.fail["RepairEndpoint"] = refused, refused
+	s.tidy()
+	health, err := s.Health(ctx)
+	must(t, err)
+	if d := cmp.Diff(api.Health{Reasons: []string{
+		"endpoints: 2 cannot be repaired; the first: repair endpoint c1/eth0: refused", "pins: refused",
+	}}, health); d != "" {
+		t.Errorf("health (-want +got):\n%s", d)
+	}
+	clear(w.fail)
+	s.tidy()
+	if health, err := s.Health(ctx); err != nil || !health.OK {
+		t.Errorf("health after all was repaired: %+v, %v", health, err)
+	}
+}
+
+// TestTidyAndDelete deletes an endpoint that the tidy is about to repair.
+func TestTidyAndDelete(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	e := w.mustAdd(t, s, request("c1"))
+	r := s.lookup(e.Attachment)
+	must(t, s.Delete(ctx, e.Attachment))
+	must(t, s.repairOne(r))
+	if w.repaired != nil {
+		t.Errorf("repaired %v, which is deleted", w.repaired)
 	}
 }
 

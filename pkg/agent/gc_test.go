@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/uplink"
 )
 
 func TestGC(t *testing.T) {
@@ -98,12 +99,12 @@ func TestNetworkStatus(t *testing.T) {
 		t.Errorf("full network: %+v", h)
 	}
 	w.fail["ReconcileUplinks"] = errors.New("refused")
-	s.SetUplinks(nil)
+	s.SetUplinks(uplink.Found{})
 	if h := status(delegated("c", "192.0.2.1/24").Network); h.OK || len(h.Reasons) != 1 {
 		t.Errorf("node not in order: %+v", h)
 	}
 	delete(w.fail, "ReconcileUplinks")
-	s.SetUplinks(nil)
+	s.SetUplinks(uplink.Found{})
 	if h := status(podNetwork()); !h.OK {
 		t.Errorf("node in order again: %+v", h)
 	}

@@ -67,6 +67,16 @@ func (x *index) drop(r *record) {
 	delete(x.networks, r.Network)
 }
 
+// shown is an endpoint as others see it. The state file does not know what is
+// detached: it is found out again at each start.
+func (x *index) shown(r *record) api.Endpoint {
+	e := r.Endpoint
+	if e.State == api.Ready && x.detached[r.Attachment] {
+		e.State = api.Detached
+	}
+	return e
+}
+
 // all returns the records for which keep holds, ordered by endpoint id.
 func (x *index) all(keep func(*record) bool) []*record {
 	var found []*record

@@ -85,7 +85,7 @@ func newCollector(s *Service) *collector {
 		packets:       desc("packets_total", "Packets that a program of the datapath met, by what became of them.", "journey", "reason"),
 		bytes:         desc("bytes_total", "Bytes of the packets that a program of the datapath met, link layer header included.", "journey", "reason"),
 		drops:         desc("drops_total", "Packets that a program of the datapath dropped, by reason.", "journey", "reason"),
-		mapEntries:    desc("map_entries", "Entries in a map of the datapath.", "map"),
+		mapEntries:    desc("map_entries", "Entries in a map of the datapath. Arrays, whose entries always exist, have none.", "map"),
 		mapCapacity:   desc("map_capacity_entries", "Entries that a map of the datapath can hold.", "map"),
 		mapMemory:     desc("map_memory_bytes", "Memory that the kernel has locked for a map of the datapath.", "map"),
 		leases:        desc("ipam_leases", "Addresses leased from a range set of a network.", "network", "set"),
@@ -120,11 +120,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.leases, float64(p.Leased), p.Network, set)
 		gauge(c.leaseCapacity, float64(p.Capacity), p.Network, set)
 	}
-	states := map[api.EndpointState]int{api.Pending: 0, api.Ready: 0}
+	states := map[api.EndpointState]int{api.Pending: 0, api.Ready: 0, api.Detached: 0}
 	s := c.service
 	s.mu.Lock()
 	for _, r := range s.index.records {
-		states[r.State]++
+		states[s.index.shown(r).State]++
 	}
 	draining, healthy := len(s.index.ids.draining), len(s.problems) == 0
 	s.mu.Unlock()
@@ -161,7 +161,9 @@ func (c *collector) collectDatapath(ch chan<- prometheus.Metric, gauge func(*pro
 		ch <- prometheus.NewInvalidMetric(c.mapEntries, fmt.Errorf("read map usage: %w", err))
 	}
 	for _, m := range usages {
-		gauge(c.mapEntries, float64(m.Entries), m.Name)
+		if !m.Array { // it would look full
+			gauge(c.mapEntries, float64(m.Entries), m.Name)
+		}
 		gauge(c.mapCapacity, float64(m.Capacity), m.Name)
 		gauge(c.mapMemory, float64(m.Memory), m.Name)
 	}

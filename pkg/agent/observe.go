@@ -14,6 +14,7 @@ import (
 
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/datapath"
+	"github.com/tendril-net/tendril/pkg/uplink"
 )
 
 func sortBy[T any, K cmp.Ordered](items []T, key func(T) K) {
@@ -52,16 +53,18 @@ func (s *Service) Status(ctx context.Context) (api.Status, error) {
 	}
 	s.mu.Lock()
 	status.Endpoints = len(s.index.records)
-	for _, u := range s.uplinks {
-		status.Uplinks = append(status.Uplinks, api.Uplink{Name: u.Name, IfIndex: u.IfIndex, MTU: u.MTU, IPv4: u.IPv4, IPv6: u.IPv6})
-	}
+	status.Uplinks = append(status.Uplinks, uplinks(s.uplinks)...)
 	s.mu.Unlock()
 	usages, err := s.opts.Datapath.Stats.Maps()
 	if err != nil {
 		return api.Status{}, fmt.Errorf("read map usage: %w", err)
 	}
 	for _, m := range usages {
-		status.Maps = append(status.Maps, api.Map{Name: m.Name, Entries: m.Entries, Capacity: m.Capacity, Memory: m.Memory})
+		one := api.Map{Name: m.Name, Capacity: m.Capacity, Memory: m.Memory}
+		if !m.Array {
+			one.Entries = &m.Entries
+		}
+		status.Maps = append(status.Maps, one)
 	}
 	counters, err := s.opts.Datapath.Stats.Counters()
 	if err != nil {
@@ -71,6 +74,26 @@ func (s *Service) Status(ctx context.Context) (api.Status, error) {
 		status.Counters = append(status.Counters, api.Counter{Journey: c.Journey, Reason: c.Reason, Dropped: c.Dropped, Packets: c.Packets, Bytes: c.Bytes})
 	}
 	return status, nil
+}
+
+// uplinks lists the uplinks with their states, then the devices that are none.
+func uplinks(found uplink.Found) []api.Uplink {
+	flaws := make(map[string]uplink.Kind)
+	for _, f := range found.Flaws {
+		flaws[f.Device] = f.Kind
+	}
+	list := make([]api.Uplink, 0, len(found.Uplinks)+len(found.Flaws))
+	for _, u := range found.Uplinks {
+		state := cmp.Or(string(flaws[u.Name]), api.UplinkUsed)
+		delete(flaws, u.Name)
+		list = append(list, api.Uplink{Name: u.Name, State: state, IfIndex: u.IfIndex, MTU: u.MTU, IPv4: u.IPv4, IPv6: u.IPv6})
+	}
+	for _, f := range found.Flaws {
+		if _, none := flaws[f.Device]; none {
+			list = append(list, api.Uplink{Name: f.Device, State: string(f.Kind)})
+		}
+	}
+	return list
 }
 
 func (s *Service) pools() []api.Pool {
@@ -97,8 +120,10 @@ func kernelRelease() string {
 func (s *Service) Endpoints(context.Context) ([]api.Endpoint, error) {
 	records := s.list(func(*record) bool { return true })
 	endpoints := make([]api.Endpoint, 0, len(records))
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, r := range records {
-		endpoints = append(endpoints, r.Endpoint)
+		endpoints = append(endpoints, s.index.shown(r))
 	}
 	return endpoints, nil
 }
@@ -112,7 +137,9 @@ func (s *Service) Endpoint(_ context.Context, a api.Attachment) (api.Endpoint, e
 	if r == nil {
 		return api.Endpoint{}, notFound(a)
 	}
-	return r.Endpoint, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.index.shown(r), nil
 }
 
 // Flows lists at most limit flows of the datapath.

@@ -10,10 +10,11 @@ import (
 )
 
 // Datapath is the part of *datapath.Datapath that the service uses, by concern.
-// One value usually fills all four.
+// One value usually fills all five.
 type Datapath struct {
 	Endpoints EndpointPlane
 	Node      NodePlane
+	Repairs   RepairPlane
 	Flows     FlowPlane
 	Stats     StatPlane
 }
@@ -30,6 +31,12 @@ type NodePlane interface {
 	ReconcileEndpoints([]datapath.Endpoint) error
 	ReconcileUplinks([]datapath.Uplink) error
 	ReconcileExcludes([]netip.Prefix) error
+}
+
+// RepairPlane puts back what others took from the datapath.
+type RepairPlane interface {
+	RepairPins() error
+	RepairEndpoint(datapath.Endpoint) error
 }
 
 // FlowPlane works on the decisions that the datapath has stored.

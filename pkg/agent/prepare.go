@@ -126,7 +126,7 @@ func (s *Service) newRecord(in *intent) (*record, error) {
 // uplinkMTU is the least MTU of the uplinks, in bytes. s.mu is held.
 func (s *Service) uplinkMTU() int {
 	least := 0
-	for _, u := range s.uplinks {
+	for _, u := range s.uplinks.Uplinks {
 		if least == 0 || u.MTU < least {
 			least = u.MTU
 		}

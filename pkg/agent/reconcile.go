@@ -26,7 +26,7 @@ const (
 // Start makes kernel and records equal, after whatever has happened since the
 // last agent stopped: unfinished endpoints are undone, those whose device is
 // gone released, all others attached again. Nothing else may be called before.
-func (s *Service) Start(uplinks []uplink.Uplink) error {
+func (s *Service) Start(uplinks uplink.Found) error {
 	records, draining, err := loadState(s.opts.DB)
 	if err != nil {
 		return err
@@ -147,7 +147,9 @@ func (s *Service) tidy() {
 	}
 	s.problem("unfinished endpoints", errors.Join(errs...))
 	s.problem("subnets", s.ground.ensure())
+	s.problem("pins", s.repairPins()) // first: new links are pinned, too
 	s.problem("uplinks", s.applyUplinks())
+	s.problem("endpoints", s.repairEndpoints())
 	// The datapath judges by itself what is too old; this keeps the maps small.
 	s.problem("sweep", s.opts.Datapath.Flows.Purge(nil))
 }
@@ -169,7 +171,7 @@ func (s *Service) tidyOne(r *record) error {
 }
 
 // SetUplinks has the datapath use these uplinks.
-func (s *Service) SetUplinks(uplinks []uplink.Uplink) {
+func (s *Service) SetUplinks(uplinks uplink.Found) {
 	s.mu.Lock()
 	s.uplinks = uplinks
 	s.mu.Unlock()
@@ -178,8 +180,8 @@ func (s *Service) SetUplinks(uplinks []uplink.Uplink) {
 
 func (s *Service) applyUplinks() error {
 	s.mu.Lock()
-	wanted := make([]datapath.Uplink, 0, len(s.uplinks))
-	for _, u := range s.uplinks {
+	wanted := make([]datapath.Uplink, 0, len(s.uplinks.Uplinks))
+	for _, u := range s.uplinks.Uplinks {
 		wanted = append(wanted, datapath.Uplink(u))
 	}
 	s.mu.Unlock()

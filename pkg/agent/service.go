@@ -37,6 +37,9 @@ type Options struct {
 	Excludes []netip.Prefix
 	// BPFRoot and Version are shown in Status.
 	BPFRoot, Version string
+	// EnsureRoot makes BPFRoot be on a bpf file system, should somebody have
+	// unmounted it. Nil leaves that to others.
+	EnsureRoot func() error
 	// Logger gets what happens outside of requests. Nil discards it.
 	Logger *slog.Logger
 	// Now is the clock; nil is time.Now.
@@ -55,7 +58,7 @@ type Service struct {
 
 	mu       sync.Mutex // guards what follows
 	index    *index
-	uplinks  []uplink.Uplink
+	uplinks  uplink.Found
 	problems map[string]error // what is wrong with the node, by concern
 
 	purging sync.Mutex    // one purge at a time
@@ -69,6 +72,9 @@ var _ api.Service = (*Service)(nil)
 func New(opts Options) *Service {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.EnsureRoot == nil {
+		opts.EnsureRoot = func() error { return nil }
 	}
 	if opts.Now == nil {
 		opts.Now = time.Now

@@ -265,17 +265,27 @@ func TestStatusAndLists(t *testing.T) {
 	s, _ := w.boot(t, up)
 	w.mustAdd(t, s, tiny("c1"))
 	w.mustAdd(t, s, delegated("c2", "192.0.2.7/24"))
+	bare := uplink.Uplink{Name: "eth1", IfIndex: 3, MTU: 1400}
+	s.SetUplinks(uplink.Found{
+		Uplinks: []uplink.Uplink{up, bare},
+		Flaws:   []uplink.Flaw{{Device: "eht2", Kind: uplink.Absent}, {Device: "eth1", Kind: uplink.NoAddress}},
+	})
+	fill := uint64(3)
 	got, err := s.Status(ctx)
 	must(t, err)
 	want := api.Status{
 		Health: api.Health{OK: true}, Version: "v0.0.0-test", PID: os.Getpid(), Started: w.clock, Kernel: kernelRelease(),
 		Attach: "tcx", BPFRoot: "/sys/fs/bpf/tendril", Endpoints: 2,
-		Uplinks: []api.Uplink{{Name: "eth0", IfIndex: 2, MTU: 1500, IPv4: up.IPv4}},
-		Pools:   []api.Pool{{Network: "tiny", Ranges: []string{"10.20.0.8-10.20.0.9"}, Leased: 1, Capacity: 2}},
-		Maps:    []api.Map{{Name: "flows", Entries: 3, Capacity: 1024, Memory: 4096}},
+		Uplinks: []api.Uplink{
+			{Name: "eth0", State: "used", IfIndex: 2, MTU: 1500, IPv4: up.IPv4},
+			{Name: "eth1", State: "no address", IfIndex: 3, MTU: 1400},
+			{Name: "eht2", State: "absent"},
+		},
+		Pools: []api.Pool{{Network: "tiny", Ranges: []string{"10.20.0.8-10.20.0.9"}, Leased: 1, Capacity: 2}},
+		Maps:  []api.Map{{Name: "epochs", Capacity: 65536, Memory: 4096}, {Name: "flows", Entries: &fill, Capacity: 1024, Memory: 4096}},
 		Counters: []api.Counter{
 			{Journey: "from_container", Reason: "forwarded", Packets: 7, Bytes: 700},
-			{Journey: "from_container", Reason: "source_spoofed", Dropped: true, Packets: 2, Bytes: 84},
+			{Journey: "from_container", Reason: "source_address", Dropped: true, Packets: 2, Bytes: 84},
 		},
 	}
 	if d := cmp.Diff(want, got, equate...); d != "" {

@@ -177,6 +177,15 @@ func RecordMount(db *bbolt.DB, path string) error {
 	return nil
 }
 
+// ForgetMount takes back what RecordMount wrote.
+func ForgetMount(db *bbolt.DB, path string) error {
+	err := db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMounts).Delete([]byte(path)) })
+	if err != nil {
+		return fmt.Errorf("forget mount %s: %w", path, err)
+	}
+	return nil
+}
+
 // Mounts returns the paths that were recorded.
 func Mounts(db *bbolt.DB) ([]string, error) {
 	var paths []string

@@ -16,6 +16,7 @@ import (
 
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/uplink"
 )
 
 // TestStateFileDamaged cuts the file at many lengths. Each is refused with what
@@ -81,7 +82,7 @@ func TestStartRefusesWrongRecords(t *testing.T) {
 			must(t, err)
 			defer func() { must(t, db.Close()) }()
 			must(t, db.Update(spoil))
-			err = w.service(t, db).Start(nil)
+			err = w.service(t, db).Start(uplink.Found{})
 			if wrong := (*StateError)(nil); !errors.As(err, &wrong) {
 				t.Errorf("error %v", err)
 			}
@@ -99,6 +100,11 @@ func TestMounts(t *testing.T) {
 	must(t, err)
 	if d := cmp.Diff([]string{"/sys/fs/bpf"}, got); d != "" {
 		t.Errorf("mounts (-want +got):\n%s", d)
+	}
+	must(t, ForgetMount(db, "/sys/fs/bpf"))
+	must(t, ForgetMount(db, "/never"))
+	if got, err := Mounts(db); err != nil || got != nil {
+		t.Errorf("mounts that were forgotten: %v, %v", got, err)
 	}
 }
 

@@ -41,6 +41,8 @@ type world struct {
 	uplinks     []datapath.Uplink
 	purged      []uint16
 	invalidated int
+	unpinned    bool
+	repaired    []uint16
 	fail        map[string]error // what the named call returns
 	during      func(string)     // called in the middle of the named call
 }
@@ -70,7 +72,7 @@ func (w *world) boot(t *testing.T, uplinks ...uplink.Uplink) (*Service, func()) 
 	stop := func() { once.Do(func() { must(t, db.Close()) }) }
 	t.Cleanup(stop)
 	s := w.service(t, db)
-	if err := s.Start(uplinks); err != nil {
+	if err := s.Start(uplink.Found{Uplinks: uplinks}); err != nil {
 		t.Fatal(err)
 	}
 	return s, stop
@@ -83,7 +85,7 @@ func (w *world) service(t *testing.T, db *bbolt.DB) *Service {
 	return New(Options{
 		DB:       db,
 		Leases:   leases,
-		Datapath: Datapath{Endpoints: w, Node: w, Flows: w, Stats: w},
+		Datapath: Datapath{Endpoints: w, Node: w, Repairs: w, Flows: w, Stats: w},
 		Links:    w,
 		Routes:   w,
 		Excludes: []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12")},
@@ -136,8 +138,29 @@ func (w *world) CheckEndpoint(e datapath.Endpoint) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if d := cmp.Diff(e, w.attached[e.ID], cmpopts.EquateComparable(netip.Addr{})); d != "" {
-		return fmt.Errorf("not what was asked about (-want +got):\n%s", d)
+		return &datapath.MismatchError{What: fmt.Sprintf("not what was asked about (-want +got):\n%s", d)}
 	}
+	return nil
+}
+
+func (w *world) RepairPins() error {
+	if err := w.call("RepairPins"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.unpinned = false
+	return nil
+}
+
+func (w *world) RepairEndpoint(e datapath.Endpoint) error {
+	if err := w.call("RepairEndpoint"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.attached[e.ID] = e
+	w.repaired = append(w.repaired, e.ID)
 	return nil
 }
 
@@ -205,12 +228,15 @@ func (w *world) Counters() ([]datapath.Counter, error) {
 	}
 	return []datapath.Counter{
 		{Journey: "from_container", Reason: "forwarded", Packets: 7, Bytes: 700},
-		{Journey: "from_container", Reason: "source_spoofed", Dropped: true, Packets: 2, Bytes: 84},
+		{Journey: "from_container", Reason: "source_address", Dropped: true, Packets: 2, Bytes: 84},
 	}, nil
 }
 
 func (w *world) Maps() ([]datapath.MapUsage, error) {
-	return []datapath.MapUsage{{Name: "flows", Entries: 3, Capacity: 1024, Memory: 4096}}, w.call("Maps")
+	return []datapath.MapUsage{
+		{Name: "epochs", Capacity: 65536, Array: true, Memory: 4096},
+		{Name: "flows", Entries: 3, Capacity: 1024, Memory: 4096},
+	}, w.call("Maps")
 }
 
 func (w *world) AttachKind() string { return "tcx" }
@@ -377,6 +403,9 @@ func (w *world) remains(t *testing.T, s *Service) remains {
 	var stored []api.Endpoint
 	for _, one := range records {
 		r.Endpoints = append(r.Endpoints, one.Attachment)
+		if s.isDetached(one.Attachment) && one.State == api.Ready {
+			one.State = api.Detached // the file does not know
+		}
 		stored = append(stored, one.Endpoint)
 	}
 	r.Draining = draining

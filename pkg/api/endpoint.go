@@ -86,6 +86,9 @@ const (
 	Pending EndpointState = "pending"
 	// Ready endpoints are attached: the datapath serves them.
 	Ready EndpointState = "ready"
+	// Detached endpoints were ready until their device went. They hold their
+	// leases until DEL, GC or the agent's next start.
+	Detached EndpointState = "detached"
 )
 
 // Endpoint is one interface of one container as the agent knows it.

@@ -9,6 +9,8 @@ const (
 	CodeInvalid = "invalid"
 	// CodeNotFound: the endpoint is not known.
 	CodeNotFound = "not_found"
+	// CodeMethod: the path is known, but not with this method.
+	CodeMethod = "method_not_allowed"
 	// CodeConflict: an address, name or attachment is taken.
 	CodeConflict = "conflict"
 	// CodeExhausted: no address is left in a range set.

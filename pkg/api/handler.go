@@ -8,9 +8,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
+	"path"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -103,13 +104,53 @@ func NewHandler(service Service, opts HandlerOptions) http.Handler {
 		{"GET /v1/flows", "", h.flows},
 		{"GET /v1/health", "", h.health},
 		{"GET /v1/status", "", h.status},
-		{"/", "", unknown},
 	} {
 		mux.HandleFunc(route.pattern, func(w http.ResponseWriter, r *http.Request) {
 			h.run(w, r, route.operation, route.serve)
 		})
 	}
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fault, allow := refuse(mux, r)
+		if fault == nil {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		if allow != "" {
+			w.Header().Set("Allow", allow)
+		}
+		write(w, statusOf(fault.Code), fault)
+	})
+}
+
+// refuse returns how to answer a request that the mux has no operation for: in our
+// words, and without the redirects that it would send. allow is the header of that
+// name (RFC 9110, section 10.2.1).
+func refuse(mux *http.ServeMux, r *http.Request) (fault *Error, allow string) {
+	serves := func(method string) bool {
+		asked := *r
+		asked.Method = method
+		_, pattern := mux.Handler(&asked)
+		return pattern != ""
+	}
+	escaped := r.URL.EscapedPath()
+	clean := path.Clean(escaped) == escaped // else it would be redirected
+	if clean && serves(r.Method) {
+		return nil, ""
+	}
+	fault = &Error{Code: CodeNotFound, Message: fmt.Sprintf("no such operation: %s %s", r.Method, r.URL.Path)}
+	var methods []string
+	for _, method := range []string{http.MethodDelete, http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut} {
+		if clean && serves(method) {
+			methods = append(methods, method)
+		}
+	}
+	if methods == nil {
+		return fault, ""
+	}
+	allow = strings.Join(methods, ", ")
+	fault.Code = CodeMethod
+	fault.Message += ", only " + allow
+	return fault, allow
 }
 
 // run serves one request. A nil answer is 204 No Content.
@@ -151,6 +192,8 @@ func statusOf(code string) int {
 		return http.StatusBadRequest
 	case CodeNotFound:
 		return http.StatusNotFound
+	case CodeMethod:
+		return http.StatusMethodNotAllowed
 	case CodeConflict, CodeExhausted, CodeMismatch:
 		return http.StatusConflict
 	case CodeUnavailable:
@@ -172,34 +215,8 @@ func write(w http.ResponseWriter, status int, answer any) {
 	_, _ = w.Write(body.Bytes())
 }
 
-// decode reads one JSON value with known keys only and nothing behind it.
-func decode(r *http.Request, into any) error {
-	decoder := json.NewDecoder(r.Body)
-	decoder.DisallowUnknownFields()
-	err := decoder.Decode(into)
-	if err == nil {
-		if _, more := decoder.Token(); !errors.Is(more, io.EOF) {
-			err = errors.New("more than one JSON value")
-			if tooLong := (*http.MaxBytesError)(nil); errors.As(more, &tooLong) {
-				err = more
-			}
-		}
-	}
-	if tooLong := (*http.MaxBytesError)(nil); errors.As(err, &tooLong) {
-		return &Error{Code: CodeInvalid, Message: fmt.Sprintf("read request: body is longer than %d bytes", MaxBody)}
-	}
-	if err != nil {
-		return &Error{Code: CodeInvalid, Message: "read request: " + err.Error()}
-	}
-	return nil
-}
-
 func attachment(r *http.Request) Attachment {
 	return Attachment{ContainerID: r.PathValue("container"), IfName: r.PathValue("interface")}
-}
-
-func unknown(r *http.Request) (any, error) {
-	return nil, &Error{Code: CodeNotFound, Message: fmt.Sprintf("no such operation: %s %s", r.Method, r.URL.Path)}
 }
 
 func (h *handler) prepare(r *http.Request) (any, error) {

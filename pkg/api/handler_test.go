@@ -139,13 +139,58 @@ func TestHandlerRoutes(t *testing.T) {
 		{"GET", "/v1/flows?limit=0", "", 400, `{"code":"invalid","message":"limit \"0\": not a number from 1 to 100000","key":"limit","value":"0"}`, nil},
 		{"GET", "/v1/health", "", 200, `{"ok":true}`, []any{"health"}},
 		{"GET", "/v2/health", "", 404, `{"code":"not_found","message":"no such operation: GET /v2/health"}`, nil},
-		{"PATCH", "/v1/endpoints", "", 404, `{"code":"not_found","message":"no such operation: PATCH /v1/endpoints"}`, nil},
-		{"POST", "/v1/gc", `{"network":"n","vaild":[]}`, 400, `{"code":"invalid","message":"read request: json: unknown field \"vaild\""}`, nil},
+		{"PATCH", "/v1/endpoints", "", 405, `{"code":"method_not_allowed","message":"no such operation: PATCH /v1/endpoints, only GET, HEAD, POST"}`, nil},
+		{
+			"PUT", "/v1/endpoints/c1/eth0", `{}`, 405,
+			`{"code":"method_not_allowed","message":"no such operation: PUT /v1/endpoints/c1/eth0, only DELETE, GET, HEAD"}`, nil,
+		},
+		{"HEAD", "/v1/health", "", 200, `{"ok":true}`, []any{"health"}}, // net/http keeps the body to itself
+		{"GET", "/v1//health", "", 404, `{"code":"not_found","message":"no such operation: GET /v1//health"}`, nil},
+		{"GET", "/v1/x/../health", "", 404, `{"code":"not_found","message":"no such operation: GET /v1/x/../health"}`, nil},
+		{"GET", "/v1/health/", "", 404, `{"code":"not_found","message":"no such operation: GET /v1/health/"}`, nil},
+		{"DELETE", "/v1/endpoints//eth0", "", 404, `{"code":"not_found","message":"no such operation: DELETE /v1/endpoints//eth0"}`, nil},
+		{"DELETE", "/v1/endpoints/a%2Fb/eth0", "", 204, "", []any{"delete", Attachment{ContainerID: "a/b", IfName: "eth0"}}},
+		{"GET", "/", "", 404, `{"code":"not_found","message":"no such operation: GET /"}`, nil},
+		{"POST", "/v1/gc", `{"network":"n","vaild":[]}`, 400, `{"code":"invalid","message":"read request: unknown key \"vaild\"","key":"vaild"}`, nil},
 		{"POST", "/v1/gc", `{"network":"n"}{}`, 400, `{"code":"invalid","message":"read request: more than one JSON value"}`, nil},
-		{"POST", "/v1/gc", ``, 400, `{"code":"invalid","message":"read request: EOF"}`, nil},
+		{"POST", "/v1/gc", ``, 400, `{"code":"invalid","message":"read request: body is empty"}`, nil},
+		{"POST", "/v1/gc", `{"network":`, 400, `{"code":"invalid","message":"read request: body ends in the middle of a JSON value"}`, nil},
+		{
+			"POST", "/v1/gc", `{"network":n}`, 400,
+			`{"code":"invalid","message":"read request: body is no JSON: byte 13: invalid character '}' in literal null (expecting 'u')"}`, nil,
+		},
+		{"POST", "/v1/gc", `[]`, 400, `{"code":"invalid","message":"read request: body: an object is wanted, not array"}`, nil},
 		{
 			"PUT", "/v1/endpoints/c1/eth0/attach", `{"hostIfIndex":"7"}`, 400,
-			`{"code":"invalid","message":"read request: json: cannot unmarshal string into Go struct field AttachRequest.hostIfIndex of type int"}`, nil,
+			`{"code":"invalid","message":"read request: key \"hostIfIndex\": a whole number is wanted, not string","key":"hostIfIndex"}`, nil,
+		},
+		{
+			"PUT", "/v1/endpoints/c1/eth0/attach", `{"hostIfIndex":7.5}`, 400,
+			`{"code":"invalid","message":"read request: key \"hostIfIndex\": a whole number is wanted, not number 7.5","key":"hostIfIndex"}`, nil,
+		},
+		{
+			"POST", "/v1/endpoints", `{"containerID":1}`, 400,
+			`{"code":"invalid","message":"read request: key \"containerID\": a string is wanted, not number","key":"containerID"}`, nil,
+		},
+		{
+			"POST", "/v1/endpoints", `{"network":{"ipMasq":"yes"}}`, 400,
+			`{"code":"invalid","message":"read request: key \"network.ipMasq\": true or false is wanted, not string","key":"network.ipMasq"}`, nil,
+		},
+		{
+			"POST", "/v1/endpoints", `{"network":{"ranges":{}}}`, 400,
+			`{"code":"invalid","message":"read request: key \"network.ranges\": a list is wanted, not object","key":"network.ranges"}`, nil,
+		},
+		{
+			"POST", "/v1/endpoints", `{"network":{"ranges":[[{"subnet":7}]]}}`, 400,
+			`{"code":"invalid","message":"read request: key \"network.ranges.subnet\": a string is wanted, not number","key":"network.ranges.subnet"}`, nil,
+		},
+		{
+			"POST", "/v1/endpoints", `{"network":{"ranges":[[{"subnet":"10.0.0.0"}]]}}`, 400,
+			`{"code":"invalid","message":"read request: \"10.0.0.0\" is no prefix: no '/'","value":"10.0.0.0"}`, nil,
+		},
+		{
+			"POST", "/v1/endpoints", `{"wanted":["10.0.0"]}`, 400,
+			`{"code":"invalid","message":"read request: \"10.0.0\" is no address: IPv4 address too short","value":"10.0.0"}`, nil,
 		},
 	}
 	for _, test := range tests {
@@ -162,6 +207,16 @@ func TestHandlerRoutes(t *testing.T) {
 				t.Errorf("asked (-want +got):\n%s", d)
 			}
 		})
+	}
+}
+
+func TestHandlerAllows(t *testing.T) {
+	w := serve(&recorder{}, HandlerOptions{}, "PATCH", "/v1/gc", "")
+	if got := w.Header().Get("Allow"); w.Code != http.StatusMethodNotAllowed || got != "POST" {
+		t.Errorf("status %d, Allow %q", w.Code, got)
+	}
+	if w := serve(&recorder{}, HandlerOptions{}, "GET", "/v2/gc", ""); w.Header().Values("Allow") != nil {
+		t.Errorf("Allow of an unknown path: %q", w.Header().Values("Allow"))
 	}
 }
 
@@ -250,7 +305,7 @@ func FuzzHandler(f *testing.F) {
 				continue
 			}
 			var fault Error
-			if err := json.Unmarshal(w.Body.Bytes(), &fault); err != nil || w.Code != http.StatusBadRequest || fault.Code != CodeInvalid {
+			if err := json.Unmarshal(w.Body.Bytes(), &fault); err != nil || w.Code != http.StatusBadRequest || fault.Code != CodeInvalid || strings.Contains(fault.Message, "Go ") {
 				t.Errorf("%s: status %d: %s", to.path, w.Code, w.Body)
 			}
 		}

@@ -21,21 +21,31 @@ type Status struct {
 	PID     int       `json:"pid"`
 	Started time.Time `json:"started"`
 	Kernel  string    `json:"kernel"`
-	// Attach is "tcx" or "clsact".
-	Attach    string    `json:"attach"`
-	BPFRoot   string    `json:"bpfRoot"`
-	Endpoints int       `json:"endpoints"`
-	Uplinks   []Uplink  `json:"uplinks"`
-	Pools     []Pool    `json:"pools"`
-	Maps      []Map     `json:"maps"`
-	Counters  []Counter `json:"counters"`
+	// Attach is how uplinks are attached: "tcx" or "clsact".
+	Attach    string `json:"attach"`
+	BPFRoot   string `json:"bpfRoot"`
+	Endpoints int    `json:"endpoints"`
+	// Uplinks are followed by devices that are none although the configuration
+	// names them, or a default route uses them.
+	Uplinks  []Uplink  `json:"uplinks"`
+	Pools    []Pool    `json:"pools"`
+	Maps     []Map     `json:"maps"`
+	Counters []Counter `json:"counters"`
 }
 
-// Uplink is a device of the host through which the world is reached.
+// UplinkUsed is the state of an uplink that is as it should be.
+const UplinkUsed = "used"
+
+// Uplink is a device of the host through which the world is reached, or that was
+// to be one.
 type Uplink struct {
-	Name    string `json:"name"`
-	IfIndex int    `json:"ifIndex"`
-	MTU     int    `json:"mtu"`
+	Name string `json:"name"`
+	// State is UplinkUsed, or what is wrong: "no address" or "down" of an uplink,
+	// "absent", "not ethernet" or "endpoint" of a device that is none.
+	State string `json:"state"`
+	// IfIndex and MTU (in bytes) are absent where the device is no uplink.
+	IfIndex int `json:"ifIndex,omitempty"`
+	MTU     int `json:"mtu,omitempty"`
 	// IPv4 and IPv6 are the addresses that masqueraded packets carry.
 	IPv4 netip.Addr `json:"ipv4,omitzero"`
 	IPv6 netip.Addr `json:"ipv6,omitzero"`
@@ -53,9 +63,10 @@ type Pool struct {
 
 // Map is the fill of one BPF map.
 type Map struct {
-	Name     string `json:"name"`
-	Entries  uint64 `json:"entries"`
-	Capacity uint64 `json:"capacity"`
+	Name string `json:"name"`
+	// Entries is absent for an array: all its entries always exist.
+	Entries  *uint64 `json:"entries,omitempty"`
+	Capacity uint64  `json:"capacity"`
 	// Memory is what the kernel has locked for the map, in bytes.
 	Memory uint64 `json:"memory"`
 }
@@ -65,7 +76,7 @@ type Counter struct {
 	// Journey is the program that counted: from_container, to_container,
 	// from_uplink, to_uplink.
 	Journey string `json:"journey"`
-	// Reason is what was counted, such as "forwarded" or "source_spoofed".
+	// Reason is what was counted, such as "forwarded" or "source_address".
 	Reason string `json:"reason"`
 	// Dropped says that the packets went no further.
 	Dropped bool   `json:"dropped"`
@@ -94,7 +105,8 @@ type Flow struct {
 	NextHop netip.Addr `json:"nextHop,omitzero"`
 	Packets uint64     `json:"packets"`
 	Bytes   uint64     `json:"bytes"`
-	// Idle is the time since the last packet, in seconds.
+	// Idle is the time since the decision was taken last, in seconds: below 10 for
+	// a flow with packets.
 	Idle uint32 `json:"idleSeconds"`
 	// Current is false for a decision that the next packet will take anew.
 	Current bool `json:"current"`

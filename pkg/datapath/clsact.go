@@ -114,6 +114,11 @@ func (c *clsact) has(a attachment) (bool, error) {
 	return false, nil
 }
 
+// pin has nothing to do: the kernel holds the program by its filter.
+func (*clsact) pin() ([]string, error) { return nil, nil }
+
+func (*clsact) close() error { return nil }
+
 func (c *clsact) list() ([]attachment, error) {
 	links, err := netlinksafe.LinkList()
 	if err != nil {

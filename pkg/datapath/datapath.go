@@ -52,6 +52,8 @@ type Datapath struct {
 
 	// mu orders changes of attachments and of the maps that the agent writes.
 	mu sync.Mutex
+	// uplinks are those of the last ReconcileUplinks that succeeded.
+	uplinks []Uplink
 }
 
 // Endpoint is what the datapath needs to know of one interface of a container.
@@ -122,6 +124,10 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, kept := range d.maps.Kept {
+		d.log.Warn("pinned map keeps its size: a new one counts after a reboot or after `tendril-agent cleanup`",
+			"map", kept.Map, "configured", kept.Wanted, "pinned", kept.Has)
+	}
 	if d.programs, err = loadPrograms(cfg, d.maps); err != nil {
 		return nil, err
 	}
@@ -137,6 +143,9 @@ func Open(cfg Config) (_ *Datapath, err error) {
 // Close drops all handles and the lock. What is pinned stays and works on.
 func (d *Datapath) Close() error {
 	var errs []error
+	if d.hooks.uplinks != nil {
+		errs = append(errs, d.hooks.uplinks.close(), d.hooks.endpoints.close())
+	}
 	if d.programs != nil {
 		errs = append(errs, d.programs.close())
 	}
@@ -198,7 +207,7 @@ func Remove(root string) error {
 		return err
 	}
 	defer func() { _ = only.Close() }()
-	for _, h := range []hooks{&clsact{}, &tcx{dir: filepath.Join(root, "links")}} {
+	for _, h := range []hooks{&clsact{}, newTCX(filepath.Join(root, "links"))} {
 		attached, err := h.list()
 		if err != nil {
 			return err

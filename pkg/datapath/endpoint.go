@@ -5,6 +5,7 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -142,14 +143,12 @@ func (d *Datapath) CheckEndpoint(e Endpoint) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var device maps.Interface
-	what := fmt.Sprintf("entry of interface %d in map interfaces", e.IfIndex)
-	if err := compare(d.maps.Interfaces, uint32(e.IfIndex), &device, e.device(), what); err != nil {
+	if err := compare(d.maps.Interfaces, uint32(e.IfIndex), &device, e.device(), interfaceEntry(e.IfIndex)); err != nil {
 		return err
 	}
 	for _, a := range e.Addresses {
 		var value maps.Endpoint
-		what := fmt.Sprintf("entry of %s in map endpoints", a)
-		if err := compare(d.maps.Endpoints, maps.NewAddress(a), &value, e.value(), what); err != nil {
+		if err := compare(d.maps.Endpoints, maps.NewAddress(a), &value, e.value(), addressEntry(a)); err != nil {
 			return err
 		}
 	}
@@ -159,10 +158,21 @@ func (d *Datapath) CheckEndpoint(e Endpoint) error {
 			return err
 		}
 		if !ok {
-			return &MismatchError{What: fmt.Sprintf("program %s on interface %s", a.program, e.IfName)}
+			return a.missing(e.IfName)
 		}
 	}
 	return nil
+}
+
+func interfaceEntry(ifindex int) string {
+	return fmt.Sprintf("entry of interface %d in map interfaces", ifindex)
+}
+
+func addressEntry(a netip.Addr) string { return fmt.Sprintf("entry of %s in map endpoints", a) }
+
+// missing says that the program is not attached to the device of that name.
+func (a attachment) missing(device string) error {
+	return &MismatchError{What: fmt.Sprintf("program %s on interface %s", a.program, device)}
 }
 
 func compare[V comparable](m *ebpf.Map, key any, got *V, want V, what string) error {

@@ -40,6 +40,10 @@ type hooks interface {
 	has(attachment) (bool, error)
 	// list asks what is attached.
 	list() ([]attachment, error)
+	// pin pins again what is attached and has lost its pin, and names it.
+	pin() ([]string, error)
+	// close drops handles; what is attached stays so.
+	close() error
 }
 
 // hookSet is how endpoints and uplinks are attached.
@@ -57,7 +61,7 @@ type hookSet struct {
 
 // newHooks chooses the kinds. force is "tcx", "clsact" or "".
 func newHooks(force, dir string) (hookSet, error) {
-	byLink, byFilter := &tcx{dir: dir}, &clsact{}
+	byLink, byFilter := newTCX(dir), &clsact{}
 	switch force {
 	case "":
 		if haveTCX() {

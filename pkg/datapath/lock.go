@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"strconv"
@@ -53,6 +54,22 @@ func Idle() error {
 		return err
 	}
 	return l.Close()
+}
+
+// Available returns an error when an agent uses root, or serves the network
+// namespace of the process: Open would be refused. Nothing is made.
+func Available(root string) error {
+	held, err := lock(root)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	default:
+		if err := held.Close(); err != nil {
+			return fmt.Errorf("unlock bpf-root %s: %w", root, err)
+		}
+	}
+	return Idle()
 }
 
 // holder finds who has locked a file, by its inode in /proc/locks (proc(5)).

@@ -166,11 +166,14 @@ func (d *Datapath) Counters() ([]Counter, error) {
 type MapUsage struct {
 	Name              string
 	Entries, Capacity uint64
+	// Array says that all entries always exist, so that Entries tells nothing and
+	// is 0.
+	Array bool
 	// Memory that the kernel holds for the map, in bytes.
 	Memory uint64
 }
 
-// Maps reads the fill of every map, by name. Arrays are always full.
+// Maps reads the fill of every map, by name.
 func (d *Datapath) Maps() ([]MapUsage, error) {
 	counts := map[*ebpf.Map]func(*ebpf.Map) (uint64, error){
 		d.maps.Endpoints:         entries[maps.Address, maps.Endpoint],
@@ -183,7 +186,7 @@ func (d *Datapath) Maps() ([]MapUsage, error) {
 	}
 	var usage []MapUsage
 	for name, m := range d.maps.All() {
-		u := MapUsage{Name: name, Capacity: uint64(m.MaxEntries()), Entries: uint64(m.MaxEntries())}
+		u := MapUsage{Name: name, Capacity: uint64(m.MaxEntries()), Array: counts[m] == nil}
 		info, err := m.Info()
 		if err != nil {
 			return nil, fmt.Errorf("read map %s: %w", name, err)

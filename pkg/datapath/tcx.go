@@ -17,9 +17,16 @@ import (
 
 // tcx attaches by links (Linux 6.6), each pinned as IFINDEX-PROGRAM. A link whose
 // device has gone is left over until it is unpinned.
+//
+// The kernel removes a link, and the program with it, when neither a pin nor a
+// handle is left. So each is held by its handle too: while an agent runs, nothing
+// stops when somebody removes the pins.
 type tcx struct {
-	dir string
+	dir  string
+	held map[attachment]link.Link
 }
+
+func newTCX(dir string) *tcx { return &tcx{dir: dir, held: make(map[attachment]link.Link)} }
 
 // haveTCX tries to query the loopback device's programs: the command came with tcx.
 func haveTCX() bool {
@@ -34,33 +41,49 @@ func (t *tcx) path(a attachment) string {
 	return filepath.Join(t.dir, strconv.Itoa(a.ifindex)+"-"+a.program)
 }
 
-func (t *tcx) attach(a attachment, program *ebpf.Program) (err error) {
-	path := t.path(a)
-	pinned, err := link.LoadPinnedLink(path, nil)
-	if err == nil {
-		defer func() { err = errors.Join(err, pinned.Close()) }()
-		err = pinned.Update(program)
-		if errors.Is(err, unix.ENOLINK) {
-			// Its device has gone; another may have the index by now.
-			if err := os.Remove(path); err != nil {
-				return fmt.Errorf("unpin link: %w", err)
-			}
-			return t.attachNew(a, program)
-		}
-		if err != nil {
-			return fmt.Errorf("update link %s: %w", path, err)
-		}
-		return nil
+// open returns the link that is held, or the one that is pinned and holds it from
+// then on; nil when there is none.
+func (t *tcx) open(a attachment) (link.Link, error) {
+	if held := t.held[a]; held != nil {
+		return held, nil
 	}
-	if !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("open pinned link %s: %w", path, err)
+	pinned, err := link.LoadPinnedLink(t.path(a), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
 	}
-	return t.attachNew(a, program)
+	if err != nil {
+		return nil, fmt.Errorf("open pinned link %s: %w", t.path(a), err)
+	}
+	t.held[a] = pinned
+	return pinned, nil
 }
 
-func (t *tcx) attachNew(a attachment, program *ebpf.Program) (err error) {
+func (t *tcx) attach(a attachment, program *ebpf.Program) error {
+	own, err := t.open(a)
+	if err != nil {
+		return err
+	}
+	if own == nil {
+		return t.attachNew(a, program)
+	}
+	err = own.Update(program)
+	if errors.Is(err, unix.ENOLINK) {
+		// Its device has gone, and another may have the index by now; or somebody
+		// has detached it, which ends a link for good.
+		if err := t.detach(a); err != nil {
+			return err
+		}
+		return t.attachNew(a, program)
+	}
+	if err != nil {
+		return fmt.Errorf("update link %s: %w", t.path(a), err)
+	}
+	return nil
+}
+
+func (t *tcx) attachNew(a attachment, program *ebpf.Program) error {
 	path := t.path(a)
-	if err := os.MkdirAll(t.dir, 0o700); err != nil {
+	if err := makePinFolder(t.dir); err != nil {
 		return fmt.Errorf("make folder of links: %w", err)
 	}
 	where := ebpf.AttachTCXEgress
@@ -74,56 +97,130 @@ func (t *tcx) attachNew(a attachment, program *ebpf.Program) (err error) {
 	if err != nil {
 		return fmt.Errorf("attach %s to interface %d: %w", a.program, a.ifindex, err)
 	}
-	defer func() { err = errors.Join(err, attached.Close()) }()
 	if err := attached.Pin(path); err != nil {
-		return fmt.Errorf("pin link %s: %w", path, err)
+		return errors.Join(fmt.Errorf("pin link %s: %w", path, err), attached.Close())
 	}
+	t.held[a] = attached
 	return nil
 }
 
 func (t *tcx) detach(a attachment) error {
-	// The pin is the only reference: without it the kernel removes the link.
+	// Pin and handle are the only references: without them the kernel removes
+	// the link.
 	if err := os.Remove(t.path(a)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("unpin link: %w", err)
+	}
+	return t.drop(a)
+}
+
+// drop lets go of a link's handle.
+func (t *tcx) drop(a attachment) error {
+	held := t.held[a]
+	if held == nil {
+		return nil
+	}
+	delete(t.held, a)
+	if err := held.Close(); err != nil {
+		return fmt.Errorf("close link %s: %w", t.path(a), err)
 	}
 	return nil
 }
 
 func (t *tcx) has(a attachment) (bool, error) {
-	pinned, err := link.LoadPinnedLink(t.path(a), nil)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
+	own, err := t.open(a)
+	if own == nil {
+		return false, err
 	}
-	if err != nil {
-		return false, fmt.Errorf("open pinned link %s: %w", t.path(a), err)
-	}
-	defer func() { _ = pinned.Close() }()
-	info, err := pinned.Info()
+	info, err := own.Info()
 	if err != nil {
 		return false, fmt.Errorf("read link %s: %w", t.path(a), err)
 	}
-	// A link whose device has gone says 0.
+	// A link whose device has gone, or that was detached, says 0.
 	return info.TCX() != nil && int(info.TCX().Ifindex) == a.ifindex, nil
 }
 
 func (t *tcx) abandon(a attachment) error { return t.detach(a) }
 
+func (t *tcx) pin() ([]string, error) {
+	var (
+		pinned []string
+		errs   []error
+	)
+	for a, held := range t.held {
+		missing, err := t.pinOne(held, t.path(a))
+		errs = append(errs, err)
+		if missing && err == nil {
+			pinned = append(pinned, filepath.Base(t.path(a)))
+		}
+	}
+	return pinned, errors.Join(errs...)
+}
+
+// pinOne pins a link unless it is pinned at the path.
+func (t *tcx) pinOne(own link.Link, path string) (missing bool, err error) {
+	there, err := link.LoadPinnedLink(path, nil)
+	if err == nil {
+		defer func() { err = errors.Join(err, there.Close()) }()
+		return false, sameLink(own, there, path)
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return false, fmt.Errorf("open pinned link %s: %w", path, err)
+	}
+	if err := makePinFolder(t.dir); err != nil {
+		return true, fmt.Errorf("make folder of links: %w", err)
+	}
+	// A handle remembers where it was pinned, and would think that it still is.
+	if err := errors.Join(own.Unpin(), own.Pin(path)); err != nil {
+		return true, fmt.Errorf("pin link %s: %w", path, err)
+	}
+	return true, nil
+}
+
+// sameLink returns an error unless the kernel knows both links by one id.
+func sameLink(own, there link.Link, path string) error {
+	var ids [2]link.ID
+	for i, l := range []link.Link{own, there} {
+		info, err := l.Info()
+		if err != nil {
+			return fmt.Errorf("read link %s: %w", path, err)
+		}
+		ids[i] = info.ID
+	}
+	if ids[0] != ids[1] {
+		return fmt.Errorf("pin %s is of link %d, the agent works with link %d: remove the pin", path, ids[1], ids[0])
+	}
+	return nil
+}
+
 func (t *tcx) list() ([]attachment, error) {
+	var attached []attachment
+	for a := range t.held {
+		attached = append(attached, a)
+	}
 	entries, err := os.ReadDir(t.dir)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+		return attached, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read folder of links: %w", err)
 	}
-	var attached []attachment
 	for _, entry := range entries {
 		index, program, _ := strings.Cut(entry.Name(), "-")
 		ifindex, err := strconv.Atoi(index)
 		if err != nil || objects[program] == nil {
 			return nil, fmt.Errorf("%s is no link of ours", filepath.Join(t.dir, entry.Name()))
 		}
-		attached = append(attached, attachment{ifindex: ifindex, program: program})
+		if a := (attachment{ifindex: ifindex, program: program}); t.held[a] == nil {
+			attached = append(attached, a)
+		}
 	}
 	return attached, nil
+}
+
+func (t *tcx) close() error {
+	var errs []error
+	for a := range t.held {
+		errs = append(errs, t.drop(a))
+	}
+	return errors.Join(errs...)
 }

@@ -5,58 +5,67 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
 // ReconcileUplinks makes the uplinks exactly these. When something changed, every
-// decision is taken anew.
+// decision is taken anew. What is found wrong although the same uplinks were asked
+// for last was done by others, and is logged.
 func (d *Datapath) ReconcileUplinks(desired []Uplink) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	known := slices.EqualFunc(desired, d.uplinks, Uplink.equal)
 	changed := false
 	want := make(map[uint32]bool)
 	for _, u := range desired {
 		want[uint32(u.IfIndex)] = true
-		value := maps.Interface{
-			Ipv4: maps.NewAddress(u.IPv4),
-			Ipv6: maps.NewAddress(u.IPv6),
-			Mtu:  uint16(min(u.MTU, 65535)),
-			Role: maps.RoleUplink,
+		found, err := d.ensureUplink(u)
+		if err != nil {
+			return err
 		}
-		var old maps.Interface
-		if d.maps.Interfaces.Lookup(uint32(u.IfIndex), &old) != nil || old != value {
-			if err := d.maps.Interfaces.Put(uint32(u.IfIndex), value); err != nil {
-				return fmt.Errorf("write map interfaces: %w", err)
-			}
-			changed = true
+		if len(found) > 0 && known {
+			d.log.Warn("uplink repaired", "device", u.Name, "found", strings.Join(found, "; "))
 		}
-		for _, a := range []attachment{{u.IfIndex, fromUplink}, {u.IfIndex, toUplink}} {
-			ok, err := d.hooks.of(a).has(a)
-			if err != nil {
-				return err
-			}
-			if ok {
-				continue
-			}
-			if err := d.hooks.of(a).attach(a, d.programs.byName[a.program]); err != nil {
-				if errors.Is(err, errNoDevice) {
-					continue // gone again; whoever follows the links will say so
-				}
-				return fmt.Errorf("attach uplink %s: %w", u.Name, err)
-			}
-			changed = true
-		}
+		changed = changed || len(found) > 0
 	}
 	pruned, err := d.pruneUplinks(want)
 	if err != nil {
 		return err
 	}
+	d.uplinks = slices.Clone(desired)
 	if !changed && !pruned {
 		return nil
 	}
-	d.log.Info("uplinks changed", "uplinks", desired)
 	return d.bumpEpoch(0)
+}
+
+func (u Uplink) equal(o Uplink) bool {
+	return u.Name == o.Name && u.IfIndex == o.IfIndex && u.MTU == o.MTU &&
+		slices.Equal(u.MAC, o.MAC) && u.IPv4 == o.IPv4 && u.IPv6 == o.IPv6
+}
+
+// ensureUplink makes the datapath serve an uplink and returns what was missing or
+// wrong.
+func (d *Datapath) ensureUplink(u Uplink) (found []string, err error) {
+	value := maps.Interface{
+		Ipv4: maps.NewAddress(u.IPv4),
+		Ipv6: maps.NewAddress(u.IPv6),
+		Mtu:  uint16(min(u.MTU, 65535)),
+		Role: maps.RoleUplink,
+	}
+	found, err = ensureEntry(found, d.maps.Interfaces, uint32(u.IfIndex), value, interfaceEntry(u.IfIndex))
+	if err != nil {
+		return found, err
+	}
+	for _, a := range []attachment{{u.IfIndex, fromUplink}, {u.IfIndex, toUplink}} {
+		if found, err = d.ensureAttached(found, a, u.Name); err != nil {
+			return found, fmt.Errorf("attach uplink %s: %w", u.Name, err)
+		}
+	}
+	return found, nil
 }
 
 func (d *Datapath) pruneUplinks(want map[uint32]bool) (bool, error) {

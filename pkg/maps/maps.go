@@ -32,6 +32,15 @@ type Maps struct {
 	// Names of journeys and counters, by value, as metrics and the CLI show them.
 	JourneyNames []string
 	CounterNames []string
+
+	// Kept are the maps whose pinned size is not the one that was asked for.
+	Kept []KeptSize
+}
+
+// KeptSize is a pinned map that has another size than was asked for, in entries.
+type KeptSize struct {
+	Map         string
+	Wanted, Has uint32
 }
 
 // Sizes of the maps that the configuration sets, in entries. 0 takes the default.
@@ -51,8 +60,8 @@ func (e *IncompatibleError) Error() string {
 }
 
 // Open adopts the maps pinned in dir, and creates and pins those that are not
-// there. A pinned map keeps its size. Where a map does not fit, nothing is
-// changed and the error is an *IncompatibleError.
+// there. A pinned map keeps its size, and is in Kept if that is another. Where a
+// map does not fit, nothing is changed and the error is an *IncompatibleError.
 func Open(dir string, sizes Sizes) (*Maps, error) {
 	spec, err := loadKernel()
 	if err != nil {
@@ -74,6 +83,11 @@ func Open(dir string, sizes Sizes) (*Maps, error) {
 	for name, field := range m.byName() {
 		if *field, err = adopt(filepath.Join(dir, name), spec.Maps[name]); err != nil {
 			return nil, errors.Join(err, m.Close())
+		}
+	}
+	for _, name := range []string{kernelMapFlows, kernelMapTranslations} {
+		if pinned, want := *m.byName()[name], spec.Maps[name].MaxEntries; pinned != nil && pinned.MaxEntries() != want {
+			m.Kept = append(m.Kept, KeptSize{Map: name, Wanted: want, Has: pinned.MaxEntries()})
 		}
 	}
 	for name, field := range m.byName() {

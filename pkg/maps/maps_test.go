@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/maps"
@@ -58,6 +59,100 @@ func TestOpenAdoptsWhatIsPinned(t *testing.T) {
 	got := []uint32{second.Flows.MaxEntries(), second.Translations.MaxEntries(), second.Allocations.MaxEntries()}
 	if diff := cmp.Diff([]uint32{1024, 256, 128}, got); diff != "" {
 		t.Errorf("sizes of pinned maps (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]maps.KeptSize{{Map: "flows", Wanted: 2048, Has: 1024}, {Map: "translations", Wanted: 512, Has: 256}}, second.Kept); diff != "" {
+		t.Errorf("sizes that were kept (-want +got):\n%s", diff)
+	}
+	if first.Kept != nil {
+		t.Errorf("sizes that were kept by new maps: %v", first.Kept)
+	}
+}
+
+// pins lists what is below a folder.
+func pins(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+	}
+	return names
+}
+
+func TestPinAgain(t *testing.T) {
+	dir := folder(t)
+	m := open(t, dir, maps.Sizes{Flows: 1024, Translations: 256})
+	before := pins(t, dir)
+	again := func(want ...string) {
+		t.Helper()
+		got, err := m.Pin(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("pinned again (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff(before, pins(t, dir)); diff != "" {
+			t.Errorf("pins (-before +after):\n%s", diff)
+		}
+	}
+	again()
+	for range 2 { // the second time the map has been pinned again before
+		if err := os.Remove(filepath.Join(dir, "epochs")); err != nil {
+			t.Fatal(err)
+		}
+		again("epochs")
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	again("allocations", "counters", "endpoints", "epochs", "flows", "fragments", "held", "interfaces",
+		"masquerade_exclude", "stack_destinations", "translations")
+	if err := m.Epochs.Put(uint32(7), uint32(42)); err != nil {
+		t.Fatal(err)
+	}
+	var epoch uint32
+	adopted := open(t, dir, maps.Sizes{})
+	if err := adopted.Epochs.Lookup(uint32(7), &epoch); err != nil || epoch != 42 {
+		t.Errorf("epoch of the map pinned again is %d (%v), want 42", epoch, err)
+	}
+}
+
+// TestPinKeepsWhatIsAnothers has a map of somebody else in the place of one of
+// ours, and another missing.
+func TestPinKeepsWhatIsAnothers(t *testing.T) {
+	dir := folder(t)
+	m := open(t, dir, maps.Sizes{Flows: 1024, Translations: 256})
+	for _, name := range []string{"epochs", "held"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = other.Close() })
+	if err := other.Pin(filepath.Join(dir, "epochs")); err != nil {
+		t.Fatal(err)
+	}
+	got, err := m.Pin(dir)
+	if err == nil || !strings.Contains(err.Error(), "epochs is of map ") {
+		t.Errorf("error %v", err)
+	}
+	if diff := cmp.Diff([]string{"held"}, got); diff != "" {
+		t.Errorf("pinned again (-want +got):\n%s", diff)
+	}
+	there, err := ebpf.LoadPinnedMap(filepath.Join(dir, "epochs"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = there.Close() }()
+	if there.MaxEntries() != 8 {
+		t.Error("the other map's pin was replaced")
 	}
 }
 

@@ -54,6 +54,7 @@ func TestFind(t *testing.T) {
 		names    []string
 		own      string
 		want     func(a, b Uplink) []Uplink
+		flaws    []Flaw
 	}{
 		"no default route": {
 			commands: [][]string{{"addr", "add", "192.0.2.2/24", "dev", "a0"}},
@@ -147,8 +148,9 @@ func TestFind(t *testing.T) {
 			want: func(a, _ Uplink) []Uplink { return []Uplink{with(a, "", "fd00::2")} },
 		},
 		"device that is not ethernet": {
-			commands: [][]string{{"route", "add", "default", "dev", "lo"}},
+			commands: [][]string{{"route", "add", "default", "dev", "lo"}, {"-6", "route", "add", "default", "dev", "lo"}},
 			want:     func(_, _ Uplink) []Uplink { return nil },
+			flaws:    []Flaw{{"lo", NotEthernet}},
 		},
 		"device of our own": {
 			commands: [][]string{{"route", "add", "default", "dev", "a0"}},
@@ -167,6 +169,19 @@ func TestFind(t *testing.T) {
 				b.MTU = 1400
 				return []Uplink{with(b, "198.51.100.2", "")}
 			},
+			flaws: []Flaw{{"missing0", Absent}},
+		},
+		"without address": {
+			commands: [][]string{{"-6", "route", "add", "default", "via", "fe80::1", "dev", "a0"}},
+			want:     func(a, _ Uplink) []Uplink { return []Uplink{a} },
+			flaws:    []Flaw{{"a0", NoAddress}},
+		},
+		"named and of no use": {
+			commands: [][]string{{"link", "set", "b0", "down"}},
+			names:    []string{"b0", "lo", "own0", "a0"},
+			own:      "a0",
+			want:     func(_, b Uplink) []Uplink { return []Uplink{b} },
+			flaws:    []Flaw{{"lo", NotEthernet}, {"own0", Absent}, {"a0", Own}, {"b0", Down}},
 		},
 	}
 	for name, test := range tests {
@@ -182,8 +197,11 @@ func TestFind(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d := diff(test.want(a, b), got); d != "" {
+			if d := diff(test.want(a, b), got.Uplinks); d != "" {
 				t.Errorf("uplinks (-want +got):\n%s", d)
+			}
+			if d := cmp.Diff(test.flaws, got.Flaws); d != "" {
+				t.Errorf("flaws (-want +got):\n%s", d)
 			}
 		})
 	}
@@ -192,5 +210,22 @@ func TestFind(t *testing.T) {
 func TestFindNoNamespace(t *testing.T) {
 	if _, err := Find(Options{NetNS: t.TempDir() + "/missing"}); err == nil {
 		t.Error("Find in a namespace that does not exist: no error")
+	}
+}
+
+func TestStrings(t *testing.T) {
+	for want, got := range map[string]interface{ String() string }{
+		"eth0 192.0.2.2 2001:db8::2":                    with(Uplink{Name: "eth0"}, "192.0.2.2", "2001:db8::2"),
+		"eth0 2001:db8::2":                              with(Uplink{Name: "eth0"}, "", "2001:db8::2"),
+		"eth0 without address":                          Uplink{Name: "eth0"},
+		"there is no device eht0":                       Flaw{"eht0", Absent},
+		"device tdl1 is a container's":                  Flaw{"tdl1", Own},
+		"device eth1 is down":                           Flaw{"eth1", Down},
+		"device wg0 is not an ethernet device":          Flaw{"wg0", NotEthernet},
+		"device eth1 has no address to masquerade with": Flaw{"eth1", NoAddress},
+	} {
+		if got.String() != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
@@ -34,6 +35,20 @@ func (u Uplink) equal(o Uplink) bool {
 		slices.Equal(u.MAC, o.MAC) && u.IPv4 == o.IPv4 && u.IPv6 == o.IPv6
 }
 
+// String names the uplink with its addresses, as a log shows it.
+func (u Uplink) String() string {
+	var addresses []string
+	for _, a := range []netip.Addr{u.IPv4, u.IPv6} {
+		if a.IsValid() {
+			addresses = append(addresses, a.String())
+		}
+	}
+	if addresses == nil {
+		return u.Name + " without address"
+	}
+	return u.Name + " " + strings.Join(addresses, " ")
+}
+
 // Options say where and what to look for.
 type Options struct {
 	// NetNS is the path of the network namespace; empty is the caller's own.
@@ -47,11 +62,8 @@ type Options struct {
 	// OwnProtocol marks routes (rtm_protocol) that raise no event: whoever
 	// makes them knows what they change. 0 marks none.
 	OwnProtocol uint8
-	// Logger gets what is passed over and why. Nil discards it.
+	// Logger gets what goes wrong while changes are followed. Nil discards it.
 	Logger *slog.Logger
-
-	// passedOver are the devices of which Logger has been told.
-	passedOver map[string]bool
 }
 
 func (o *Options) setDefaults() {
@@ -61,7 +73,6 @@ func (o *Options) setDefaults() {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	o.passedOver = make(map[string]bool)
 }
 
 // open returns the namespace to open sockets in; close it after use.
@@ -82,17 +93,34 @@ func closeNS(ns netns.NsHandle) {
 	}
 }
 
-// Find returns the uplinks as they are now, ordered by interface index.
-func Find(opts Options) ([]Uplink, error) {
+// Found is what a look at the node finds.
+type Found struct {
+	// Uplinks are ordered by interface index.
+	Uplinks []Uplink
+	// Flaws are in the order of Options.Names, or of the default routes, best
+	// metric first; those of uplinks without address come last.
+	Flaws []Flaw
+}
+
+func (f Found) equal(o Found) bool {
+	return slices.EqualFunc(f.Uplinks, o.Uplinks, Uplink.equal) && slices.Equal(f.Flaws, o.Flaws)
+}
+
+func (f Found) clone() Found {
+	return Found{Uplinks: slices.Clone(f.Uplinks), Flaws: slices.Clone(f.Flaws)}
+}
+
+// Find returns the uplinks as they are now.
+func Find(opts Options) (Found, error) {
 	opts.setDefaults()
 	ns, err := opts.open()
 	if err != nil {
-		return nil, err
+		return Found{}, err
 	}
 	defer closeNS(ns)
 	handle, err := newHandle(ns)
 	if err != nil {
-		return nil, err
+		return Found{}, err
 	}
 	defer handle.Close()
 	return find(handle, opts)
@@ -106,78 +134,99 @@ func newHandle(ns netns.NsHandle) (netlinksafe.Handle, error) {
 	return handle, nil
 }
 
-func find(handle netlinksafe.Handle, opts Options) ([]Uplink, error) {
+func find(handle netlinksafe.Handle, opts Options) (Found, error) {
 	routes, err := defaultRoutes(handle)
 	if err != nil {
-		return nil, err
+		return Found{}, err
 	}
-	links, err := candidates(handle, opts, routes)
+	links, flaws, err := candidates(handle, opts, routes)
 	if err != nil || len(links) == 0 {
-		return nil, err
+		return Found{Flaws: flaws}, err
 	}
 	addresses, err := handle.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
+		return Found{}, fmt.Errorf("list addresses: %w", err)
 	}
-	uplinks := make([]Uplink, 0, len(links))
+	found := Found{Uplinks: make([]Uplink, 0, len(links)), Flaws: flaws}
 	for _, link := range links {
 		attrs := link.Attrs()
-		uplinks = append(uplinks, Uplink{
+		u := Uplink{
 			Name:    attrs.Name,
 			IfIndex: attrs.Index,
 			MTU:     attrs.MTU,
 			MAC:     attrs.HardwareAddr,
 			IPv4:    sourceAddress(netlink.FAMILY_V4, attrs.Index, routes, addresses),
 			IPv6:    sourceAddress(netlink.FAMILY_V6, attrs.Index, routes, addresses),
-		})
+		}
+		found.Uplinks = append(found.Uplinks, u)
+		if attrs.Flags&net.FlagUp == 0 {
+			found.Flaws = append(found.Flaws, Flaw{u.Name, Down})
+		} else if !u.IPv4.IsValid() && !u.IPv6.IsValid() {
+			found.Flaws = append(found.Flaws, Flaw{u.Name, NoAddress})
+		}
 	}
-	slices.SortFunc(uplinks, func(a, b Uplink) int { return cmp.Compare(a.IfIndex, b.IfIndex) })
-	return uplinks, nil
+	slices.SortFunc(found.Uplinks, func(a, b Uplink) int { return cmp.Compare(a.IfIndex, b.IfIndex) })
+	return found, nil
 }
 
-// candidates returns the links that are uplinks, each once. A link that is gone
-// between two requests is passed over: the event of its end is on its way.
-func candidates(handle netlinksafe.Handle, opts Options, routes []defaultRoute) ([]netlink.Link, error) {
-	var links []netlink.Link
-	add := func(link netlink.Link, err error) error {
-		var missing netlink.LinkNotFoundError
-		switch {
-		case errors.As(err, &missing), errors.Is(err, unix.ENODEV):
-			return nil
-		case err != nil:
-			return fmt.Errorf("read uplink: %w", err)
+// candidates returns the links that are uplinks, each once, and why others are
+// none.
+func candidates(handle netlinksafe.Handle, opts Options, routes []defaultRoute) ([]netlink.Link, []Flaw, error) {
+	var (
+		links []netlink.Link
+		flaws []Flaw
+	)
+	flaw := func(device string, kind Kind) {
+		if f := (Flaw{device, kind}); !slices.Contains(flaws, f) {
+			flaws = append(flaws, f)
 		}
+	}
+	// add takes a link that exists; named says that the configuration wants it.
+	add := func(link netlink.Link, named bool) {
 		attrs := link.Attrs()
-		if slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().Index == attrs.Index }) {
-			return nil
-		}
-		if opts.Own(attrs.Name) {
-			return nil
-		}
-		if attrs.EncapType != "ether" {
-			if !opts.passedOver[attrs.Name] {
-				opts.passedOver[attrs.Name] = true
-				opts.Logger.Warn("not an uplink: not an ethernet device", "device", attrs.Name, "type", attrs.EncapType)
+		switch {
+		case slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().Index == attrs.Index }):
+		case opts.Own(attrs.Name):
+			if named {
+				flaw(attrs.Name, Own)
 			}
-			return nil
+		case attrs.EncapType != "ether":
+			flaw(attrs.Name, NotEthernet)
+		default:
+			links = append(links, link)
 		}
-		links = append(links, link)
-		return nil
+	}
+	for _, name := range opts.Names {
+		link, err := handle.LinkByName(name)
+		switch {
+		case isGone(err):
+			flaw(name, Absent)
+		case err != nil:
+			return nil, nil, fmt.Errorf("read uplink: %w", err)
+		default:
+			add(link, true)
+		}
 	}
 	if len(opts.Names) > 0 {
-		for _, name := range opts.Names {
-			if err := add(handle.LinkByName(name)); err != nil {
-				return nil, err
-			}
-		}
-		return links, nil
+		return links, flaws, nil
 	}
 	for _, route := range routes {
-		if err := add(handle.LinkByIndex(route.ifindex)); err != nil {
-			return nil, err
+		link, err := handle.LinkByIndex(route.ifindex)
+		switch {
+		case isGone(err): // between two requests: the event of its end is on its way
+		case err != nil:
+			return nil, nil, fmt.Errorf("read uplink: %w", err)
+		default:
+			add(link, false)
 		}
 	}
-	return links, nil
+	return links, flaws, nil
+}
+
+// isGone tells whether the kernel has answered that there is no such device.
+func isGone(err error) bool {
+	var missing netlink.LinkNotFoundError
+	return errors.As(err, &missing) || errors.Is(err, unix.ENODEV)
 }
 
 // defaultRoute is one next hop of a default route of the main table.

@@ -30,8 +30,8 @@ const (
 
 // Events are what a Watcher calls, one call at a time. All are required.
 type Events struct {
-	// Uplinks gets the uplinks whenever they are others than before.
-	Uplinks func([]Uplink)
+	// Uplinks gets the uplinks and flaws whenever they are others than before.
+	Uplinks func(Found)
 	// Routes says that a route, rule or link has changed in a way that may
 	// send packets elsewhere. Routes of OwnProtocol do not count.
 	Routes func()
@@ -48,7 +48,7 @@ type Watcher struct {
 	handle netlinksafe.Handle
 	socket *nl.NetlinkSocket
 	track  *tracker
-	found  []Uplink
+	found  Found
 
 	mu      sync.Mutex
 	pending pending
@@ -115,9 +115,9 @@ func (w *Watcher) relist() error {
 	return nil
 }
 
-// Uplinks returns the uplinks that Open found. It must not be called while Run
-// runs.
-func (w *Watcher) Uplinks() []Uplink { return slices.Clone(w.found) }
+// Found returns the uplinks that Open found, and their flaws. It must not be called
+// while Run runs.
+func (w *Watcher) Found() Found { return w.found.clone() }
 
 // Close ends what Open began. Run must have returned.
 func (w *Watcher) Close() {
@@ -193,9 +193,9 @@ func (w *Watcher) report(events Events) bool {
 		w.opts.Logger.Error("find uplinks", "error", err)
 		return false
 	}
-	if !slices.EqualFunc(found, w.found, Uplink.equal) {
+	if !found.equal(w.found) {
 		w.found = found
-		events.Uplinks(slices.Clone(found))
+		events.Uplinks(found.clone())
 	}
 	return true
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/tendril-net/tendril/internal/nstest"
 )
@@ -17,6 +18,7 @@ import (
 // wait for.
 type events struct {
 	uplinks chan []Uplink
+	flaws   chan []Flaw
 	routes  chan struct{}
 	gone    chan int
 }
@@ -33,13 +35,13 @@ func watch(t *testing.T, ns *nstest.NS, names ...string) (*events, []Uplink) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := w.Uplinks()
-	e := &events{uplinks: make(chan []Uplink, 100), routes: make(chan struct{}, 100), gone: make(chan int, 100)}
+	found := w.Found().Uplinks
+	e := &events{uplinks: make(chan []Uplink, 100), flaws: make(chan []Flaw, 100), routes: make(chan struct{}, 100), gone: make(chan int, 100)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
 		done <- w.Run(ctx, Events{
-			Uplinks:  func(u []Uplink) { e.uplinks <- u },
+			Uplinks:  func(f Found) { e.uplinks <- f.Uplinks; e.flaws <- f.Flaws },
 			Routes:   func() { e.routes <- struct{}{} },
 			LinkGone: func(index int) { e.gone <- index },
 			Overrun:  func() { t.Error("netlink events were lost") },
@@ -217,7 +219,7 @@ func TestOverrun(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		done <- w.Run(ctx, Events{
-			Uplinks: func(u []Uplink) { uplinks <- u },
+			Uplinks: func(f Found) { uplinks <- f.Uplinks },
 			Routes:  func() {}, LinkGone: func(int) {},
 			Overrun: func() { overrun <- struct{}{} },
 		})
@@ -231,4 +233,28 @@ func TestOverrun(t *testing.T) {
 	if d := cmp.Diff([]string{a.Name}, []string{got[0].Name}); d != "" {
 		t.Errorf("uplinks (-want +got):\n%s", d)
 	}
+}
+
+// TestWatchFlaws follows a name that does not exist yet.
+func TestWatchFlaws(t *testing.T) {
+	ns := nstest.New(t, "watch")
+	e, found := watch(t, ns, "later0")
+	if len(found) > 0 {
+		t.Fatalf("uplinks at first: %v", found)
+	}
+	awaitFlaws := func(want ...Flaw) {
+		t.Helper()
+		for {
+			if cmp.Diff(want, await(t, e.flaws, "flaws"), cmpopts.EquateEmpty()) == "" {
+				return
+			}
+		}
+	}
+	later := device(t, ns, "later0")
+	awaitFlaws(Flaw{"later0", NoAddress})
+	ip(t, ns, []string{"addr", "add", "192.0.2.2/24", "dev", "later0"})
+	awaitFlaws()
+	awaitUplinks(t, e, with(later, "192.0.2.2", ""))
+	ip(t, ns, []string{"link", "del", "later0"})
+	awaitFlaws(Flaw{"later0", Absent})
 }

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/datapath"
+)
+
+// repairPins puts back what somebody removed or unmounted below bpf-root.
+func (s *Service) repairPins() error {
+	if err := s.opts.EnsureRoot(); err != nil {
+		return err
+	}
+	return s.opts.Datapath.Repairs.RepairPins()
+}
+
+// repairEndpoints puts back what others took from the endpoints that are served.
+// An endpoint that is whole costs some 40 us (Linux 6.18), most of them for asking
+// which filters its device has.
+func (s *Service) repairEndpoints() error {
+	var errs []error
+	for _, r := range s.list(func(r *record) bool { return r.State == api.Ready }) {
+		if err := s.repairOne(r); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if len(errs) > 1 { // for one reason, as a rule
+		return fmt.Errorf("%d cannot be repaired; the first: %w", len(errs), errs[0])
+	}
+	return errors.Join(errs...)
+}
+
+// repairOne repairs an endpoint unless its device is gone. Under its lock it
+// cannot be detached meanwhile.
+func (s *Service) repairOne(r *record) error {
+	defer s.locks.lock(r.Attachment)()
+	if s.lookup(r.Attachment) != r || s.isDetached(r.Attachment) {
+		return nil
+	}
+	err := s.opts.Datapath.Endpoints.CheckEndpoint(r.datapath())
+	if mismatch := (*datapath.MismatchError)(nil); errors.As(err, &mismatch) {
+		link, lookErr := s.opts.Links.Link(r.HostIfName)
+		if errors.Is(lookErr, ErrNoLink) || lookErr == nil && link.Index != r.HostIfIndex {
+			return nil // the event of its end is on its way
+		}
+		if lookErr != nil {
+			return fmt.Errorf("read device %s: %w", r.HostIfName, lookErr)
+		}
+		err = s.opts.Datapath.Repairs.RepairEndpoint(r.datapath())
+	}
+	if err != nil {
+		return fmt.Errorf("repair endpoint %s: %w", recordKey(r.Attachment), err)
+	}
+	return nil
+}
