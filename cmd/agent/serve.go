@@ -185,17 +185,17 @@ func (n *node) start() (err error) {
 		return &agent.StateError{Path: n.db.Path(), Reason: "damaged", Err: err}
 	}
 	n.service = agent.New(agent.Options{
-		DB:       n.db,
-		Leases:   leases,
-		Datapath: agent.Datapath{Endpoints: n.datapath, Node: n.datapath, Repairs: n.datapath, Flows: n.datapath, Stats: n.datapath},
-		Links:    n.host,
-		Routes:   n.host,
-		Excludes: n.cfg.MasqueradeExclude,
-		BPFRoot:  n.cfg.BPFRoot,
-		Version:  version.String(),
-		Logger:   n.log,
-
-		EnsureRoot: n.ensureRoot,
+		DB:           n.db,
+		Leases:       leases,
+		Datapath:     agent.Datapath{Endpoints: n.datapath, Node: n.datapath, Repairs: n.datapath, Flows: n.datapath, Stats: n.datapath},
+		Links:        n.host,
+		Routes:       n.host,
+		Surroundings: n.host,
+		Excludes:     n.cfg.MasqueradeExclude,
+		BPFRoot:      n.cfg.BPFRoot,
+		Version:      version.String(),
+		Logger:       n.log,
+		EnsureRoot:   n.ensureRoot,
 	})
 	if err := n.service.Start(found); err != nil {
 		return err

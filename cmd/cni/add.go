@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -282,32 +281,37 @@ func (a *attachment) routed() (wiring.Routed, error) {
 	if r.MTU < 1280 && slices.ContainsFunc(r.Addresses, func(a wiring.Address) bool { return a.Addr.Is6() }) {
 		return r, faultf(types.ErrInvalidNetworkConfig, "mtu: %d is less than 1280, which IPv6 needs (RFC 8200)", r.MTU)
 	}
-	given := slices.Clone(a.config.routes)
+	var given []givenRoute
 	if a.ipamResult != nil {
-		given = append(ipamRoutes(a.ipamResult), given...)
+		for i, route := range ipamRoutes(a.ipamResult) {
+			given = append(given, givenRoute{route, fmt.Sprintf("routes[%d] of ipam %s", i, a.config.ipamType)})
+		}
 	}
-	for _, route := range given {
-		complete, err := byGateway(route, r.Addresses)
-		if err != nil {
+	given = append(given, a.config.routes...)
+	for i := range given {
+		var err error
+		if given[i].Route, err = byGateway(given[i].Route, r.Addresses); err != nil {
 			return r, err
 		}
-		r.Routes = append(r.Routes, complete)
+		r.Routes = append(r.Routes, given[i].Route)
+	}
+	if fault := duplicate(given); fault != nil {
+		return r, fault
 	}
 	implied := func(route wiring.Route) {
 		same := func(other wiring.Route) bool {
 			return other.Dst == route.Dst && other.Priority == route.Priority && other.Table == route.Table
 		}
 		if !slices.ContainsFunc(r.Routes, same) {
-			route.Optional = true // another interface may have it
 			r.Routes = append(r.Routes, route)
 		}
 	}
-	for i, address := range r.Addresses {
+	for i, address := range r.Addresses { // both of which another interface may have
 		if len(given) == 0 && a.ipamResult == nil {
-			implied(wiring.Route{Dst: netip.PrefixFrom(unspecified(address.Addr), 0), Gateway: address.Gateway})
+			implied(wiring.Route{Dst: netip.PrefixFrom(unspecified(address.Addr), 0), Gateway: address.Gateway, Optional: true})
 		}
 		if subnet := a.endpoint.Addresses[i].Address.Masked(); !subnet.IsSingleIP() {
-			implied(wiring.Route{Dst: subnet, Gateway: address.Gateway})
+			implied(wiring.Route{Dst: subnet, Gateway: address.Gateway, Behind: true})
 		}
 	}
 	return r, nil
@@ -328,47 +332,6 @@ func wiredAddresses(e api.Endpoint) []wiring.Address {
 		addresses = append(addresses, wired)
 	}
 	return addresses
-}
-
-// byGateway completes a route. Its next hop is a gateway of the container, the
-// first of its family where none is named: nobody else is on the link.
-func byGateway(route wiring.Route, addresses []wiring.Address) (wiring.Route, error) {
-	const scopeLink = 253 // RT_SCOPE_LINK: as far as the link, so by way of no one
-	if !route.Gateway.IsValid() && route.Scope >= scopeLink {
-		return route, nil
-	}
-	var gateways []string
-	for _, a := range addresses {
-		if a.Addr.Is4() != route.Dst.Addr().Is4() {
-			continue
-		}
-		if !route.Gateway.IsValid() || route.Gateway == a.Gateway {
-			route.Gateway = a.Gateway
-			return route, nil
-		}
-		gateways = append(gateways, a.Gateway.String())
-	}
-	if gateways == nil {
-		return route, faultf(types.ErrInvalidNetworkConfig, "routes: dst %s: the container has no address of that family", route.Dst)
-	}
-	return route, faultf(types.ErrInvalidNetworkConfig, "routes: gw %s of dst %s is not on the container's link, where only %s is",
-		route.Gateway, route.Dst, strings.Join(gateways, " and "))
-}
-
-func ipamRoutes(result *current.Result) []wiring.Route {
-	var routes []wiring.Route
-	for _, r := range result.Routes {
-		gateway, _ := netip.AddrFromSlice(r.GW)
-		route := wiring.Route{Dst: prefixOf(r.Dst).Masked(), Gateway: gateway.Unmap(), MTU: r.MTU, AdvMSS: r.AdvMSS, Priority: r.Priority}
-		if r.Table != nil {
-			route.Table = *r.Table
-		}
-		if r.Scope != nil {
-			route.Scope = *r.Scope
-		}
-		routes = append(routes, route)
-	}
-	return routes
 }
 
 // randomMAC is a MAC address of the locally administered kind.

@@ -54,8 +54,9 @@ func parseCall(getenv func(string) string, command string, attachment bool) (cal
 	if err := utils.ValidateContainerID(c.ContainerID); err != nil {
 		return c, faultf(types.ErrInvalidEnvironmentVariables, "CNI_CONTAINERID: %s: %q", err.Msg, c.ContainerID)
 	}
-	if err := utils.ValidateInterfaceName(c.IfName); err != nil {
-		return c, faultf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME: %s: %q", err.Msg, c.IfName)
+	// ADD makes nothing under a name that cannot be, so DEL has nothing to refuse.
+	if reason := api.IfNameFault(c.IfName); reason != "" && command != "DEL" {
+		return c, faultf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME: %q %s", c.IfName, reason)
 	}
 	// DEL has no use for CNI_ARGS, and so no quarrel with them.
 	if err := c.parseArgs(getenv("CNI_ARGS")); err != nil && command != "DEL" {

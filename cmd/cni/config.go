@@ -34,7 +34,7 @@ type config struct {
 	socket   string
 	ipamType string
 	// routes are those of ipam.routes and then those of the top level.
-	routes []wiring.Route
+	routes []givenRoute
 	dns    types.DNS
 	// ips, mac and labels are what the runtime asked for by runtimeConfig or
 	// args.cni; CNI_ARGS comes after both, and is not in here.
@@ -74,6 +74,9 @@ func parseConfig(text []byte, strict bool) (config, error) {
 	}
 	c.readTop(whole)
 	c.readIPAM(whole.object("ipam"))
+	if fault := duplicate(c.routes); fault != nil {
+		found.add(fault)
+	}
 	c.readRuntime(whole.object("runtimeConfig"))
 	c.readArgs(whole.object("args").object("cni"))
 	c.readPrevResult(whole)
@@ -285,8 +288,8 @@ func readRanges(o object, key string) []api.RangeSet {
 	return sets
 }
 
-func readRoutes(o object) []wiring.Route {
-	var routes []wiring.Route
+func readRoutes(o object) []givenRoute {
+	var routes []givenRoute
 	for _, r := range o.objects("routes") {
 		r.known("dst", "gw", "mtu", "advmss", "priority", "table", "scope")
 		route := wiring.Route{
@@ -314,7 +317,7 @@ func readRoutes(o object) []wiring.Route {
 				r.fault(number.key, fmt.Sprintf("%d is not between 0 and %d", *number.dest, number.most))
 			}
 		}
-		routes = append(routes, route)
+		routes = append(routes, givenRoute{route, r.path})
 	}
 	return routes
 }

@@ -48,9 +48,12 @@ func TestParseConfig(t *testing.T) {
 			{{Subnet: netip.MustParsePrefix("fd00::/64")}},
 		}},
 		socket: "/run/t.sock", ipamType: "tendril",
-		routes: []wiring.Route{
-			{Dst: netip.MustParsePrefix("::/0")},
-			{Dst: netip.MustParsePrefix("192.0.2.0/24"), Gateway: netip.MustParseAddr("10.10.0.1"), MTU: 1300, AdvMSS: 1200, Priority: 5, Table: 1000},
+		routes: []givenRoute{
+			{wiring.Route{Dst: netip.MustParsePrefix("::/0")}, "ipam.routes[0]"},
+			{
+				wiring.Route{Dst: netip.MustParsePrefix("192.0.2.0/24"), Gateway: netip.MustParseAddr("10.10.0.1"), MTU: 1300, AdvMSS: 1200, Priority: 5, Table: 1000},
+				"routes[0]",
+			},
 		},
 		dns:        types.DNS{Nameservers: []string{"10.10.0.53"}, Domain: "example", Search: []string{"a"}, Options: []string{"b"}},
 		ips:        []netip.Addr{netip.MustParseAddr("10.10.1.5")},
@@ -60,7 +63,7 @@ func TestParseConfig(t *testing.T) {
 		prevResult: &current.Result{CNIVersion: "1.1.0", Interfaces: []*current.Interface{{Name: "br0"}}},
 		valid:      []api.Attachment{{ContainerID: "c1", IfName: "eth0"}},
 	}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(config{}), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(config{}, givenRoute{}), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
 }

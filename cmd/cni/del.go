@@ -63,5 +63,11 @@ func (p *plugin) delegateDel() error {
 	if err != nil {
 		return err
 	}
-	return delegate.run(p.ctx, "DEL")
+	err = delegate.run(p.ctx, "DEL")
+	if err != nil && api.IfNameFault(p.call.IfName) != "" {
+		// It refuses the name, as it must, and so has nothing under it.
+		_, _ = fmt.Fprintf(p.stderr, "tendril-cni: DEL of a name that no interface can have: %v\n", err)
+		return nil
+	}
+	return err
 }

@@ -128,9 +128,10 @@ func (r *record) datapath() datapath.Endpoint {
 	return e
 }
 
-// Delete frees all that an endpoint holds. One that is not known is no error.
+// Delete frees all that an endpoint holds. One that is not known is no error,
+// nor is an interface name that no endpoint can have.
 func (s *Service) Delete(_ context.Context, a api.Attachment) error {
-	if err := checkAttachment(a); err != nil {
+	if err := checkName("containerID", a.ContainerID); err != nil {
 		return err
 	}
 	defer s.locks.lock(a)()

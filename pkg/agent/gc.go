@@ -118,9 +118,12 @@ func (s *Service) Networks(context.Context) ([]api.Network, error) {
 }
 
 // NetworkStatus says whether an ADD to the network would succeed.
-func (s *Service) NetworkStatus(ctx context.Context, n api.Network) (api.Health, error) {
-	n, ranges, err := parseNetwork(n)
+func (s *Service) NetworkStatus(ctx context.Context, given api.Network) (api.Health, error) {
+	n, ranges, err := parseNetwork(given)
 	if err != nil {
+		return api.Health{}, err
+	}
+	if err := s.checkRanges(n.Ranges, given.Ranges); err != nil {
 		return api.Health{}, err
 	}
 	health, err := s.Health(ctx)

@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+
+	"github.com/tendril-net/tendril/pkg/api"
 )
 
 // ground is what the node knows of the networks' address ranges as long as they
@@ -56,6 +58,22 @@ func (g *ground) count(r *record, n int) (routes []netip.Prefix, excludes bool) 
 		}
 	}
 	return routes, excludes
+}
+
+// unknown returns the subnets of the ranges that no endpoint leases from, each
+// once.
+func (g *ground) unknown(ranges []api.RangeSet) []netip.Prefix {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	fresh := make(map[netip.Prefix]bool)
+	for _, set := range ranges {
+		for _, r := range set {
+			if g.unreachable[r.Subnet] == 0 {
+				fresh[r.Subnet] = true
+			}
+		}
+	}
+	return sorted(maps.Keys(fresh))
 }
 
 // change returns true when the count has left or reached zero.

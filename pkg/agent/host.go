@@ -17,15 +17,18 @@ import (
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
-// Host is the node: Links and Routes of one network namespace.
+// Host is the node: Links, Routes and Surroundings of one network namespace.
 type Host struct {
 	ns     *wiring.Namespace
 	handle netlinksafe.Handle
+	// strict has the kernel choose what of a list it sends.
+	strict netlinksafe.Handle
 }
 
 var (
-	_ Links  = (*Host)(nil)
-	_ Routes = (*Host)(nil)
+	_ Links        = (*Host)(nil)
+	_ Routes       = (*Host)(nil)
+	_ Surroundings = (*Host)(nil)
 )
 
 // OpenHost opens the network namespace of the process, or the one at path when
@@ -50,6 +53,12 @@ func OpenHost(path string) (_ *Host, err error) {
 		return nil, fmt.Errorf("open node: %w", err)
 	}
 	h.handle, err = netlinksafe.NewHandleAt(at, unix.NETLINK_ROUTE)
+	if err == nil {
+		h.strict, err = netlinksafe.NewHandleAt(at, unix.NETLINK_ROUTE)
+	}
+	if err == nil {
+		err = h.strict.SetStrictCheck(true)
+	}
 	if at.IsOpen() {
 		_ = at.Close()
 	}
@@ -62,6 +71,7 @@ func OpenHost(path string) (_ *Host, err error) {
 // Close closes the sockets. Nothing of the node changes.
 func (h *Host) Close() error {
 	h.handle.Close()
+	h.strict.Close()
 	if h.ns == nil {
 		return nil
 	}

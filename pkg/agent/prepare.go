@@ -43,6 +43,12 @@ func (s *Service) Prepare(_ context.Context, req api.PrepareRequest) (api.Endpoi
 			return api.Endpoint{}, fmt.Errorf("undo unfinished endpoint: %w", err)
 		}
 	}
+	if err := s.checkRanges(in.network.Ranges, req.Network.Ranges); err != nil {
+		return api.Endpoint{}, err
+	}
+	if err := s.checkDelegated(in.addresses); err != nil {
+		return api.Endpoint{}, err
+	}
 	r, err := s.store(in)
 	if err != nil {
 		return api.Endpoint{}, err

@@ -21,7 +21,9 @@ func TestPrepareRefuses(t *testing.T) {
 		"container ID":       {change: func(r *api.PrepareRequest) { r.ContainerID = "../x" }, code: api.CodeInvalid, key: "containerID", value: "../x"},
 		"no container ID":    {change: func(r *api.PrepareRequest) { r.ContainerID = "" }, code: api.CodeInvalid, key: "containerID"},
 		"interface name":     {change: func(r *api.PrepareRequest) { r.IfName = "eth 0" }, code: api.CodeInvalid, key: "ifName", value: "eth 0"},
-		"long interface":     {change: func(r *api.PrepareRequest) { r.IfName = "abcdefghijklmnop" }, code: api.CodeInvalid, key: "ifName", value: "abcdefghijklmno..."},
+		"long interface":     {change: func(r *api.PrepareRequest) { r.IfName = "abcdefghijklmnop" }, code: api.CodeInvalid, key: "ifName", value: "abcdefghijklmnop"},
+		"template interface": {change: func(r *api.PrepareRequest) { r.IfName = "eth%d" }, code: api.CodeInvalid, key: "ifName", value: "eth%d"},
+		"interface all":      {change: func(r *api.PrepareRequest) { r.IfName = "all" }, code: api.CodeInvalid, key: "ifName", value: "all"},
 		"network name":       {change: func(r *api.PrepareRequest) { r.Network.Name = "a/b" }, code: api.CodeInvalid, key: "name", value: "a/b"},
 		"driver":             {change: func(r *api.PrepareRequest) { r.Network.Driver = "bridge" }, code: api.CodeInvalid, key: "driver", value: "bridge"},
 		"relative namespace": {change: func(r *api.PrepareRequest) { r.NetNS = "netns/x" }, code: api.CodeInvalid, key: "netns", value: "netns/x"},
@@ -73,7 +75,15 @@ func TestPrepareRefuses(t *testing.T) {
 			change:     func(r *api.PrepareRequest) { *r = delegated("c9", "10.10.0.2/16") },
 			code:       api.CodeConflict, key: "addresses", value: "10.10.0.2",
 		},
-		"multicast address":      {change: func(r *api.PrepareRequest) { *r = delegated("c9", "224.0.0.1/24") }, code: api.CodeInvalid, key: "addresses", value: "224.0.0.1/24"},
+		"multicast address": {change: func(r *api.PrepareRequest) { *r = delegated("c9", "224.0.0.1/24") }, code: api.CodeInvalid, key: "addresses", value: "224.0.0.1/24"},
+		"reserved address":  {change: func(r *api.PrepareRequest) { *r = delegated("c9", "240.0.0.1/24") }, code: api.CodeInvalid, key: "addresses", value: "240.0.0.1/24"},
+		"multicast gateway": {
+			change: func(r *api.PrepareRequest) {
+				*r = delegated("c9", "198.51.100.9/24")
+				r.Addresses[0].Gateway = netip.MustParseAddr("224.0.0.1")
+			},
+			code: api.CodeInvalid, key: "addresses", value: "198.51.100.9/24",
+		},
 		"mapped address":         {change: func(r *api.PrepareRequest) { *r = delegated("c9", "::ffff:10.0.0.1/120") }, code: api.CodeInvalid, key: "addresses", value: "::ffff:10.0.0.1/120"},
 		"MAC of a group":         {change: func(r *api.PrepareRequest) { r.MAC = "01:00:5e:00:00:01" }, code: api.CodeInvalid, key: "mac", value: "01:00:5e:00:00:01"},
 		"MAC of 8 bytes":         {change: func(r *api.PrepareRequest) { r.HostMAC = "02:00:00:00:00:00:00:01" }, code: api.CodeInvalid, key: "hostMAC", value: "02:00:00:00:00:00:00:01"},
@@ -109,6 +119,19 @@ func TestPrepareRefuses(t *testing.T) {
 				t.Errorf("next endpoint has number %d, want %d", next.ID, want)
 			}
 		})
+	}
+}
+
+// A link-local next hop is common where another plugin leases.
+func TestPrepareLinkLocalGateway(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	for address, gateway := range map[string]string{"198.51.100.9/32": "169.254.1.1", "2001:db8::9/128": "fe80::1"} {
+		req := delegated("c"+address[:1], address)
+		req.Addresses[0].Gateway = netip.MustParseAddr(gateway)
+		if got := w.mustAdd(t, s, req).Addresses[0].Gateway.String(); got != gateway {
+			t.Errorf("%s has gateway %s, want %s", address, got, gateway)
+		}
 	}
 }
 

@@ -32,6 +32,8 @@ type Options struct {
 	// Links and Routes are those of the node's network namespace.
 	Links  Links
 	Routes Routes
+	// Surroundings are the addresses of that namespace.
+	Surroundings Surroundings
 	// Excludes are destinations that are never masqueraded, besides the
 	// subnets of the networks.
 	Excludes []netip.Prefix

@@ -311,3 +311,13 @@ func TestStatusAndLists(t *testing.T) {
 		t.Errorf("decisions were invalidated %d times, want once", w.invalidated)
 	}
 }
+
+// Nothing can be under a name that is refused, and DEL of nothing succeeds.
+func TestDeleteOfANameThatCannotBe(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	for _, name := range []string{"eth%d", "all", "..", "a/b", "a-name-of-16-byt", ""} {
+		must(t, s.Delete(ctx, api.Attachment{ContainerID: "c1", IfName: name}))
+	}
+	wantCode(t, s.Delete(ctx, api.Attachment{ContainerID: "../c1", IfName: "eth0"}), api.CodeInvalid)
+}

@@ -11,7 +11,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"unicode"
 
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/ipam"
@@ -22,7 +21,6 @@ const (
 	maxName   = 256 // bytes of a container ID, network name, label key or value
 	maxLabels = 256
 	maxPath   = 4096 // PATH_MAX
-	maxIfName = 15   // IFNAMSIZ-1
 	maxMTU    = 65535
 	minMTU4   = 68   // RFC 791
 	minMTU6   = 1280 // RFC 8200, section 5
@@ -52,15 +50,8 @@ func checkAttachment(a api.Attachment) error {
 	if err := checkName("containerID", a.ContainerID); err != nil {
 		return err
 	}
-	switch {
-	case a.IfName == "":
-		return invalid("ifName", a.IfName, "is missing")
-	case len(a.IfName) > maxIfName:
-		return invalid("ifName", a.IfName[:maxIfName]+"...", fmt.Sprintf("is longer than %d bytes", maxIfName))
-	case a.IfName == "." || a.IfName == "..":
-		return invalid("ifName", a.IfName, "is no name of a network device")
-	case strings.ContainsFunc(a.IfName, func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) || unicode.IsControl(r) }):
-		return invalid("ifName", a.IfName, "must not hold / : or white space")
+	if reason := api.IfNameFault(a.IfName); reason != "" {
+		return invalid("ifName", a.IfName[:min(len(a.IfName), 64)], reason)
 	}
 	return nil
 }
@@ -179,8 +170,8 @@ func checkAddresses(addresses []api.Address) error {
 			reason = "is no address with a prefix length"
 		case one.Is4In6():
 			reason = "is an IPv4 address written as IPv6"
-		case !one.IsGlobalUnicast() && !one.IsLinkLocalUnicast():
-			reason = "is no unicast address"
+		case specialHop(one) != "":
+			reason = specialHop(one)
 		case one.Is6() && one.IsLinkLocalUnicast():
 			reason = "is a link-local address"
 		case seen[one]:
@@ -189,6 +180,8 @@ func checkAddresses(addresses []api.Address) error {
 			reason = fmt.Sprintf("has gateway %s of the other family", a.Gateway)
 		case a.Gateway == one:
 			reason = "is its own gateway"
+		case a.Gateway.IsValid() && specialHop(a.Gateway) != "":
+			reason = fmt.Sprintf("has gateway %s, which %s", a.Gateway, specialHop(a.Gateway))
 		}
 		if reason != "" {
 			return invalid("addresses", a.Address.String(), reason)
@@ -196,6 +189,15 @@ func checkAddresses(addresses []api.Address) error {
 		seen[one] = true
 	}
 	return nil
+}
+
+// specialHop says why an address can be neither a container's nor its next hop. A
+// link-local one can: containers of routed networks often have such a gateway.
+func specialHop(a netip.Addr) string {
+	if a.IsLinkLocalUnicast() {
+		return ""
+	}
+	return ipam.Special(netip.PrefixFrom(a, a.BitLen()))
 }
 
 func parseMAC(key, text string) (net.HardwareAddr, error) {

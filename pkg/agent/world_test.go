@@ -37,6 +37,8 @@ type world struct {
 	nextIndex   int
 	unreachable map[netip.Prefix]bool
 	attached    map[uint16]datapath.Endpoint
+	occupied    []Occupied
+	looks       int // how often somebody asked what is occupied
 	excludes    []netip.Prefix
 	uplinks     []datapath.Uplink
 	purged      []uint16
@@ -83,15 +85,16 @@ func (w *world) service(t *testing.T, db *bbolt.DB) *Service {
 	leases, err := ipam.Open(db)
 	must(t, err)
 	return New(Options{
-		DB:       db,
-		Leases:   leases,
-		Datapath: Datapath{Endpoints: w, Node: w, Repairs: w, Flows: w, Stats: w},
-		Links:    w,
-		Routes:   w,
-		Excludes: []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12")},
-		BPFRoot:  "/sys/fs/bpf/tendril",
-		Version:  "v0.0.0-test",
-		Now:      func() time.Time { return w.clock },
+		DB:           db,
+		Leases:       leases,
+		Datapath:     Datapath{Endpoints: w, Node: w, Repairs: w, Flows: w, Stats: w},
+		Links:        w,
+		Routes:       w,
+		Surroundings: w,
+		Excludes:     []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12")},
+		BPFRoot:      "/sys/fs/bpf/tendril",
+		Version:      "v0.0.0-test",
+		Now:          func() time.Time { return w.clock },
 	})
 }
 
@@ -304,6 +307,37 @@ func (w *world) ReconcileUnreachable(wanted []netip.Prefix) error {
 		w.unreachable[p] = true
 	}
 	return nil
+}
+
+func (w *world) Within(subnets []netip.Prefix) ([]Occupied, error) {
+	if err := w.call("Within"); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.looks++
+	var found []Occupied
+	for _, o := range w.occupied {
+		if slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(o.Addr) }) {
+			found = append(found, o)
+		}
+	}
+	return found, nil
+}
+
+func (w *world) At(a netip.Addr) (Occupied, bool, error) {
+	if err := w.call("At"); err != nil {
+		return Occupied{}, false, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.looks++
+	for _, o := range w.occupied {
+		if o.Addr == a {
+			return o, true, nil
+		}
+	}
+	return Occupied{}, false, nil
 }
 
 // wire does what the plugin does between Prepare and Attach.

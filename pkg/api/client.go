@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -131,7 +132,16 @@ func (c *Client) Networks(ctx context.Context) ([]Network, error) {
 }
 
 func endpointPath(a Attachment) string {
-	return "/v1/endpoints/" + url.PathEscape(a.ContainerID) + "/" + url.PathEscape(a.IfName)
+	return "/v1/endpoints/" + segment(a.ContainerID) + "/" + segment(a.IfName)
+}
+
+// segment is a name as one segment of a path. The dots are escaped where they are
+// all of it: "." and ".." would be taken for directories.
+func segment(name string) string {
+	if name == "." || name == ".." {
+		return strings.ReplaceAll(name, ".", "%2E")
+	}
+	return url.PathEscape(name)
 }
 
 // none is the body of an answer that has none.

@@ -116,6 +116,7 @@ func TestHandlerRoutes(t *testing.T) {
 		},
 		{"DELETE", "/v1/endpoints/c1/eth0", "", 204, "", []any{"delete", a}},
 		{"DELETE", "/v1/endpoints/c1/eth%3F0", "", 204, "", []any{"delete", Attachment{ContainerID: "c1", IfName: "eth?0"}}},
+		{"DELETE", "/v1/endpoints/c1/%2E%2E", "", 204, "", []any{"delete", Attachment{ContainerID: "c1", IfName: ".."}}},
 		{"POST", "/v1/endpoints/c1/eth0/check", "", 204, "", []any{"check", a}},
 		{
 			"GET", "/v1/endpoints/c1/eth0", "",

@@ -5,6 +5,7 @@ package api
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"strings"
 )
 
@@ -27,4 +28,34 @@ func IsHostIfName(name string) bool {
 	hash, ok := strings.CutPrefix(name, HostIfPrefix)
 	_, err := hex.DecodeString(hash)
 	return ok && err == nil && len(hash) == 12
+}
+
+// maxIfName is the length in bytes of the longest name of a network device,
+// IFNAMSIZ-1 of linux/if.h.
+const maxIfName = 15
+
+// IfNameFault says why a container's interface cannot have the name; empty if it
+// can. The kernel refuses some names (dev_valid_name in net/core/dev.c), takes one
+// with a percent sign for a template, and shows under "all" and "default" of
+// /proc/sys/net/*/conf what is no device.
+func IfNameFault(name string) string {
+	switch {
+	case name == "":
+		return "is missing"
+	case len(name) > maxIfName:
+		return fmt.Sprintf("is longer than %d bytes", maxIfName)
+	case name == "." || name == "..":
+		return "is no name of a network device"
+	case name == "all" || name == "default":
+		return "is what the kernel calls the settings of all network devices or of new ones"
+	case strings.ContainsRune(name, '%'):
+		return "must not hold %, with which the kernel would choose a name"
+	}
+	for _, b := range []byte(name) {
+		// The last is white space of Latin-1, which the kernel goes by.
+		if b <= ' ' || b == '/' || b == ':' || b == 0x7f || b == 0xa0 {
+			return "must not hold / : white space or control characters"
+		}
+	}
+	return ""
 }

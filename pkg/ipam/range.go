@@ -77,9 +77,27 @@ func (e *RangeError) Error() string {
 // (RFC 3021) or /127 (RFC 6164) both addresses are hosts', and the lower is the
 // default gateway; anything smaller has no room for a container and a gateway.
 //
-// A range may not hold loopback or multicast addresses, and no two ranges of a
-// network may overlap, be they of one set or of two.
+// A subnet may neither be part of a block of loopback, link-local, multicast or
+// reserved addresses nor hold one, and no two ranges of a network may overlap,
+// be they of one set or of two.
 func Canonical(sets []RangeSet) ([]RangeSet, error) {
+	out, err := complete(sets)
+	if err != nil {
+		return nil, err
+	}
+	for i, set := range out {
+		for j, r := range set {
+			if reason := Special(r.Subnet); reason != "" {
+				return nil, &RangeError{i, j, "subnet", r.Subnet.String(), reason}
+			}
+		}
+	}
+	return out, nil
+}
+
+// complete is Canonical for any subnet: records may hold ranges of a version that
+// refused fewer.
+func complete(sets []RangeSet) ([]RangeSet, error) {
 	out := make([]RangeSet, len(sets))
 	for i, set := range sets {
 		if len(set) == 0 {
@@ -110,7 +128,7 @@ func Canonical(sets []RangeSet) ([]RangeSet, error) {
 	return out, nil
 }
 
-// canonical is Canonical for one range by itself. The error's position is not
+// canonical is complete for one range by itself. The error's position is not
 // filled in.
 func (r Range) canonical() (Range, *RangeError) {
 	subnet := r.Subnet
@@ -179,23 +197,36 @@ func (r Range) canonical() (Range, *RangeError) {
 			Reason: fmt.Sprintf("comes after %s, the end of the range", end),
 		}
 	}
-	for _, special := range []struct {
+	return Range{Subnet: subnet, Start: start, End: end, Gateway: gateway}, nil
+}
+
+// Special says why no container can live in the subnet: it is a part of a block of
+// loopback, link-local, multicast or reserved addresses (RFC 6890), or holds one.
+// Empty if it is neither. A single address is a subnet of its whole length.
+func Special(subnet netip.Prefix) string {
+	for _, block := range []struct {
 		prefix, what string
 	}{
-		{"0.0.0.0/32", "the unspecified address"},
+		{"0.0.0.0/8", "addresses of this host on this network (RFC 791)"},
 		{"127.0.0.0/8", "loopback addresses"},
+		{"169.254.0.0/16", "link-local addresses"},
 		{"224.0.0.0/4", "multicast addresses"},
-		{"255.255.255.255/32", "the limited broadcast address"},
-		{"::1/128", "the loopback address"},
+		{"240.0.0.0/4", "reserved addresses, the limited broadcast address among them"},
+		{"::/127", "the unspecified and the loopback address"},
+		{"::ffff:0.0.0.0/96", "IPv4-mapped addresses"},
+		{"fe80::/10", "link-local addresses"},
 		{"ff00::/8", "multicast addresses"},
-		{"::ffff:0:0/96", "IPv4-mapped addresses"},
 	} {
-		p := netip.MustParsePrefix(special.prefix)
-		if start.BitLen() == p.Addr().BitLen() && !p.Addr().Less(start) && !end.Less(p.Addr()) || p.Contains(start) {
-			return wrong("gives the range %s-%s, which holds %s", start, end, special.what)
+		p := netip.MustParsePrefix(block.prefix)
+		switch {
+		case !p.Overlaps(subnet):
+		case p.Bits() <= subnet.Bits():
+			return fmt.Sprintf("is in %s: %s", p, block.what)
+		default:
+			return fmt.Sprintf("holds %s: %s", p, block.what)
 		}
 	}
-	return Range{Subnet: subnet, Start: start, End: end, Gateway: gateway}, nil
+	return ""
 }
 
 // within is the address in its standard form if it lies in the subnet.

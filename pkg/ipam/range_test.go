@@ -137,11 +137,26 @@ func TestCanonicalRefuses(t *testing.T) {
 		{"10.0.0.0/24, 10.0.0.0/25", RangeError{0, 1, "subnet", "10.0.0.0/25", "its range 10.0.0.2-10.0.0.126 overlaps 10.0.0.2-10.0.0.254 of ranges[0][0]"}},
 		{"10.9.0.0/24; fd00::/64, fd01::/64; 10.8.0.0/24, 10.8.0.0/15", RangeError{2, 1, "subnet", "10.8.0.0/15", "its range 10.8.0.2-10.9.255.254 overlaps 10.8.0.2-10.8.0.254 of ranges[2][0]"}},
 		{"10.0.0.0/24 10.0.0.50; 10.0.0.0/24 - 10.0.0.50", RangeError{1, 0, "subnet", "10.0.0.0/24", "its range 10.0.0.2-10.0.0.50 overlaps 10.0.0.50-10.0.0.254 of ranges[0][0]"}},
-		{"127.0.0.0/24", RangeError{0, 0, "subnet", "127.0.0.0/24", "gives the range 127.0.0.2-127.0.0.254, which holds loopback addresses"}},
-		{"224.0.0.0/24", RangeError{0, 0, "subnet", "224.0.0.0/24", "gives the range 224.0.0.2-224.0.0.254, which holds multicast addresses"}},
-		{"0.0.0.0/0", RangeError{0, 0, "subnet", "0.0.0.0/0", "gives the range 0.0.0.2-255.255.255.254, which holds loopback addresses"}},
-		{"ff02::/64", RangeError{0, 0, "subnet", "ff02::/64", "gives the range ff02::2-ff02::ffff:ffff:ffff:ffff, which holds multicast addresses"}},
-		{"::/32", RangeError{0, 0, "subnet", "::/32", "gives the range ::2-::ffff:ffff:ffff:ffff:ffff:ffff, which holds IPv4-mapped addresses"}},
+		{"0.0.0.0/24", RangeError{0, 0, "subnet", "0.0.0.0/24", "is in 0.0.0.0/8: addresses of this host on this network (RFC 791)"}},
+		{"127.0.0.0/24", RangeError{0, 0, "subnet", "127.0.0.0/24", "is in 127.0.0.0/8: loopback addresses"}},
+		{"127.0.0.0/8", RangeError{0, 0, "subnet", "127.0.0.0/8", "is in 127.0.0.0/8: loopback addresses"}},
+		{"169.254.0.0/16", RangeError{0, 0, "subnet", "169.254.0.0/16", "is in 169.254.0.0/16: link-local addresses"}},
+		{"169.254.7.0/24", RangeError{0, 0, "subnet", "169.254.7.0/24", "is in 169.254.0.0/16: link-local addresses"}},
+		{"169.0.0.0/8", RangeError{0, 0, "subnet", "169.0.0.0/8", "holds 169.254.0.0/16: link-local addresses"}},
+		{"169.0.0.0/8 169.1.0.0 169.1.0.9", RangeError{0, 0, "subnet", "169.0.0.0/8", "holds 169.254.0.0/16: link-local addresses"}},
+		{"224.0.0.0/24", RangeError{0, 0, "subnet", "224.0.0.0/24", "is in 224.0.0.0/4: multicast addresses"}},
+		{"240.0.0.0/24", RangeError{0, 0, "subnet", "240.0.0.0/24", "is in 240.0.0.0/4: reserved addresses, the limited broadcast address among them"}},
+		{"255.255.255.252/30", RangeError{0, 0, "subnet", "255.255.255.252/30", "is in 240.0.0.0/4: reserved addresses, the limited broadcast address among them"}},
+		{"fd00::/64; 0.0.0.0/0", RangeError{1, 0, "subnet", "0.0.0.0/0", "holds 0.0.0.0/8: addresses of this host on this network (RFC 791)"}},
+		{"0.0.0.0/1", RangeError{0, 0, "subnet", "0.0.0.0/1", "holds 0.0.0.0/8: addresses of this host on this network (RFC 791)"}},
+		{"128.0.0.0/1", RangeError{0, 0, "subnet", "128.0.0.0/1", "holds 169.254.0.0/16: link-local addresses"}},
+		{"::/0", RangeError{0, 0, "subnet", "::/0", "holds ::/127: the unspecified and the loopback address"}},
+		{"::/127", RangeError{0, 0, "subnet", "::/127", "is in ::/127: the unspecified and the loopback address"}},
+		{"::/64 ::5", RangeError{0, 0, "subnet", "::/64", "holds ::/127: the unspecified and the loopback address"}},
+		{"::fffe:0:0/95", RangeError{0, 0, "subnet", "::fffe:0:0/95", "holds ::ffff:0.0.0.0/96: IPv4-mapped addresses"}},
+		{"fe80::/64", RangeError{0, 0, "subnet", "fe80::/64", "is in fe80::/10: link-local addresses"}},
+		{"fe00::/8", RangeError{0, 0, "subnet", "fe00::/8", "holds fe80::/10: link-local addresses"}},
+		{"ff02::/64", RangeError{0, 0, "subnet", "ff02::/64", "is in ff00::/8: multicast addresses"}},
 	} {
 		t.Run(test.in, func(t *testing.T) {
 			_, err := Canonical(mustParse(t, test.in))
@@ -286,5 +301,21 @@ func TestCanonicalManyRanges(t *testing.T) {
 	want := &RangeError{0, 1<<15 - 1, "subnet", "10.0.0.0/24", "its range 10.0.0.2-10.0.0.254 overlaps 10.0.0.2-10.0.0.254 of ranges[0][0]"}
 	if diff := cmp.Diff(error(want), err); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+// A subnet that an older version accepted is read, and not accepted again.
+func TestRangesOfOlderVersionsAreRead(t *testing.T) {
+	const record = `[[{"subnet":"169.254.0.0/24","rangeStart":"169.254.0.2","rangeEnd":"169.254.0.254","gateway":"169.254.0.1"}]]`
+	got, err := decodeRanges([]byte(record))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := mustParse(t, "169.254.0.0/24 169.254.0.2 169.254.0.254 169.254.0.1")
+	if diff := cmp.Diff(want, got, netips); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if _, err := Canonical(got); err == nil {
+		t.Error("accepted again")
 	}
 }

@@ -128,7 +128,7 @@ func decodeRanges(value []byte) ([]RangeSet, error) {
 	if err := decodeStrictly(value, &sets); err != nil {
 		return nil, err
 	}
-	canonical, err := Canonical(sets)
+	canonical, err := complete(sets)
 	if err != nil {
 		return nil, err
 	}

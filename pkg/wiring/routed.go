@@ -4,6 +4,7 @@ package wiring
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -39,7 +40,16 @@ type Route struct {
 	// Optional says that the route is left out when the container has one
 	// to the same destination and with the same metric already.
 	Optional bool
+	// Behind says that the route stands behind such a one, for packets that
+	// are bound to the link. So does any route by way of a gateway that the
+	// container has on another link too.
+	Behind bool
 }
+
+// behind and the link's index are added to the metric of a route that stands behind
+// another. With equal metrics IPv6 would make the two one route of two ways, and IPv4
+// would prefer the later. 1024 is what IPv6 takes for 0.
+const behind = 1024
 
 // String is the route as ip-route(8) would show it.
 func (r Route) String() string {
@@ -104,8 +114,8 @@ func Up(host, container *Namespace, links Links, helper netip.Addr) error {
 
 // Configure gives both sides their addresses, neighbours and routes and sets
 // them up. It returns the routes that the container has now, which are those
-// of r without the optional ones that were there already. helper is what Up
-// was given.
+// of r without the optional ones that were there already, and with the metric of
+// those that stand behind others. helper is what Up was given.
 //
 // All neighbours are permanent: neither side ever asks who has an address, so
 // neither needs proxy ARP, and there is nothing to spoof.
@@ -119,17 +129,55 @@ func Configure(host, container *Namespace, links Links, r Routed, helper netip.A
 	if _, err := host.exchange(hostSide(links, r, helper)); err != nil {
 		return nil, fmt.Errorf("configure the host's side: %w", err)
 	}
-	messages, present := containerSide(links, r)
+	messages, heard := containerSide(links, r)
 	if _, err := container.exchange(messages); err != nil {
 		return nil, fmt.Errorf("configure the container's side: %w", err)
 	}
-	var routes []Route
-	for i, route := range r.Routes {
-		if !present[i] {
-			routes = append(routes, route)
-		}
+	routes, messages := heard.again(links, r)
+	if messages == nil {
+		return routes, nil
+	}
+	if _, err := container.exchange(messages); err != nil {
+		return nil, fmt.Errorf("configure the container's side: %w", err)
 	}
 	return routes, nil
+}
+
+// heard is what was there before in the container, from other interfaces.
+type heard struct {
+	// gateways, in the order of Routed.Gateways: there is a route to it alone,
+	// so the other interface is of the same network.
+	gateways []bool
+	// routes, in the order of Routed.Routes: there is one to the same
+	// destination with the same metric.
+	routes []bool
+}
+
+// again returns the routes as the container has them in the end, and the messages
+// for those that were there before and are wanted all the same.
+func (h heard) again(links Links, r Routed) ([]Route, []message) {
+	var routes []Route
+	var messages []message
+	gateways := r.Gateways()
+	for i, route := range r.Routes {
+		at := slices.Index(gateways, route.Gateway)
+		switch {
+		case !h.routes[i]:
+			routes = append(routes, route)
+			continue
+		case route.Optional:
+			continue
+		case route.Behind, at >= 0 && h.gateways[at]:
+			// Packets of the other interface's address that went by this one
+			// would be dropped as spoofed: the other's route stays the first.
+			route.Priority = min(route.Priority+behind+links.Index, math.MaxUint32)
+		}
+		// A second network's route to the same place stands beside or before
+		// the first, as with the reference plugins.
+		messages = append(messages, newRoute(links.Index, links.Name, route, unix.RTPROT_BOOT, 0))
+		routes = append(routes, route)
+	}
+	return routes, messages
 }
 
 func hostSide(links Links, r Routed, helper netip.Addr) []message {
@@ -154,31 +202,31 @@ func hostSide(links Links, r Routed, helper netip.Addr) []message {
 	return messages
 }
 
-// containerSide returns the messages and, for each route, where it is heard
-// that the route was there already.
-func containerSide(links Links, r Routed) ([]message, []bool) {
-	index, name := links.Index, links.Name
+// containerSide returns the messages, and where it is heard what was there before.
+func containerSide(links Links, r Routed) ([]message, heard) {
+	index, name, gateways := links.Index, links.Name, r.Gateways()
+	h := heard{gateways: make([]bool, len(gateways)), routes: make([]bool, len(r.Routes))}
+	exclusive := func(route Route, there *bool) message {
+		m := newRoute(index, name, route, unix.RTPROT_BOOT, unix.NLM_F_EXCL)
+		m.tolerate, m.tolerated = []unix.Errno{unix.EEXIST}, there
+		return m
+	}
 	messages := []message{up(index, name, r.MTU)}
 	for _, a := range r.Addresses {
 		messages = append(messages, address(unix.RTM_NEWADDR, index, name, a.Addr, unix.RT_SCOPE_UNIVERSE))
 	}
-	for _, gateway := range r.Gateways() {
+	for i, gateway := range gateways {
 		whole := Route{Dst: netip.PrefixFrom(gateway, gateway.BitLen()), Scope: unix.RT_SCOPE_LINK}
-		messages = append(messages, neighbour(index, name, gateway, links.HostMAC),
-			newRoute(index, name, whole, unix.RTPROT_BOOT, unix.NLM_F_EXCL))
+		// Another interface's route to the same gateway stays the first. Where
+		// there is none, the second message finds what the first has made.
+		appended := newRoute(index, name, whole, unix.RTPROT_BOOT, unix.NLM_F_APPEND)
+		appended.tolerate = []unix.Errno{unix.EEXIST}
+		messages = append(messages, neighbour(index, name, gateway, links.HostMAC), exclusive(whole, &h.gateways[i]), appended)
 	}
-	present := make([]bool, len(r.Routes))
 	for i, route := range r.Routes {
-		// Without NLM_F_EXCL a second network's route to the same place
-		// stands beside or before the first, as with the reference plugins.
-		m := newRoute(index, name, route, unix.RTPROT_BOOT, 0)
-		if route.Optional {
-			m.flags |= unix.NLM_F_EXCL
-			m.tolerate, m.tolerated = []unix.Errno{unix.EEXIST}, &present[i]
-		}
-		messages = append(messages, m)
+		messages = append(messages, exclusive(route, &h.routes[i]))
 	}
-	return messages, present
+	return messages, h
 }
 
 // address adds or removes one whole address. Nobody else can have it, so an

@@ -71,6 +71,18 @@ func TestRefusedADD(t *testing.T) {
 				`its range 10.20.0.130-10.20.0.254 overlaps 10.20.0.2-10.20.0.254 of ranges[0][0]`, ""},
 		},
 		{
+			name: "range of the node's LAN", network: s.Network("other", "192.0.2.0/24"),
+			want: refusal{7, "prepare: ipam.ranges[0][0].subnet: subnet 192.0.2.0/24 holds 192.0.2.1, an address of this node on up0", ""},
+		},
+		{
+			name: "range with the node's router", network: s.Network("other", "2001:db8::2/127"),
+			want: refusal{7, "prepare: ipam.ranges[0][0].subnet: subnet 2001:db8::2/127 holds 2001:db8::2, the next hop of the node's route default by up0", ""},
+		},
+		{
+			name: "link-local range", network: s.Network("other", "169.254.9.0/24"),
+			want: refusal{7, `prepare: ipam.ranges[0][0].subnet: check ranges[0][0].subnet "169.254.9.0/24": is in 169.254.0.0/16: link-local addresses`, ""},
+		},
+		{
 			name: "exhausted", network: s.Network("tiny", "10.40.0.0/30"),
 			want: refusal{11, "prepare: ipam.ranges: allocate from network tiny: range set 0 (10.40.0.0/30) is exhausted: leased 1 of 1 addresses", ""},
 		},
@@ -141,6 +153,23 @@ func TestRefusedADD(t *testing.T) {
 			s.BecomesRecorded(t, before)
 		})
 	}
+}
+
+// STATUS refuses the ranges that ADD would refuse, and accepts a slice of the LAN
+// that nobody needs.
+func TestStatusOfRanges(t *testing.T) {
+	s := running(t)
+	before := s.State(t)
+	for subnet, want := range map[string]refusal{
+		"192.0.2.0/24":  {7, "ipam.ranges[0][0].subnet: subnet 192.0.2.0/24 holds 192.0.2.1, an address of this node on up0", ""},
+		"192.0.2.64/26": {},
+	} {
+		call := nodetest.Call{Command: "STATUS", Network: s.Network("other", subnet)}
+		if diff := cmp.Diff(want, refusalOf(s.Call(t, call))); diff != "" {
+			t.Errorf("STATUS with %s (-want +got):\n%s", subnet, diff)
+		}
+	}
+	s.BecomesRecorded(t, before)
 }
 
 // A second agent that would share anything with the first is refused, names
