@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/tendril-net/tendril/pkg/maps"
 )
@@ -54,6 +55,10 @@ type Datapath struct {
 	mu sync.Mutex
 	// uplinks are those of the last ReconcileUplinks that succeeded.
 	uplinks []Uplink
+	// former are devices that were uplinks and still have from_uplink, by index,
+	// since when they are none.
+	former map[int]time.Time
+	now    func() time.Time
 }
 
 // Endpoint is what the datapath needs to know of one interface of a container.
@@ -99,7 +104,7 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	if cfg.MasqueradePorts[0] == 0 || cfg.MasqueradePorts[0] > cfg.MasqueradePorts[1] {
 		return nil, fmt.Errorf("masquerade ports %d to %d are no range", cfg.MasqueradePorts[0], cfg.MasqueradePorts[1])
 	}
-	d := &Datapath{root: cfg.Root, log: cfg.Logger}
+	d := &Datapath{root: cfg.Root, log: cfg.Logger, now: time.Now}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/tendril-net/tendril/internal/packet"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
@@ -152,12 +154,19 @@ func testNotOurs(t *testing.T, n *node, f family) {
 		step{"martian source", n.fromWorld(ip(f.martian, f.a, 58, tr.there(low)...)...), drops("martian")},
 		step{"no source", n.fromWorld(ip(f.nobody(), f.a, 58, tr.there(low)...)...), drops("martian")},
 		step{"multicast source", n.fromWorld(ip(f.multicast, f.a, 58, tr.there(low)...)...), drops("martian")},
-		step{"an endpoint's source", n.fromWorld(ip(f.b, f.a, 58, tr.there(low)...)...), drops("martian")},
 		step{"the host's source", n.fromWorld(ip(f.host, f.a, 58, tr.there(low)...)...), drops("martian")},
 		step{"an unreachable source", n.fromWorld(ip(f.unknown, f.a, 58, tr.there(low)...)...), drops("martian")},
 		step{"the receiver's source", n.fromWorld(ip(f.a, f.a, 58, tr.there(low)...)...), drops("martian")},
 		step{"unknown address", n.fromWorld(ip(f.world, f.unknown, 58, tr.there(low)...)...), untouched()},
 	)
+	t.Run("an endpoint's source", func(t *testing.T) {
+		// An endpoint on the node has a route, by a device.
+		route := &netlink.Route{Dst: ipNet(netip.PrefixFrom(f.b, f.b.BitLen())), LinkIndex: n.other.Attrs().Index}
+		must(t, n.ns.Handle.RouteAdd(route))
+		defer func() { must(t, n.ns.Handle.RouteDel(route)) }()
+		n.forget(t)
+		n.check(t, n.fromWorld(ip(f.b, f.a, 58, tr.there(low)...)...), drops("martian"))
+	})
 	if f.v6() {
 		n.table(t,
 			step{"neighbour advertisement", n.fromWorld(ip(f.router, f.host, 255, packet.NeighborAdvert(f.router, packet.NASolicited))...), untouched()},

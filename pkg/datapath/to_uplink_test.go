@@ -93,6 +93,13 @@ func testRefused(t *testing.T, n *node, f family) {
 		step{"another ICMP", n.toWorld(seenNot, ip(f.a, f.world, 63, packet.ICMP(200, 0, 77))...), drops("unsupported_protocol")},
 		step{"ARP", n.toWorld(seenNot, packet.ARPRequest(packet.Station{MAC: n.uplink.MAC, IP: v4().host}, v4().router)), untouched()},
 	)
+	// Answers that nobody asked for must not leave unhidden, nor begin anything.
+	n.table(t,
+		step{"SYN ACK", n.toWorld(seenNot, ip(f.a, f.world, 63, packet.TCP(inside, server, packet.SYN, packet.ACK))...), drops("no_translation")},
+		step{"echo reply", n.toWorld(seenNot, ip(f.a, f.world, 63, packet.EchoReply(inside, 1))...), drops("no_translation")},
+		step{"TCP in the middle", n.toWorld(seenNot, ip(f.a, f.world, 63, tcp(inside, server, packet.ACK)...)...), drops("no_translation")},
+	)
+	n.wantTranslations(t)
 	bare := n.uplink
 	bare.IPv4, bare.IPv6 = netip.Addr{}, netip.Addr{}
 	n.do(t, func() error { return n.ReconcileUplinks([]Uplink{bare}) })

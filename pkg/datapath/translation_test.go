@@ -161,8 +161,11 @@ func testUplinkAddress(t *testing.T, n *node, f family, tr transport) {
 func testHostClaims(t *testing.T, n *node, f family, tr transport) {
 	n.forget(t)
 	n.open(t, f, tr, inside)
-	held := n.translations(t)
 	answer := n.fromWorld(ip(f.world, f.host, 58, tr.back(inside)...)...)
+	// Both directions are in the cache when the host comes.
+	arrived := deliveredAs(delivered(n.a, ip(f.world, f.a, 57, tr.back(inside)...)...), "decided")
+	n.story(t, step{"answer before", answer, arrived})
+	held := n.translations(t)
 	n.story(t,
 		step{"to another place", n.toWorld(seenNot, ip(f.host, f.neighbour, 64, tr.there(inside)...)...), untouched()},
 		step{"from another port", n.toWorld(seenNot, ip(f.host, f.world, 64, tr.there(inside+1)...)...), untouched()},
@@ -172,6 +175,7 @@ func testHostClaims(t *testing.T, n *node, f family, tr transport) {
 	n.story(t, step{"from the same", n.toWorld(seenNot, ip(f.host, f.world, 64, tr.there(inside)...)...), untouched()})
 	n.wantTranslations(t)
 	n.story(t, step{"answer", answer, untouched()})
+	n.wantFlows(t)
 }
 
 // testHostSocket: a port that a socket of the host has is not taken.

@@ -7,13 +7,18 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
+// linger is how long a former uplink is served: longer than an answer takes.
+const linger = 30 * time.Second
+
 // ReconcileUplinks makes the uplinks exactly these. When something changed, every
 // decision is taken anew. What is found wrong although the same uplinks were asked
-// for last was done by others, and is logged.
+// for last was done by others, and is logged. A device that is no uplink any more
+// has its answers translated for 30 s; a later call ends that.
 func (d *Datapath) ReconcileUplinks(desired []Uplink) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -89,12 +94,37 @@ func (d *Datapath) pruneUplinks(want map[uint32]bool) (bool, error) {
 	}
 	attached, err := d.hooks.uplinks.list()
 	errs = append(errs, err)
+	former := make(map[int]time.Time)
 	for _, a := range attached {
-		if !a.endpoint() && !want[uint32(a.ifindex)] {
-			errs = append(errs, d.hooks.of(a).detach(a))
+		if a.endpoint() || want[uint32(a.ifindex)] {
+			continue
 		}
+		if since, lingers := d.lingers(a); lingers {
+			former[a.ifindex] = since
+			continue
+		}
+		errs = append(errs, d.hooks.of(a).detach(a))
 	}
+	d.former = former
 	return len(stale) > 0, errors.Join(errs...)
+}
+
+// lingers tells whether a program stays on a device that is no uplink any more, and
+// since when the device is none: answers to what left by it are under way for a
+// while, and only from_uplink knows whose they are.
+func (d *Datapath) lingers(a attachment) (since time.Time, lingers bool) {
+	if a.program != fromUplink {
+		return time.Time{}, false
+	}
+	// A device that is gone has nothing under way.
+	if there, err := d.hooks.of(a).has(a); !there || err != nil {
+		return time.Time{}, false
+	}
+	since, known := d.former[a.ifindex]
+	if !known {
+		since = d.now()
+	}
+	return since, d.now().Sub(since) < linger
 }
 
 // Invalidate makes every decision be taken anew by its next packet: routes changed.
