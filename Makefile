@@ -17,7 +17,10 @@ CLANG_FORMAT  := clang-format-19
 TESTFLAGS   ?=
 KERNEL      ?=
 KERNELFLAGS ?=
+# FUZZ chooses fuzz tests by name, FUZZTIME is for each.
+FUZZ        ?= .
 FUZZTIME    ?= 30s
+STORIES     ?= 400000
 
 # The folders whose tests run on every kernel of the matrix.
 KERNEL_DIRS := test/kernels/selftest pkg/datapath pkg/maps pkg/wiring pkg/uplink
@@ -96,12 +99,16 @@ mutations: ## put faults into the programs, one by one, and see that a test catc
 	$(DEPS) generate test
 	$(GO) run ./test/mutations
 
+.PHONY: stories
+stories: ## show the programs a million mutated packets, always the same, and judge what becomes of them (as root)
+	TENDRIL_TEST_PRIVILEGED=1 TENDRIL_TEST_STORIES=$(STORIES) $(GO) test -count=1 -timeout 30m -run '^TestStories$$' ./pkg/datapath
+
 .PHONY: fuzz
-fuzz: ## run each fuzz test for FUZZTIME
+fuzz: ## run each fuzz test whose name matches FUZZ for FUZZTIME (as root)
 	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n 1 dirname | sort -u | while read -r dir; do \
-		for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$dir/*_test.go); do \
+		for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$dir/*_test.go | grep -- '$(FUZZ)'); do \
 			echo "=== $$dir $$name"; \
-			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$dir </dev/null || exit 1; \
+			TENDRIL_TEST_PRIVILEGED=1 $(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$dir </dev/null || exit 1; \
 		done; \
 	done
 

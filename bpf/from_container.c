@@ -66,6 +66,9 @@ static __always_inline int decide(struct __sk_buff *skb)
 	s->decision.action = ACTION_FORWARD;
 	if (!masked)
 		return APPLY;
+	/* The stack answers or fragments it, and must know what it quotes. */
+	if (s->packet.icmp_kind == ICMP_KIND_ERROR && s->packet.length > s->decision.mtu)
+		return apply_pass(skb, FROM_CONTAINER, COUNTER_TOO_BIG);
 	if (s->packet.icmp_kind == ICMP_KIND_ERROR)
 		error = masquerade_error(skb);
 	else if (begins_with_reply(&s->packet))

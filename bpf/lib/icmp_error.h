@@ -18,6 +18,12 @@
 #define ICMP_HEADER 8
 #define QUOTE_EXTENSIONS_MAX 4
 
+/* Where the packet ends in its frame, which may be longer. */
+static __always_inline __u32 packet_end(const struct __sk_buff *skb, const struct packet *packet)
+{
+	return skb->gso_size ? skb->len : ETH_HLEN + packet->length;
+}
+
 /*
  * Fills scratch->quote from scratch->packet. Returns 0, or -1 when the quote is
  * too short or a later fragment, and so names no flow.
@@ -78,7 +84,8 @@ __noinline int parse_quote(struct __sk_buff *skb)
 		offset += ip.ihl * 4;
 	}
 	quote->transport = offset;
-	if (bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)))
+	if (offset + sizeof(ports) > packet_end(skb, &s->packet) ||
+	    bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)))
 		return -1;
 	switch (quote->key.protocol) {
 	case IPPROTO_TCP:
@@ -133,7 +140,7 @@ __noinline int quote_fix(struct __sk_buff *skb, __u32 checksum, __u32 offset, __
 {
 	__u16 old, new;
 
-	/* Beyond the end of the quote, or UDP without. */
+	/* UDP may be without. */
 	if (bpf_skb_load_bytes(skb, offset, &old, sizeof(old)) || (may_be_absent && !old))
 		return 0;
 	new = checksum_replace(old, diff);
@@ -181,7 +188,8 @@ __noinline int translate_quote(struct __sk_buff *skb, __u32 source)
 			port, s->to.port))
 		return -1;
 	offset_in_transport = checksum_offset(quote->key.protocol);
-	if (offset_in_transport < 0)
+	if (offset_in_transport < 0 ||
+	    quote->transport + offset_in_transport + sizeof(__be16) > packet_end(skb, &s->packet))
 		return 0;
 	if (quote->key.protocol == IPPROTO_ICMP)
 		diff = 0;

@@ -57,13 +57,17 @@ static __always_inline bool masquerades(const struct endpoint *self, const struc
 
 /*
  * A packet that can only be an answer: to a connection that the datapath did not
- * see begin. An echo reply is told by its ports, which later fragments have too.
+ * see begin. A later fragment of an echo reply is told by the ports of the first.
  */
 static __always_inline bool begins_with_reply(const struct packet *packet)
 {
-	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) ||
-	       (packet->key.protocol == (packet->ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP) &&
-		!packet->key.source_port && packet->key.destination_port);
+	if ((packet->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK))
+		return true;
+	if (packet->key.protocol != (packet->ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
+		return false;
+	if (packet->fragment == FRAGMENT_LATER)
+		return !packet->key.source_port && packet->key.destination_port;
+	return packet->icmp_type == (packet->ipv6 ? ICMPV6_ECHO_REPLY : ICMP_ECHOREPLY);
 }
 
 static __always_inline bool can_masquerade(const struct packet *packet)

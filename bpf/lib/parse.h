@@ -66,6 +66,7 @@ struct packet {
 #define IP_MORE_FRAGMENTS 0x2000
 #define IP_OFFSET 0x1fff
 #define IPV6_EXTENSIONS_MAX 8
+#define SCTP_HEADER 12
 
 struct cursor {
 	void *at;
@@ -272,6 +273,7 @@ static __always_inline int parse_transport(struct cursor *c, struct packet *pack
 		__be16 source, destination;
 	} *ports = c->at;
 	struct tcphdr *tcp = c->at;
+	int length;
 
 	switch (packet->key.protocol) {
 	case IPPROTO_TCP:
@@ -284,12 +286,10 @@ static __always_inline int parse_transport(struct cursor *c, struct packet *pack
 			return PARSE_INVALID;
 		return tcp->doff * 4;
 	case IPPROTO_UDP:
-		if (c->at + sizeof(struct udphdr) > c->end)
-			return PARSE_SHORT;
+		length = sizeof(struct udphdr);
 		break;
 	case IPPROTO_SCTP:
-		if (c->at + 12 > c->end)
-			return PARSE_SHORT;
+		length = SCTP_HEADER;
 		break;
 	case IPPROTO_ICMP:
 		return packet->ipv6 ? 0 : parse_icmp(c, packet);
@@ -298,9 +298,11 @@ static __always_inline int parse_transport(struct cursor *c, struct packet *pack
 	default:
 		return 0;
 	}
+	if (c->at + length > c->end)
+		return PARSE_SHORT;
 	packet->key.source_port = ports->source;
 	packet->key.destination_port = ports->destination;
-	return sizeof(struct udphdr);
+	return length;
 }
 
 static __always_inline int parse_frame(struct __sk_buff *skb, struct packet *packet)
@@ -328,15 +330,19 @@ static __always_inline int parse_frame(struct __sk_buff *skb, struct packet *pac
 	if (next < 0)
 		return next;
 	packet->key.protocol = next;
-	if (packet->fragment == FRAGMENT_LATER)
-		return PARSED_IP;
+	if (packet->fragment == FRAGMENT_LATER) {
+		if (skb->gso_size)
+			packet->length += packet->transport - ETH_HLEN;
+		return (__u32)(packet->transport - ETH_HLEN) > packet->length ? PARSE_INVALID
+									      : PARSED_IP;
+	}
 	length = parse_transport(&c, packet);
 	if (length < 0)
 		return length;
 	if (skb->gso_size)
 		packet->length += packet->transport - ETH_HLEN + length;
 	else if ((__u32)(packet->transport - ETH_HLEN + length) > packet->length)
-		return PARSE_INVALID; /* the header goes on behind the end of the packet */
+		return PARSE_INVALID; /* the headers go on behind the end of the packet */
 	return PARSED_IP;
 }
 

@@ -210,9 +210,9 @@ func parseBool(v string) (bool, error) {
 	return false, errors.New("is neither true nor false")
 }
 
-// minPorts is the least number of source ports. A container may hold three quarters
-// as many translations, to all destinations together: with a few, next to nothing of
-// what it sends would be forwarded.
+// minPorts is the least number of source ports. A node has no more masqueraded
+// connections to one destination than ports, and one container three quarters of
+// them: with a few, next to nothing would be forwarded.
 const minPorts = 64
 
 func parsePorts(v string) (ports [2]uint16, err error) {
@@ -228,7 +228,7 @@ func parsePorts(v string) (ports [2]uint16, err error) {
 		return ports, errors.New("has its first port above its last")
 	}
 	if count := int(ports[1]) - int(ports[0]) + 1; count < minPorts {
-		return ports, fmt.Errorf("has %d ports, not %d at least: a container may hold three quarters as many connections", count, minPorts)
+		return ports, fmt.Errorf("has %d ports, not %d at least: a node has no more connections to one destination than ports", count, minPorts)
 	}
 	return ports, nil
 }

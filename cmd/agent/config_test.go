@@ -121,7 +121,7 @@ func TestConfigRefuses(t *testing.T) {
 		"device given twice": {"uplinks: [eth0, eth0]", nil, `uplinks: "eth0" is given twice`},
 		"ports":              {"masquerade-ports: 100", nil, `line 1: masquerade-ports: "100" is not of the form "first-last", ports from 1 to 65535`},
 		"ports from zero":    {"masquerade-ports: 0-100", nil, `line 1: masquerade-ports: "0-100" is not of the form "first-last", ports from 1 to 65535`},
-		"ports too few":      {"masquerade-ports: 50000-50062", nil, `line 1: masquerade-ports: "50000-50062" has 63 ports, not 64 at least: a container may hold three quarters as many connections`},
+		"ports too few":      {"masquerade-ports: 50000-50062", nil, `line 1: masquerade-ports: "50000-50062" has 63 ports, not 64 at least: a node has no more connections to one destination than ports`},
 		"ports reversed":     {"masquerade-ports: 200-100", nil, `line 1: masquerade-ports: "200-100" has its first port above its last`},
 		"few entries":        {"flows-max: 0", nil, `line 1: flows-max: "0" is not a number from 1024 to 16777216`},
 		"negative":           {"flows-max: -5", nil, `line 1: flows-max: "-5" is not a number from 1024 to 16777216`},

@@ -113,6 +113,11 @@ func (d *Datapath) detachEndpoint(e Endpoint) error {
 			errs = append(errs, d.hooks.endpoints.abandon(a))
 		}
 		errs = append(errs, ignoreMissing(d.maps.Interfaces.Delete(uint32(e.IfIndex))))
+		// What it sends to other endpoints was decided in their epochs, and the
+		// node's. As a rule the device has gone before, and nothing is sent.
+		if _, err := netlink.LinkByIndex(e.IfIndex); err == nil {
+			errs = append(errs, d.bumpEpoch(0))
+		}
 	}
 	failpoint.Hit(failpoint.AgentDeleteLinks)
 	return errors.Join(errs...)

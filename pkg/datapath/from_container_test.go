@@ -201,6 +201,7 @@ func testReplies(t *testing.T, n *node, f family) {
 		step{"in the middle of TCP, nobody knows it", n.toWorld(seenNot, ip(f.a, f.world, 63, tcp(inside, server, packet.ACK)...)...), drops("no_translation")},
 		step{"RST of nothing", n.fromA(ip(f.a, f.world, 64, tcp(inside, server, packet.RST)...)...), passed(seenNot, "decided")},
 		step{"SYN ACK of nothing", n.fromA(ip(f.a, f.world, 64, tcp(server, low, packet.SYN, packet.ACK)...)...), passed(seenNot, "decided")},
+		step{"echo reply of nothing, identifier 0", n.fromA(ip(f.a, f.world, 64, packet.EchoReply(0, 7))...), passed(seenNot, "decided")},
 		step{"echo reply of nothing", n.fromA(ip(f.a, f.world, 64, packet.EchoReply(7, 7))...), passed(seenNot, "decided")},
 	)
 }

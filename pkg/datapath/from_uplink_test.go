@@ -185,8 +185,13 @@ func testEndpointGone(t *testing.T, n *node, f family) {
 	n.open(t, f, tr, inside)
 	in := n.fromWorld(ip(f.world, f.host, 58, tr.back(inside)...)...)
 	out := delivered(n.a, ip(f.world, f.a, 57, tr.back(inside)...)...)
-	n.story(t, step{"there", in, deliveredAs(out, "decided")})
+	near := n.fromA(ip(f.a, f.c, 64, tr.begin(low)...)...)
+	n.story(t,
+		step{"there", in, deliveredAs(out, "decided")},
+		step{"to another endpoint", near, deliveredAs(delivered(n.c, ip(f.a, f.c, 63, tr.begin(low)...)...), "decided")},
+	)
 	n.do(t, func() error { return n.DetachEndpoint(n.a) })
+	n.story(t, step{"to another endpoint still", near, drops("decided", "unknown_sender")})
 	n.story(t,
 		step{"gone", in, untouched()},
 		step{"gone, direct", n.fromWorld(ip(f.world, f.a, 58, tr.there(low)...)...), untouched()},

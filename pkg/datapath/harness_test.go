@@ -69,7 +69,7 @@ const (
 // BPF_PROG_TEST_RUN does not, calls the program as it is loaded, and tells what
 // became of it. The tail call in a function of its own makes the program's exit
 // return to the prelude.
-func newPreludes(t *testing.T, p *programs) map[string]*ebpf.Program {
+func newPreludes(t testing.TB, p *programs) map[string]*ebpf.Program {
 	t.Helper()
 	const (
 		offsetTCIndex     = 44

@@ -56,6 +56,7 @@ func testICMPErrors(t *testing.T, n *node) {
 		t.Run("strange quotes", func(t *testing.T) { testStrangeQuotes(t, n, f) })
 		t.Run("about what others translate", func(t *testing.T) { testErrorsOfStackFlows(t, n, f) })
 		t.Run("about replies", func(t *testing.T) { testErrorsOfReplies(t, n, f) })
+		t.Run("too big themselves", func(t *testing.T) { testErrorsTooBig(t, n, f) })
 	})
 }
 
@@ -189,6 +190,9 @@ func testStrangeQuotes(t *testing.T, n *node, f family) {
 		{"half an IP header", trim(n.fromWorld(ip(f.router, f.host, 58, packet.TTLExceeded(), packet.Quote(quoted))...), 8+1+10), untouched()},
 		{"no quote", n.fromWorld(ip(f.router, f.host, 58, packet.TTLExceeded())...), untouched()},
 	}
+	behind := n.fromWorld(ip(f.router, f.host, 58, packet.TTLExceeded(), packet.Quote(quoted, packet.L4Bytes(7)))...)
+	behind.in = append(behind.in, 9)
+	steps = append(steps, step{"the eighth byte behind the packet's end", behind, untouched()})
 	for _, s := range steps {
 		t.Run(s.name, func(t *testing.T) { n.check(t, s.run, s.want) })
 	}
@@ -283,4 +287,15 @@ func testErrorsOfReplies(t *testing.T, n *node, f family) {
 			step{"error", n.fromA(ip(f.a, f.b, 64, packet.Unreachable(packet.PortUnreachable), packet.Quote(delivered(n.a, local...)))...), passed(seenNot, "decided")},
 		)
 	})
+}
+
+// testErrorsTooBig: an error that does not fit its way is left to the stack as it is,
+// quote and all.
+func testErrorsTooBig(t *testing.T, n *node, f family) {
+	n.forget(t)
+	tr := transports()[1]
+	n.open(t, f, tr, low)
+	quoted := packet.New(append([]packet.Layer{packet.Eth(n.a.HostMAC, n.a.MAC)}, ip(f.world, f.a, 3, packet.UDP(server, low), packet.Payload(1500))...)...)
+	n.check(t, n.fromA(ip(f.a, f.world, 64, packet.Unreachable(packet.PortUnreachable), packet.Quote(quoted))...),
+		want{verdict: passOn, counters: []string{"decided", "too_big"}, seen: seenDecided})
 }

@@ -3,9 +3,12 @@
 package datapath
 
 import (
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/packet"
 )
@@ -27,6 +30,7 @@ func testParsing(t *testing.T, n *node) {
 		t.Run("padding", func(t *testing.T) { testPadding(t, n, f) })
 		t.Run("wrong checksums", func(t *testing.T) { testWrongChecksums(t, n, f) })
 	})
+	t.Run("fragment behind the end", func(t *testing.T) { testFragmentBehindEnd(t, n, v6()) })
 	t.Run("other protocols", func(t *testing.T) { testOtherProtocols(t, n) })
 }
 
@@ -178,6 +182,9 @@ func testCut(t *testing.T, n *node, f family, tr transport) {
 		n.check(t, in, want{verdict: passOn})
 		in.program = toUplink
 		n.check(t, in, want{verdict: passOn})
+		// What follows the packet in its frame is no part of it.
+		r.in = append(slices.Clone(r.in), make([]byte, header)...)
+		n.check(t, r, drops("invalid"))
 		if t.Failed() {
 			t.Fatalf("with %d bytes of transport header", keep)
 		}
@@ -198,6 +205,17 @@ func testTCPHeaders(t *testing.T, n *node, f family) {
 }
 
 // testPadding: a frame may be longer than its packet.
+// testFragmentBehindEnd: the fragment header is no part of a packet that ends before.
+func testFragmentBehindEnd(t *testing.T, n *node, f family) {
+	for _, bytes := range []int{0, 7} {
+		r := n.fromA(packet.IP(f.a, f.b, packet.TTL(64), packet.Proto(unix.IPPROTO_FRAGMENT)), packet.Payload(16))
+		copy(r.in[14+40:], []byte{unix.IPPROTO_UDP, 0, 1, 0, 0, 0, 0, 77})
+		binary.BigEndian.PutUint16(r.in[14+4:], uint16(bytes))
+		n.forget(t)
+		n.check(t, r, drops("invalid"))
+	}
+}
+
 func testPadding(t *testing.T, n *node, f family) {
 	n.forget(t)
 	tr := transports()[1]

@@ -97,7 +97,7 @@ func routerMAC() net.HardwareAddr { return packet.MAC("02:00:00:00:fe:fe") }
 
 // newNode makes a node with the configuration, in which it fills in Root and the
 // default of MasqueradePorts.
-func newNode(t *testing.T, cfg Config) *node {
+func newNode(t testing.TB, cfg Config) *node {
 	t.Helper()
 	if cfg.MasqueradePorts == [2]uint16{} {
 		cfg.MasqueradePorts = [2]uint16{40960, 65535}
@@ -193,7 +193,7 @@ func newNode(t *testing.T, cfg Config) *node {
 }
 
 // do calls f in the node's namespace.
-func (n *node) do(t *testing.T, f func() error) {
+func (n *node) do(t testing.TB, f func() error) {
 	t.Helper()
 	var err error
 	n.ns.Do(t, func() { err = f() })
@@ -223,7 +223,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/internal/packet"
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// FuzzPackets reads its input as a story: packets of every kind, mutated, that meet the
+// programs one after the other, and what happens between them. An oracle judges what
+// becomes of each; the seeds tell every kind of packet once.
+func FuzzPackets(f *testing.F) {
+	n := newNode(f, Config{Masquerade: true, FlowsMax: 1024, TranslationsMax: 256})
+	teller := newTeller(f, n)
+	for _, seed := range teller.seeds() {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, input []byte) {
+		if err := teller.tell(t, input); err != nil {
+			t.Error(err)
+			for _, line := range teller.log {
+				t.Log(line)
+			}
+		}
+	})
+}
+
+// TestStories tells stories made from the seeds by chance: always the same, so that what
+// fails can be told again. TENDRIL_TEST_STORIES is their number, if not 4,000 (600 where
+// all is emulated); ten minutes of them are part of .ci/run. FuzzPackets looks for others.
+func TestStories(t *testing.T) {
+	nstest.Root(t)
+	count := 4000
+	if _, err := exec.LookPath("go"); err != nil {
+		count = 600
+	}
+	if text := os.Getenv("TENDRIL_TEST_STORIES"); text != "" {
+		var err error
+		count, err = strconv.Atoi(text)
+		must(t, err)
+	}
+	const shards = 2
+	for shard := range shards {
+		t.Run(strconv.Itoa(shard), func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, Config{Masquerade: true, FlowsMax: 1024, TranslationsMax: 256})
+			teller := newTeller(t, n)
+			seeds := teller.seeds()
+			chance := rand.New(rand.NewPCG(20261121, uint64(shard)))
+			for range count / shards {
+				input := stray(chance, seeds)
+				if err := teller.tell(t, input); err != nil {
+					t.Fatalf("story %q: %v\n%s", input, err, strings.Join(teller.log, "\n"))
+				}
+			}
+		})
+	}
+}
+
+// stray makes a story: one or two seeds, one after the other, with bytes changed, put in
+// and taken out.
+func stray(chance *rand.Rand, seeds [][]byte) []byte {
+	input := slices.Clone(seeds[chance.IntN(len(seeds))])
+	if chance.IntN(2) == 0 {
+		input = append(input, seeds[chance.IntN(len(seeds))]...)
+	}
+	for range 1 + chance.IntN(8) {
+		at := chance.IntN(len(input) + 1)
+		b := byte(chance.Uint32())
+		switch {
+		case at == len(input) || chance.IntN(4) == 0:
+			input = slices.Insert(input, at, b)
+		case chance.IntN(4) == 0 && len(input) > 1:
+			input = slices.Delete(input, at, at+1)
+		case chance.IntN(2) == 0:
+			input[at] ^= 1 << (b % 8)
+		default:
+			input[at] = b
+		}
+	}
+	return input
+}
+
+// Bounds of a story.
+const (
+	stepsMax     = 8
+	mutationsMax = 4
+	frameMax     = 3400 // BPF_PROG_TEST_RUN takes less than a page
+)
+
+// Kinds of steps, by the low bits of a step's first byte. Bit 4 is the family, bits 5
+// to 7 are the number of mutations.
+const (
+	stepBase   = iota // to stepAnswer: the second byte names a base
+	stepAnswer = iota + 7
+	stepError
+	stepRelay
+	stepAgain
+	stepElapse
+	stepUplink
+	stepEndpoint
+	stepEpoch
+	stepKinds = 16
+)
+
+// teller tells stories on one node.
+type teller struct {
+	*oracle
+	all [2][]base
+	// counters are as they were last read.
+	counters []maps.Count
+	log      []string
+	// departed are the packets that left translated, in order.
+	departed []*outcome
+	// last and passed are the last packet, and the last that the stack got.
+	last, passed *outcome
+	// changed says that the node is not as it was made.
+	changed bool
+}
+
+func newTeller(tb testing.TB, n *node) *teller {
+	excluded := []netip.Prefix{}
+	for _, f := range []family{v4(), v6()} {
+		excluded = append(excluded, netip.PrefixFrom(f.neighbour, f.neighbour.BitLen()-3).Masked())
+	}
+	must(tb, n.ReconcileExcludes(excluded))
+	return &teller{
+		oracle: &oracle{n: n, excluded: excluded},
+		all:    [2][]base{n.bases(v4()), n.bases(v6())},
+	}
+}
+
+// script reads a story's bytes; there are zeros after the end.
+type script []byte
+
+func (s *script) next() (b byte) {
+	if len(*s) > 0 {
+		b = (*s)[0]
+		*s = (*s)[1:]
+	}
+	return b
+}
+
+func (s *script) word() uint16 { return uint16(s.next())<<8 | uint16(s.next()) }
+
+// tell runs a story in the node's namespace and returns what is wrong with it.
+func (s *teller) tell(t *testing.T, input []byte) (err error) {
+	s.n.ns.Do(t, func() {
+		defer func() {
+			// Here, where it would end the process with all that it has in the kernel.
+			if problem := recover(); problem != nil {
+				err = fmt.Errorf("panic: %v\n%s", problem, debug.Stack())
+			}
+		}()
+		s.begin(t)
+		story := script(input)
+		for range stepsMax {
+			if len(story) == 0 {
+				break
+			}
+			if err = s.step(t, &story); err != nil {
+				return
+			}
+		}
+		err = s.end(t)
+	})
+	return err
+}
+
+// begin makes the node as it was made.
+func (s *teller) begin(t *testing.T) {
+	n := s.n
+	if s.changed {
+		for _, e := range []Endpoint{n.a, n.b, n.c} {
+			must(t, n.AttachEndpoint(e))
+		}
+		must(t, n.ReconcileUplinks([]Uplink{n.uplink}))
+	}
+	n.forget(t)
+	s.attached = map[int]Endpoint{n.a.IfIndex: n.a, n.b.IfIndex: n.b, n.c.IfIndex: n.c}
+	s.gone = make(map[int]departure)
+	s.uplink, s.changed, s.clock = n.uplink, false, 0
+	s.asked, s.fragments = make(map[maps.FlowKey]uint32), make(map[maps.FragmentKey][]firstFragment)
+	s.before, s.after = nil, make(map[maps.FlowKey]maps.Translation)
+	s.log, s.departed, s.last, s.passed = nil, nil, nil, nil
+	_, s.counters = s.count(t)
+}
+
+func (s *teller) say(format string, args ...any) { s.log = append(s.log, fmt.Sprintf(format, args...)) }
+
+// step runs one step.
+func (s *teller) step(t *testing.T, story *script) error {
+	op := story.next()
+	f := []family{v4(), v6()}[op>>4&1]
+	mutations := int(op>>5) % (mutationsMax + 1)
+	var r run
+	switch kind := int(op % stepKinds); {
+	case kind < stepAnswer:
+		all := s.all[op>>4&1]
+		b := all[int(story.word())%len(all)]
+		s.say("--- %s: %s", f.name, b.name)
+		r = b.run
+	case kind == stepAnswer:
+		how := story.next()
+		if len(s.departed) == 0 {
+			return nil
+		}
+		p := s.departed[int(how>>4)%len(s.departed)]
+		s.say("--- answer")
+		r = s.n.fromWorld(p.answerLayers(how)...)
+	case kind == stepError:
+		how := story.next()
+		if len(s.departed) == 0 {
+			return nil
+		}
+		s.say("--- error")
+		r = s.n.fromWorld(s.departed[int(how>>4)%len(s.departed)].errorLayers(how)...)
+	case kind == stepRelay:
+		if s.passed == nil {
+			return nil
+		}
+		s.say("--- the stack sends on")
+		r = s.relay(s.passed, story.next())
+	case kind == stepAgain:
+		if s.last == nil {
+			return nil
+		}
+		s.say("--- again")
+		r = s.last.run
+	default:
+		return s.event(t, kind, story)
+	}
+	m := mutant{run: r, node: s.n, family: f}
+	m.in = append([]byte(nil), r.in...)
+	for range mutations {
+		m.mutate(story)
+	}
+	if len(m.in) < 14 || len(m.in) > frameMax {
+		return nil
+	}
+	_, err := s.show(t, m.run)
+	return err
+}
+
+// show shows a packet to its program, and judges what becomes of it.
+func (s *teller) show(t *testing.T, r run) (*outcome, error) {
+	if r.ingress != 0 && !s.n.ingressWorks(t) {
+		r.ingress = 0
+	}
+	context := skBuff{
+		Ifindex: uint32(r.device), IngressIfindex: uint32(r.ingress),
+		GSOSize: r.gsoSize, GSOSegs: r.gsoSegs,
+	}
+	context.CB[cbSeen], context.CB[cbVLAN] = r.seen, r.vlan
+	after := context
+	options := ebpf.RunOptions{Data: r.in, DataOut: make([]byte, len(r.in)+256), Context: context, ContextOut: &after}
+	verdict, err := s.n.preludes[r.program].Run(&options)
+	if errors.Is(err, unix.EINVAL) && len(r.in) < 14+40 {
+		return nil, nil // some kernels take no frame without a whole IP header
+	}
+	if err != nil {
+		return nil, fmt.Errorf("run %s with %d bytes: %w", r.program, len(r.in), err)
+	}
+	got := result{run: r, want: want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen]}}
+	got.counts, s.counters = s.count(t)
+	s.before, s.after = s.after, s.n.entries(t)
+	s.say("%s on %d, tc_index %#x: %s", r.program, r.device, r.seen, packet.Summary(r.in))
+	p, err := s.judge(got)
+	s.say("  %s, verdict %d, tc_index %#x: %s", strings.Join(names(got.counts), ", "), got.verdict, got.want.seen, packet.Summary(got.out))
+	if err == nil {
+		err = s.n.consistent(s.after)
+	}
+	if err != nil {
+		return p, fmt.Errorf("%s: %w", r.program, err)
+	}
+	s.last = p
+	switch {
+	case got.verdict == passOn && p.in.kind == ipKind && (r.program == fromContainer || r.program == fromUplink):
+		s.passed = p
+	case p.translated != nil && r.program != fromUplink && !p.in.first && !p.in.later:
+		s.departed = append(s.departed, p)
+	}
+	return p, nil
+}
+
+// end shows the answer to each packet that left translated.
+func (s *teller) end(t *testing.T) error {
+	for _, p := range s.departed {
+		key := turned(p.out.key(0, p.out.ports()), 0)
+		now, held := s.after[key]
+		alive, _ := s.n.lives(key, now)
+		to := s.owner(p.translated.inside.Addr())
+		answered := held && alive && to != nil && newTranslation(key, now).inside == p.translated.inside && int(now.Ifindex) == to.IfIndex
+		s.say("--- answer, at the end")
+		got, err := s.show(t, s.n.fromWorld(p.answerLayers(0)...))
+		if err != nil {
+			return err
+		}
+		if !answered {
+			continue // what became of it instead, the oracle has judged
+		}
+		if got.translated == nil || got.out.dst != p.in.src || got.out.dport != p.in.sport && got.out.protocol != got.out.icmpNumber() {
+			return fmt.Errorf("the answer to %s has not come back to it", packet.Summary(p.result.in))
+		}
+	}
+	return nil
+}
+
+func names(counts map[string]maps.Count) (all []string) {
+	for name := range counts {
+		all = append(all, name)
+	}
+	slices.Sort(all)
+	return all
+}
