@@ -20,10 +20,12 @@ KERNELFLAGS ?=
 # FUZZ chooses fuzz tests by name, FUZZTIME is for each.
 FUZZ        ?= .
 FUZZTIME    ?= 30s
-STORIES     ?= 400000
+STORIES     ?= 1000000
 
-# The folders whose tests run on every kernel of the matrix.
+# The folders whose tests run on every kernel of the matrix, and the tests of whole
+# journeys that do: an agent takes a while to start there.
 KERNEL_DIRS := test/kernels/selftest pkg/datapath pkg/maps pkg/wiring pkg/uplink
+KERNEL_JOURNEYS := TestConnectivity|TestCheck|TestAgentKilled|TestRestart|TestSpoofing|TestPathMTU
 
 C_FILES := $(wildcard bpf/*.c bpf/*.h bpf/lib/*.h)
 SCRIPTS := $(wildcard .ci/run .ci/deps test/demo/run test/demo/story test/bench/run)
@@ -93,6 +95,14 @@ test-kernels: ## run the tests of the datapath on other kernels, in virtual mach
 	$(DEPS) kernels
 	$(GO) run ./test/kernels $(if $(KERNEL),-kernel $(KERNEL)) $(KERNELFLAGS) \
 	 $(patsubst %/,./%,$(sort $(dir $(wildcard $(KERNEL_DIRS:=/*_test.go)))))
+
+.PHONY: test-kernels-journeys
+test-kernels-journeys: build ## run tests of the whole, with agent and plugin, on other kernels
+	$(DEPS) kernels
+	$(BUILD) -tags failpoint -o bin/failpoint/tendril-agent ./cmd/agent
+	$(BUILD) -tags failpoint -o bin/failpoint/tendril-cni ./cmd/cni
+	$(GO) run ./test/kernels $(if $(KERNEL),-kernel $(KERNEL)) -run '^($(KERNEL_JOURNEYS))$$' $(KERNELFLAGS) \
+	 $(addprefix -with bin/,tendril-agent tendril-cni tendril failpoint) ./test/e2e
 
 .PHONY: mutations
 mutations: ## put faults into the programs, one by one, and see that a test catches each (as root)

@@ -330,12 +330,11 @@ static __always_inline int parse_frame(struct __sk_buff *skb, struct packet *pac
 	if (next < 0)
 		return next;
 	packet->key.protocol = next;
-	if (packet->fragment == FRAGMENT_LATER) {
-		if (skb->gso_size)
-			packet->length += packet->transport - ETH_HLEN;
-		return (__u32)(packet->transport - ETH_HLEN) > packet->length ? PARSE_INVALID
-									      : PARSED_IP;
-	}
+	/* What is to be cut into segments has a transport header. */
+	if (packet->fragment == FRAGMENT_LATER)
+		return skb->gso_size || (__u32)packet->transport - ETH_HLEN > packet->length
+			       ? PARSE_INVALID
+			       : PARSED_IP;
 	length = parse_transport(&c, packet);
 	if (length < 0)
 		return length;

@@ -85,10 +85,11 @@ func see(frame []byte, gso bool) *seenPacket {
 		p.fault = p.see6(len(frame), gso)
 	}
 	if p.kind == ipKind && p.fault == "" {
-		if p.later {
-			p.headers = p.transport - p.network
-		} else {
+		switch {
+		case !p.later:
 			p.fault = p.seeTransport(false)
+		case gso:
+			p.fault = "segments of a later fragment"
 		}
 	}
 	if p.fault == "" && p.icmp == errorICMP {
