@@ -25,7 +25,7 @@ STORIES     ?= 1000000
 # The folders whose tests run on every kernel of the matrix, and the tests of whole
 # journeys that do: an agent takes a while to start there.
 KERNEL_DIRS := test/kernels/selftest pkg/datapath pkg/maps pkg/wiring pkg/uplink
-KERNEL_JOURNEYS := TestConnectivity|TestCheck|TestAgentKilled|TestRestart|TestSpoofing|TestPathMTU
+KERNEL_JOURNEYS := TestConnectivity|TestCheck|TestStatus|TestChained|TestAgentKilled|TestRestart|TestPluginCrash|TestSpoofing|TestPathMTU|TestTraceroute|TestTwoUplinks|TestDefaultRouteMoves
 
 C_FILES := $(wildcard bpf/*.c bpf/*.h bpf/lib/*.h)
 SCRIPTS := $(wildcard .ci/run .ci/deps test/demo/run test/demo/story test/bench/run)

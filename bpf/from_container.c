@@ -96,6 +96,7 @@ __noinline int slow_path(struct __sk_buff *skb)
 	count(skb, FROM_CONTAINER, COUNTER_DECIDED);
 	if (!s || (void *)(ethernet + 1) > data_end)
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	s->epoch = epoch_of(0);
 	interface = bpf_map_lookup_elem(&interfaces, &s->packet.key.ifindex);
 	if (!interface || interface->role != INTERFACE_ENDPOINT)
 		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
@@ -120,7 +121,6 @@ __noinline int slow_path(struct __sk_buff *skb)
 
 	if (s->packet.fragment)
 		fragment_keep(&s->packet);
-	s->epoch = epoch_of(0);
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	s->decision.sender = interface->mac;
 	s->decision.endpoint = interface->endpoint;

@@ -62,6 +62,8 @@ __noinline int answer(struct __sk_buff *skb)
 	translation_note(t, &s->packet, true);
 	deliver(&s->decision, endpoint);
 	s->decision.flags = FLOW_TRANSLATE_DESTINATION;
+	if (t->flags & TRANSLATION_FIN_IN)
+		s->decision.flags |= FLOW_CLOSING;
 	if (t->flags & TRANSLATION_STACK) {
 		s->decision.flags |= FLOW_STACK;
 		s->decision.action = ACTION_PASS;

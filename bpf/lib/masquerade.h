@@ -146,6 +146,8 @@ __noinline int masquerade_source(struct __sk_buff *skb, __u32 endpoint, __u32 fl
 			}
 		}
 	}
+	if (t && t->flags & TRANSLATION_FIN_OUT)
+		s->decision.flags |= FLOW_CLOSING;
 	s->decision.flags |= FLOW_TRANSLATE_SOURCE;
 	s->decision.port = s->reply.destination_port;
 	s->decision.checksum_diff = address_diff(&s->packet.key.source, &s->decision.address);

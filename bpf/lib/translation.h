@@ -369,8 +369,8 @@ __noinline int port_try(struct __sk_buff *skb, __u32 candidate, __u32 need)
 
 /*
  * Whether port first + candidate is one of the endpoint's. Three quarters of them
- * are, and which, no two endpoints have in common: whoever takes all it can get
- * towards a destination leaves some to every other.
+ * are, another choice for each endpoint: whoever takes all it can get towards a
+ * destination leaves some to every other. SCTP, which cannot choose, is not held to it.
  */
 static __always_inline bool port_for(__u32 endpoint, __u32 candidate)
 {
@@ -404,7 +404,7 @@ __noinline int ports_try(struct __sk_buff *skb, __u32 endpoint, __u32 tries)
 	candidate = bpf_ntohs(s->packet.key.source_port) - port_first;
 	if (s->packet.key.protocol == IPPROTO_SCTP)
 		return port_try(skb, candidate, NEED_CLOSED);
-	if (candidate >= port_count)
+	if (candidate >= port_count || !port_for(endpoint, candidate))
 		candidate = port_at_random(endpoint);
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < PORT_TRIES && i < tries; i++) {
@@ -420,7 +420,7 @@ __noinline int ports_try(struct __sk_buff *skb, __u32 endpoint, __u32 tries)
 
 /*
  * Takes a port for the flow of scratch->packet, which has none, at the address
- * in scratch->decision: the flow's own port if that is in the range and free,
+ * in scratch->decision: the flow's own port if that is one of the endpoint's and free,
  * else one of a bounded number of others. SCTP keeps its own or gets none: its
  * checksum cannot be corrected. flags are enum translation_flag. Returns 0 with
  * the reply's key in scratch->reply, or minus the counter that says why not.

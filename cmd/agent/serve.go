@@ -163,13 +163,11 @@ func (n *node) start() (err error) {
 		TranslationsMax: n.cfg.TranslationsMax,
 		Masquerade:      n.cfg.Masquerade,
 		MasqueradePorts: n.cfg.MasqueradePorts,
+		Accept:          n.checkMemory,
 		Logger:          n.log,
 	})
 	if err != nil {
 		return fmt.Errorf("open datapath: %w", err)
-	}
-	if err := n.checkMemory(); err != nil {
-		return err
 	}
 	n.traces = nil // what is made from here on stays
 	if err := n.datapath.ReconcileStackDestinations(n.cfg.StackDestinations); err != nil {
@@ -207,13 +205,9 @@ func (n *node) start() (err error) {
 
 // checkMemory refuses to serve a node whose containers are attached while the state
 // file knows of none: they would be cut off, and their addresses given out again.
-func (n *node) checkMemory() error {
+func (n *node) checkMemory(attached []string) error {
 	empty, err := agent.Empty(n.db)
-	if err != nil || !empty {
-		return err
-	}
-	attached, err := n.datapath.Attached()
-	if err != nil || len(attached) == 0 {
+	if err != nil || !empty || len(attached) == 0 {
 		return err
 	}
 	return fmt.Errorf("state file %s knows no endpoint, but %d are attached (%s): put the file back, or cut them off with `tendril-agent cleanup --force`",

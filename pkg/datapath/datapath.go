@@ -34,6 +34,9 @@ type Config struct {
 	EndpointTranslations uint32
 	// Attach forces "tcx" or "clsact"; "" takes the better for each device.
 	Attach string
+	// Accept is asked, before anything that serves is touched, whether to go on with
+	// the endpoints' devices that are attached. Its error is Open's. Nil accepts all.
+	Accept func(attached []string) error
 	// Logger gets what Open and Reconcile find and mend; nil discards it.
 	Logger *slog.Logger
 }
@@ -93,7 +96,8 @@ type Uplink struct {
 // Open loads the programs, adopts what is pinned below cfg.Root, and replaces
 // the programs of attached links in place, so that no packet is lost. It holds a
 // lock on cfg.Root until Close. Errors are *LockedError, *KernelError and
-// *maps.IncompatibleError besides those of the kernel.
+// *maps.IncompatibleError besides those of the kernel and of cfg.Accept; a node that is
+// refused is as it was, but for cfg.Root.
 func Open(cfg Config) (_ *Datapath, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -105,7 +109,11 @@ func Open(cfg Config) (_ *Datapath, err error) {
 		return nil, fmt.Errorf("masquerade ports %d to %d are no range", cfg.MasqueradePorts[0], cfg.MasqueradePorts[1])
 	}
 	d := &Datapath{root: cfg.Root, log: cfg.Logger, now: time.Now}
+	refused := true
 	defer func() {
+		if err != nil && refused && d.maps != nil {
+			err = errors.Join(err, d.maps.Undo())
+		}
 		if err != nil {
 			err = errors.Join(err, d.Close())
 		}
@@ -139,10 +147,26 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	if d.hooks, err = newHooks(cfg.Attach, filepath.Join(cfg.Root, "links")); err != nil {
 		return nil, err
 	}
+	if err := d.accept(cfg); err != nil {
+		return nil, err
+	}
+	refused = false // from here on the programs are at work
 	if err := d.upgrade(); err != nil {
 		return nil, err
 	}
 	return d, nil
+}
+
+// accept asks the caller about what is attached.
+func (d *Datapath) accept(cfg Config) error {
+	if cfg.Accept == nil {
+		return nil
+	}
+	attached, err := d.Attached()
+	if err != nil {
+		return err
+	}
+	return cfg.Accept(attached)
 }
 
 // Close drops all handles and the lock. What is pinned stays and works on.

@@ -115,7 +115,8 @@ func (d *Datapath) detachEndpoint(e Endpoint) error {
 		errs = append(errs, ignoreMissing(d.maps.Interfaces.Delete(uint32(e.IfIndex))))
 		// What it sends to other endpoints was decided in their epochs, and the
 		// node's. As a rule the device has gone before, and nothing is sent.
-		if _, err := netlink.LinkByIndex(e.IfIndex); err == nil {
+		absent := netlink.LinkNotFoundError{}
+		if _, err := netlink.LinkByIndex(e.IfIndex); !errors.As(err, &absent) {
 			errs = append(errs, d.bumpEpoch(0))
 		}
 	}

@@ -26,6 +26,7 @@ func testTranslations(t *testing.T, n *node) {
 		}
 		t.Run("host's socket", func(t *testing.T) { testHostSocket(t, n, f) })
 		t.Run("TCP", func(t *testing.T) { testTCPStates(t, n, f) })
+		t.Run("closed after idleness", func(t *testing.T) { testIdleClose(t, n, f) })
 		t.Run("lifetimes", func(t *testing.T) { testLifetimes(t, n, f) })
 		t.Run("seen by decisions", func(t *testing.T) { testKeptAlive(t, n, f) })
 	})
@@ -345,6 +346,30 @@ func testTCPStates(t *testing.T, n *node, f family) {
 			}
 		})
 	}
+}
+
+// testIdleClose: a connection that was idle, so that the slow path sees its FINs, leaves
+// no decisions behind either.
+func testIdleClose(t *testing.T, n *node, f family) {
+	n.forget(t)
+	tr := transports()[0]
+	n.open(t, f, tr, inside)
+	show := func(inbound bool, flags ...packet.TCPOption) {
+		t.Helper()
+		if inbound {
+			n.run(t, n.fromWorld(ip(f.world, f.host, 58, tcp(server, inside, flags...)...)...))
+		} else {
+			n.run(t, n.fromA(ip(f.a, f.world, 64, tcp(inside, server, flags...)...)...))
+		}
+	}
+	show(true, packet.SYN, packet.ACK)
+	show(false, packet.ACK)
+	n.elapse(t, 20)
+	show(false, packet.FIN, packet.ACK)
+	show(true, packet.ACK)
+	show(true, packet.FIN, packet.ACK)
+	show(false, packet.ACK)
+	n.wantFlows(t)
 }
 
 // testLifetimes: how long a translation is kept in each state.

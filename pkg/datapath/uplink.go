@@ -19,32 +19,33 @@ const linger = 30 * time.Second
 // decision is taken anew. What is found wrong although the same uplinks were asked
 // for last was done by others, and is logged. A device that is no uplink any more
 // has its answers translated for 30 s; a later call ends that.
-func (d *Datapath) ReconcileUplinks(desired []Uplink) error {
+func (d *Datapath) ReconcileUplinks(desired []Uplink) (err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	known := slices.EqualFunc(desired, d.uplinks, Uplink.equal)
 	changed := false
+	defer func() {
+		if changed { // also in part
+			err = errors.Join(err, d.bumpEpoch(0))
+		}
+	}()
 	want := make(map[uint32]bool)
 	for _, u := range desired {
 		want[uint32(u.IfIndex)] = true
 		found, err := d.ensureUplink(u)
+		changed = changed || len(found) > 0
 		if err != nil {
 			return err
 		}
 		if len(found) > 0 && known {
 			d.log.Warn("uplink repaired", "device", u.Name, "found", strings.Join(found, "; "))
 		}
-		changed = changed || len(found) > 0
 	}
-	pruned, err := d.pruneUplinks(want)
-	if err != nil {
+	if err := d.pruneUplinks(want); err != nil {
 		return err
 	}
 	d.uplinks = slices.Clone(desired)
-	if !changed && !pruned {
-		return nil
-	}
-	return d.bumpEpoch(0)
+	return nil
 }
 
 func (u Uplink) equal(o Uplink) bool {
@@ -73,7 +74,9 @@ func (d *Datapath) ensureUplink(u Uplink) (found []string, err error) {
 	return found, nil
 }
 
-func (d *Datapath) pruneUplinks(want map[uint32]bool) (bool, error) {
+// pruneUplinks ends the service of all other uplinks. Decisions to send by one must be
+// dead before to_uplink is gone: what the stack sends on for them would leave unhidden.
+func (d *Datapath) pruneUplinks(want map[uint32]bool) error {
 	var (
 		stale   []uint32
 		ifindex uint32
@@ -86,11 +89,16 @@ func (d *Datapath) pruneUplinks(want map[uint32]bool) (bool, error) {
 		}
 	}
 	if err := entries.Err(); err != nil {
-		return false, fmt.Errorf("read map interfaces: %w", err)
+		return fmt.Errorf("read map interfaces: %w", err)
 	}
 	var errs []error
 	for _, key := range stale {
 		errs = append(errs, ignoreMissing(d.maps.Interfaces.Delete(key)))
+	}
+	if len(stale) > 0 {
+		if err := d.bumpEpoch(0); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
 	}
 	attached, err := d.hooks.uplinks.list()
 	errs = append(errs, err)
@@ -106,7 +114,7 @@ func (d *Datapath) pruneUplinks(want map[uint32]bool) (bool, error) {
 		errs = append(errs, d.hooks.of(a).detach(a))
 	}
 	d.former = former
-	return len(stale) > 0, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
 // lingers tells whether a program stays on a device that is no uplink any more, and

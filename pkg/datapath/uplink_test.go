@@ -3,10 +3,15 @@
 package datapath
 
 import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 )
 
 // TestFormerUplink: answers to what left by an uplink find their way although it has
@@ -56,4 +61,86 @@ func TestFormerUplink(t *testing.T) {
 	clock = clock.Add(1)
 	reconcile()
 	attached(fromUplink)
+}
+
+// watched are hooks that tell of each program that is taken away, and may refuse.
+type watched struct {
+	hooks
+	detaching func() error
+}
+
+func (w watched) detach(a attachment) error {
+	if err := w.detaching(); err != nil {
+		return err
+	}
+	return w.hooks.detach(a)
+}
+
+// TestUplinkEndsWithItsDecisions: what was decided to leave by an uplink is decided anew
+// before to_uplink, which hides what the stack sends on, is gone; also when it cannot be
+// taken away.
+func TestUplinkEndsWithItsDecisions(t *testing.T) {
+	n := newNode(t, Config{Masquerade: true, FlowsMax: 256, TranslationsMax: 256})
+	f, tr := v4(), transports()[1]
+	n.open(t, f, tr, inside)
+	again := n.fromA(ip(f.a, f.world, 64, tr.there(inside)...)...)
+	refusal := errors.New("not now")
+	plain := n.hooks.uplinks
+	n.hooks.uplinks = watched{plain, func() error {
+		n.check(t, again, drops("decided", "no_uplink"))
+		return refusal
+	}}
+	n.ns.Do(t, func() {
+		if err := n.ReconcileUplinks(nil); !errors.Is(err, refusal) {
+			t.Errorf("error %v, want %v", err, refusal)
+		}
+	})
+	n.hooks.uplinks = plain
+}
+
+// TestRefusedDatapath: whoever is not accepted has changed nothing: neither pins nor the
+// programs that serve.
+func TestRefusedDatapath(t *testing.T) {
+	s := newSite(t, "")
+	refusal := errors.New("no")
+	var asked [][]string
+	open := func() error {
+		cfg := s.cfg
+		cfg.Accept = func(attached []string) error {
+			asked = append(asked, attached)
+			return refusal
+		}
+		var err error
+		s.node.Do(t, func() { _, err = Open(cfg) })
+		return err
+	}
+	if err := open(); !errors.Is(err, refusal) {
+		t.Errorf("error %v, want %v", err, refusal)
+	}
+	if entries, err := os.ReadDir(filepath.Join(s.cfg.Root, "maps")); err != nil && !errors.Is(err, fs.ErrNotExist) || len(entries) > 0 {
+		t.Errorf("left below maps: %v, %v", entries, err)
+	}
+	d := s.open(t)
+	must(t, d.Close())
+	serving := func() (ids []int) {
+		t.Helper()
+		for _, e := range s.ends {
+			filters, err := s.node.Handle.FilterList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: e.IfIndex}}, netlink.HANDLE_MIN_INGRESS)
+			must(t, err)
+			for _, filter := range filters {
+				ids = append(ids, filter.(*netlink.BpfFilter).Id)
+			}
+		}
+		return ids
+	}
+	before := serving()
+	if err := open(); !errors.Is(err, refusal) {
+		t.Errorf("error %v, want %v", err, refusal)
+	}
+	if diff := gocmp.Diff(before, serving()); diff != "" || len(before) != 2 {
+		t.Errorf("programs that serve (-want +got):\n%s", diff)
+	}
+	if diff := gocmp.Diff([][]string{nil, {"tdla", "tdlb"}}, asked); diff != "" {
+		t.Errorf("devices that were asked about (-want +got):\n%s", diff)
+	}
 }

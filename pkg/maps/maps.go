@@ -35,6 +35,8 @@ type Maps struct {
 
 	// Kept are the maps whose pinned size is not the one that was asked for.
 	Kept []KeptSize
+
+	made []string // what Open put below the folder
 }
 
 // KeptSize is a pinned map that has another size than was asked for, in entries.
@@ -94,14 +96,31 @@ func Open(dir string, sizes Sizes) (*Maps, error) {
 		if *field != nil {
 			continue
 		}
-		if *field, err = create(filepath.Join(dir, name), spec.Maps[name]); err != nil {
-			return nil, errors.Join(err, m.Close())
+		path := filepath.Join(dir, name)
+		if *field, err = create(path, spec.Maps[name]); err != nil {
+			return nil, errors.Join(err, m.Undo(), m.Close())
 		}
+		m.made = append(m.made, path)
 	}
-	if err := os.MkdirAll(filepath.Join(dir, layoutDir(spec)), 0o700); err != nil {
-		return nil, errors.Join(fmt.Errorf("record layout: %w", err), m.Close())
+	switch err := os.Mkdir(filepath.Join(dir, layoutDir(spec)), 0o700); {
+	case err == nil:
+		m.made = append(m.made, filepath.Join(dir, layoutDir(spec)))
+	case !errors.Is(err, os.ErrExist):
+		return nil, errors.Join(fmt.Errorf("record layout: %w", err), m.Undo(), m.Close())
 	}
 	return m, nil
+}
+
+// Undo removes the pins that Open made. Maps that it adopted keep theirs.
+func (m *Maps) Undo() error {
+	var errs []error
+	for _, path := range m.made {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove new pin: %w", err))
+		}
+	}
+	m.made = nil
+	return errors.Join(errs...)
 }
 
 // Close drops the handles; what is pinned stays.

@@ -159,7 +159,7 @@ func (b *bench) try(ctx context.Context, m mutation) (caught string, err error) 
 	if text, err := b.command(ctx, "go", "test", "-c", "-overlay", overlay, "-o", binary, ".").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build tests: %w\n%s", err, text)
 	}
-	text, err := b.command(ctx, binary, "-test.failfast", "-test.run", b.tests).CombinedOutput()
+	text, err := b.command(ctx, binary, "-test.failfast", "-test.timeout", "5m", "-test.run", b.tests).CombinedOutput()
 	if ctx.Err() != nil {
 		return "", ctx.Err()
 	}
