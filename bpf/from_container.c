@@ -144,6 +144,26 @@ static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *p
 }
 
 /*
+ * A packet for the host, or one that had no way. If somebody gave it one, by a device
+ * that may be no uplink, and the agent does not know or is not there, the stack would
+ * send it out with the endpoint's address.
+ */
+static __always_inline int pass_again(struct __sk_buff *skb, struct packet *packet,
+				      struct flow *flow)
+{
+	struct scratch *s = scratch_get();
+
+	if (!s)
+		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	s->packet = *packet;
+	s->forgotten = false;
+	if (has_way(skb))
+		return slow_path(skb);
+	account(skb, flow);
+	return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+}
+
+/*
  * Both directions of a connection between endpoints go when it closes: with the
  * first packet that comes after a FIN of its own and one of the other end, or with
  * an RST. Otherwise the cache would be full of what nobody asks for again, and
@@ -219,6 +239,8 @@ int from_container(struct __sk_buff *skb)
 		return ask_slow_path(skb, &packet, !flow);
 	if (packet.fragment)
 		fragment_keep(&packet);
+	if (flow->action == ACTION_PASS && !(flow->flags & FLOW_REPLY))
+		return pass_again(skb, &packet, flow);
 	account(skb, flow);
 	verdict = apply(skb, &packet, flow, FROM_CONTAINER);
 	if (flow->flags & FLOW_TRANSLATE_SOURCE) {

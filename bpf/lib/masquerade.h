@@ -114,7 +114,14 @@ __noinline int masquerade_source(struct __sk_buff *skb, __u32 endpoint, __u32 fl
 
 	t = translation_find(&s->packet.key, &s->reply);
 	if (t && !same(&s->reply.destination, &s->decision.address)) {
-		/* The way out has changed; no answer would find the old address. */
+		/*
+		 * The way out has changed, and no answer would find the old address. TCP
+		 * cannot take another in the middle, but the way may come back.
+		 */
+		if (s->packet.key.protocol == IPPROTO_TCP &&
+		    (s->packet.fragment == FRAGMENT_LATER ||
+		     (s->packet.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN))
+			return -DROP_NO_TRANSLATION;
 		s->victim = s->reply;
 		translation_remove(skb);
 		t = NULL;

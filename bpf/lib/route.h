@@ -38,6 +38,34 @@ static __always_inline void fib_question(struct bpf_fib_lookup *fib, const struc
 	}
 }
 
+/* Asks the routing tables and rules for a packet as it arrived on the host side that its key names.
+ */
+static __always_inline long fib_ask(struct __sk_buff *skb, const struct packet *packet,
+				    struct bpf_fib_lookup *fib)
+{
+	fib->l4_protocol = packet->key.protocol;
+	fib->sport = packet->key.source_port;
+	fib->dport = packet->key.destination_port;
+	fib_question(fib, &packet->key.source, &packet->key.destination, packet->key.ifindex);
+	if (packet->ipv6)
+		fib->flowinfo = bpf_htonl((__u32)packet->traffic_class << 20);
+	else
+		fib->tos = packet->traffic_class;
+	return bpf_fib_lookup(skb, fib, sizeof(*fib), fib_flags);
+}
+
+/*
+ * Whether scratch->packet, which was left to the stack for the host or for want of a
+ * route, has a way now: it must not take that as it is.
+ */
+__noinline bool has_way(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct bpf_fib_lookup fib = {};
+
+	return !s || fib_ask(skb, &s->packet, &fib) != BPF_FIB_LKUP_RET_NOT_FWDED;
+}
+
 /* Asks for scratch->packet, as it arrived on the host side that its key names. */
 __noinline int route(struct __sk_buff *skb)
 {
@@ -49,16 +77,7 @@ __noinline int route(struct __sk_buff *skb)
 
 	if (!s)
 		return WAY_OTHER;
-	fib.l4_protocol = s->packet.key.protocol;
-	fib.sport = s->packet.key.source_port;
-	fib.dport = s->packet.key.destination_port;
-	fib_question(&fib, &s->packet.key.source, &s->packet.key.destination,
-		     s->packet.key.ifindex);
-	if (s->packet.ipv6)
-		fib.flowinfo = bpf_htonl((__u32)s->packet.traffic_class << 20);
-	else
-		fib.tos = s->packet.traffic_class;
-	result = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
+	result = fib_ask(skb, &s->packet, &fib);
 	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
 		return WAY_STACK;
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)

@@ -177,6 +177,19 @@ func TestOutput(t *testing.T) {
 	}
 }
 
+// Who sees only a part of the flows is told.
+func TestMoreFlows(t *testing.T) {
+	for limit, want := range map[string]string{
+		"1": "tendril: there are more flows than these 1: --limit N lists up to 100000\n",
+		"2": "",
+	} {
+		_, stderr, code := execute(t, "--socket", serve(t, &agent{}), "flows", "--limit", limit)
+		if stderr != want || code != 0 {
+			t.Errorf("--limit %s: said %q with exit code %d, want %q with 0", limit, stderr, code, want)
+		}
+	}
+}
+
 func TestErrors(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "agent.sock")
 	refusing := serve(t, &agent{err: &api.Error{Code: api.CodeInternal, Message: "read flows: refused"}})

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -113,9 +114,15 @@ func endpoints(c call) error {
 }
 
 func flows(c call) error {
-	list, err := c.client.Flows(c.ctx, c.limit)
+	limit := cmp.Or(c.limit, api.DefaultFlows)
+	// One more tells whether there are more.
+	list, err := c.client.Flows(c.ctx, min(limit+1, api.MaxFlows))
 	if err != nil {
 		return err
+	}
+	if len(list) > limit {
+		list = list[:limit]
+		fmt.Fprintf(c.stderr, "tendril: there are more flows than these %d: --limit N lists up to %d\n", limit, api.MaxFlows)
 	}
 	if c.json {
 		return c.printJSON(list)

@@ -77,6 +77,9 @@ func (s *Service) store(in *intent) (_ *record, err error) {
 	// within its own: no two endpoints get one address.
 	also := func(tx *bbolt.Tx, leases []ipam.Address) error {
 		for _, lease := range leases {
+			if err := s.checkLease(lease.Prefix.Addr()); err != nil {
+				return err
+			}
 			r.Addresses = append(r.Addresses, api.Address{Address: lease.Prefix, Gateway: lease.Gateway})
 		}
 		if err := s.claim(r); err != nil {

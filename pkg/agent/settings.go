@@ -23,6 +23,7 @@ const (
 	pathForward4      = "net/ipv4/ip_forward"
 	pathForward6      = "net/ipv6/conf/all/forwarding"
 	pathReservedPorts = "net/ipv4/ip_local_reserved_ports"
+	pathLocalPorts    = "net/ipv4/ip_local_port_range"
 )
 
 func pathAcceptRA(device string) string { return "net/ipv6/conf/" + device + "/accept_ra" }
@@ -46,8 +47,12 @@ type setting struct {
 }
 
 // Apply has the node forward both families and keep the ports first to last
-// away from its own sockets. Devices are the uplinks; see AcceptRA.
+// away from its own sockets, of which some must be left. Devices are the uplinks; see
+// AcceptRA.
 func (s *Settings) Apply(devices []string, first, last uint16) error {
+	if err := s.checkPorts(first, last); err != nil {
+		return err
+	}
 	// Before forwarding: the kernel drops the default routes that router
 	// advertisements gave when a node with accept_ra=1 becomes a router.
 	if err := s.AcceptRA(devices); err != nil {
@@ -79,6 +84,37 @@ func (s *Settings) AcceptRA(devices []string) error {
 		if err := s.set(pathAcceptRA(device), "2"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+	}
+	return nil
+}
+
+// fewPorts is how many ports for its own sockets a node should have left.
+const fewPorts = 1024
+
+// checkPorts refuses to take all ports from the node's own sockets.
+func (s *Settings) checkPorts(first, last uint16) error {
+	text, err := s.read(pathLocalPorts)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var from, to int
+	if _, err := fmt.Sscan(text, &from, &to); err != nil {
+		return fmt.Errorf("read setting %s: %q is no range: %w", pathLocalPorts, text, err)
+	}
+	left := 0
+	for port := from; port <= to; port++ {
+		if port < int(first) || port > int(last) {
+			left++
+		}
+	}
+	switch {
+	case left == 0:
+		return fmt.Errorf("masquerade-ports %d-%d leave the node's own sockets no port of net.ipv4.ip_local_port_range, %d-%d", first, last, from, to)
+	case left < fewPorts:
+		s.Logger.Warn("masquerade-ports leave the node's own sockets few ports of net.ipv4.ip_local_port_range", "left", left)
 	}
 	return nil
 }

@@ -82,6 +82,22 @@ func isIdle(a netip.Addr, r api.Range) bool {
 	return a == r.Subnet.Masked().Addr() && a.Less(r.RangeStart) && a != r.Gateway
 }
 
+// checkLease refuses an address of our own ranges that the node has come to need since
+// its subnet was judged.
+func (s *Service) checkLease(a netip.Addr) error {
+	occupied, found, err := s.opts.Surroundings.At(a)
+	if err != nil {
+		return fmt.Errorf("look for %s on the node: %w", a, err)
+	}
+	if found {
+		return &api.Error{
+			Code: api.CodeConflict, Key: "ipam.ranges", Value: a.String(),
+			Message: fmt.Sprintf("address %s of the ranges is %s: take it from the node, or out of the ranges", a, occupied),
+		}
+	}
+	return nil
+}
+
 // checkDelegated refuses an address of another IPAM plugin that is not a
 // container's. Their gateways may well be next hops of the node: with DHCP they are.
 func (s *Service) checkDelegated(addresses []api.Address) error {

@@ -162,6 +162,27 @@ func TestOnlyNewSubnetsAreJudged(t *testing.T) {
 	wantCode(t, err, api.CodeInvalid)
 }
 
+// An address that the node has come to have since its subnet was judged is nobody's.
+func TestLeaseOfTheNode(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	req := request("c1")
+	req.Network.Ranges = ranges(api.RangeSet{subnet("192.168.1.0/24")})
+	w.mustAdd(t, s, req)
+	before := w.remains(t, s)
+	w.occupied = lan()
+	req.ContainerID, req.Wanted = "c2", []netip.Addr{netip.MustParseAddr("192.168.1.10")}
+	_, err := s.Prepare(ctx, req)
+	want := api.Error{
+		Code: api.CodeConflict, Key: "ipam.ranges", Value: "192.168.1.10",
+		Message: "address 192.168.1.10 of the ranges is an address of this node on eth0: take it from the node, or out of the ranges",
+	}
+	if d := cmp.Diff(want, faultOf(t, err, api.CodeConflict)); d != "" {
+		t.Errorf("error (-want +got):\n%s", d)
+	}
+	w.mustRemain(t, s, before)
+}
+
 func TestPrepareWhenTheNodeDoesNotAnswer(t *testing.T) {
 	for call, req := range map[string]api.PrepareRequest{"Within": request("c1"), "At": delegated("c1", "192.0.2.7/24")} {
 		w := newWorld(t)

@@ -331,7 +331,6 @@ func (w *world) At(a netip.Addr) (Occupied, bool, error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.looks++
 	for _, o := range w.occupied {
 		if o.Addr == a {
 			return o, true, nil

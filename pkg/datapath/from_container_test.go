@@ -8,11 +8,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/tendril-net/tendril/internal/packet"
 )
 
 func testFromContainer(t *testing.T, n *node) {
 	eachFamily(t, func(t *testing.T, f family) {
+		t.Run("a way appears", func(t *testing.T) { testWayAppears(t, n, f) })
 		for _, tr := range transports() {
 			t.Run(tr.name, func(t *testing.T) {
 				t.Run("to container", func(t *testing.T) { n.forget(t); testToNeighbour(t, n, f, tr) })
@@ -278,4 +281,26 @@ func testNoUplinkAddress(t *testing.T, n *node, f family) {
 			forwarded(sent(n.c, ip(f.c, f.world, 63, udp(inside, server)...)...), "decided"),
 		},
 	)
+}
+
+// testWayAppears: what was left to the stack for want of a route does not leave by one
+// that comes later, and of which the agent has not heard.
+func testWayAppears(t *testing.T, n *node, f family) {
+	everything := netip.PrefixFrom(f.host, 0).Masked()
+	home := &netlink.Route{Dst: ipNet(everything), Gw: f.router.AsSlice()}
+	must(t, n.ns.Handle.RouteDel(home))
+	defer func() { must(t, n.ns.Handle.RouteAdd(home)) }()
+	n.forget(t)
+	tr := transports()[1]
+	there := n.fromA(ip(f.a, f.world, 64, tr.there(inside)...)...)
+	n.story(t,
+		step{"no way", there, passed(seenNot, "decided")},
+		step{"known", there, passed(seenNot)},
+	)
+	elsewhere := &netlink.Route{
+		Dst: ipNet(everything), Gw: f.elsewhere.AsSlice(), LinkIndex: n.other.Attrs().Index, Flags: int(netlink.FLAG_ONLINK),
+	}
+	must(t, n.ns.Handle.RouteAdd(elsewhere))
+	defer func() { must(t, n.ns.Handle.RouteDel(elsewhere)) }()
+	n.story(t, step{"a way by another device", there, drops("decided", "no_uplink")})
 }

@@ -21,6 +21,7 @@ func testTranslations(t *testing.T, n *node) {
 				t.Run("new epoch", func(t *testing.T) { testTranslationEpoch(t, n, f, tr) })
 				t.Run("expired", func(t *testing.T) { testTakeover(t, n, f, tr) })
 				t.Run("uplink's address changes", func(t *testing.T) { testUplinkAddress(t, n, f, tr) })
+				t.Run("way out moves and comes back", func(t *testing.T) { testWayMoves(t, n, f, tr) })
 				t.Run("host's own packet", func(t *testing.T) { testHostClaims(t, n, f, tr) })
 			})
 		}
@@ -346,6 +347,29 @@ func testTCPStates(t *testing.T, n *node, f family) {
 			}
 		})
 	}
+}
+
+// testWayMoves: a TCP connection cannot take another address in the middle, and lives on
+// when its way comes back. All else moves at once.
+func testWayMoves(t *testing.T, n *node, f family, tr transport) {
+	n.forget(t)
+	n.open(t, f, tr, inside)
+	before := n.translations(t)
+	moved := n.uplink
+	moved.IPv4, moved.IPv6 = v4().neighbour, v6().neighbour
+	n.do(t, func() error { return n.ReconcileUplinks([]Uplink{moved}) })
+	there := ip(f.a, f.world, 64, tr.there(inside)...)
+	if tr.name == "TCP" {
+		n.story(t,
+			step{"moved", n.fromA(there...), passed(seenNot, "decided")},
+			step{"and the stack sends it on", n.toWorld(seenNot, ip(f.a, f.world, 63, tr.there(inside)...)...), drops("no_translation")},
+		)
+		n.wantTranslations(t, before...)
+	} else {
+		n.check(t, n.fromA(there...), forwarded(sent(n.a, ip(f.neighbour, f.world, 63, tr.there(inside)...)...), "decided"))
+	}
+	n.do(t, func() error { return n.ReconcileUplinks([]Uplink{n.uplink}) })
+	n.check(t, n.fromA(there...), forwarded(sent(n.a, ip(f.host, f.world, 63, tr.there(inside)...)...), "decided"))
 }
 
 // testIdleClose: a connection that was idle, so that the slow path sees its FINs, leaves

@@ -29,6 +29,7 @@ func mutations() []mutation {
 		{"MTU off by one", "lib/apply.h", "			return apply_pass(skb, journey, COUNTER_TOO_BIG);\n		if (flow->flags", "			;\n		if (flow->flags"},
 		{"prefix of an exclude too short", "lib/route.h", "	struct prefix_key key = { .length = 128 };", "	struct prefix_key key = { .length = 127 };"},
 		{"next hop is the destination", "lib/route.h", "set_ipv4(&s->decision.next_hop, fib.ipv4_dst);", "s->decision.next_hop = s->packet.key.destination;"},
+		{"way that appeared later", "lib/route.h", "fib_ask(skb, &s->packet, &fib) != BPF_FIB_LKUP_RET_NOT_FWDED", "fib_ask(skb, &s->packet, &fib) == 99"},
 		{"port range begins too early", "lib/translation.h", "bpf_htons((__u16)(port_first + candidate))", "bpf_htons((__u16)(port_first + candidate - 1))"},
 		{"port range ends too late", "lib/translation.h", "	if (candidate >= port_count ||", "	if (candidate > port_count ||"},
 		{"all ports for every endpoint", "lib/translation.h", "port_count < PORTS_DIVIDED || mixed >> 30", "mixed != 1"},
