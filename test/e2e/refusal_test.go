@@ -187,7 +187,7 @@ func TestSecondAgent(t *testing.T) {
 	for _, one := range []struct{ flag, want string }{
 		{"--socket", fmt.Sprintf("tendril-agent: socket %s is in use by the agent with pid %d", s.Socket, s.Agent().PID)},
 		{"--state-dir", fmt.Sprintf("tendril-agent: state-dir %s is in use by the agent with pid %d", s.StateDir, s.Agent().PID)},
-		{"--bpf-root", fmt.Sprintf("tendril-agent: open datapath: bpf-root %s is in use by the agent with pid %d", s.BPFRoot, s.Agent().PID)},
+		{"--bpf-root", fmt.Sprintf("tendril-agent: bpf-root %s is in use by the agent with pid %d", s.BPFRoot, s.Agent().PID)},
 	} {
 		t.Run(one.flag, func(t *testing.T) {
 			flags := []string{"--metrics-address", ""}
