@@ -55,7 +55,7 @@ func (f family) carrying() []netip.Addr {
 func testAddressCarries(t *testing.T, n *node, f family, a netip.Addr) {
 	e := n.a
 	e.Addresses = []netip.Addr{a}
-	must(t, n.AttachEndpoint(e))
+	n.do(t, func() error { return n.AttachEndpoint(e) })
 	t.Cleanup(func() { must(t, n.maps.Endpoints.Delete(maps.NewAddress(a))) })
 	f.a = a
 	testErrors(t, n, f, transports()[1], low)
