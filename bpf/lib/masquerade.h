@@ -18,6 +18,12 @@
 /* In decision->epoch while it is made: the next packet is decided anew. */
 #define NOT_REMEMBERED 0xffffffff
 
+/* Whether the packet is one with which its sender begins a TCP connection. */
+static __always_inline bool begins_tcp(const struct packet *packet)
+{
+	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
 /* How long a direction is remembered as the reply's, in seconds: as a translation would be. */
 static __always_inline bool before_says_reply(const struct flow *before,
 					      const struct packet *packet)
@@ -27,7 +33,7 @@ static __always_inline bool before_says_reply(const struct flow *before,
 	if (!before || !(before->flags & FLOW_REPLY))
 		return false;
 	/* A new connection from the endpoint, on the same ports. */
-	if ((packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+	if (begins_tcp(packet))
 		return false;
 	/* Signed: another CPU's clock may be ahead. */
 	return (__s32)(now() - before->decided) <=
@@ -119,8 +125,7 @@ __noinline int masquerade_source(struct __sk_buff *skb, __u32 endpoint, __u32 fl
 		 * cannot take another in the middle, but the way may come back.
 		 */
 		if (s->packet.key.protocol == IPPROTO_TCP &&
-		    (s->packet.fragment == FRAGMENT_LATER ||
-		     (s->packet.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN))
+		    (s->packet.fragment == FRAGMENT_LATER || !begins_tcp(&s->packet)))
 			return -DROP_NO_TRANSLATION;
 		s->victim = s->reply;
 		translation_remove(skb);
@@ -131,7 +136,7 @@ __noinline int masquerade_source(struct __sk_buff *skb, __u32 endpoint, __u32 fl
 	 * endpoint may be the one who answers, and another port would tear it down.
 	 */
 	if (!t && s->packet.key.protocol == IPPROTO_TCP && s->packet.fragment != FRAGMENT_LATER &&
-	    (s->packet.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+	    !begins_tcp(&s->packet))
 		return -DROP_NO_TRANSLATION;
 	if (!t) {
 		error = translation_take(skb, endpoint, flags);

@@ -397,7 +397,7 @@ __noinline int ports_try(struct __sk_buff *skb, __u32 endpoint, __u32 tries)
 {
 	struct scratch *s = scratch_get();
 	__u16 candidate;
-	int taken = 0;
+	int taken;
 
 	if (!s)
 		return 0;
@@ -429,7 +429,7 @@ __noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 fla
 {
 	__u32 *holds = bpf_map_lookup_elem(&held, &endpoint);
 	struct scratch *s = scratch_get();
-	int taken = 0;
+	int taken;
 
 	if (!s || !holds)
 		return -DROP_TRANSLATIONS_FULL;

@@ -94,29 +94,25 @@ func (h *Host) Link(name string) (HostLink, error) {
 
 // Devices returns the names of the devices for which keep holds.
 func (h *Host) Devices(keep func(name string) bool) ([]string, error) {
-	links, err := h.handle.LinkList()
-	if err != nil {
-		return nil, fmt.Errorf("list devices: %w", err)
-	}
-	var names []string
-	for _, link := range links {
-		if name := link.Attrs().Name; keep(name) {
-			names = append(names, name)
-		}
-	}
-	return names, nil
+	return h.devices(func(link netlink.Link) bool { return keep(link.Attrs().Name) })
 }
 
 // HostLinks implements Links.
 func (h *Host) HostLinks() ([]string, error) {
+	return h.devices(func(link netlink.Link) bool {
+		return link.Type() == "veth" && api.IsHostIfName(link.Attrs().Name)
+	})
+}
+
+func (h *Host) devices(keep func(netlink.Link) bool) ([]string, error) {
 	links, err := h.handle.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
 	var names []string
 	for _, link := range links {
-		if name := link.Attrs().Name; link.Type() == "veth" && api.IsHostIfName(name) {
-			names = append(names, name)
+		if keep(link) {
+			names = append(names, link.Attrs().Name)
 		}
 	}
 	return names, nil
