@@ -177,17 +177,11 @@ func (n *node) run(t *testing.T, r run) result {
 	t.Helper()
 	r.require(t)
 	before := n.counts(t)
-	context := skBuff{
-		Ifindex: uint32(r.device), IngressIfindex: uint32(r.ingress),
-		GSOSize: r.gsoSize, GSOSegs: r.gsoSegs,
-	}
-	context.CB[cbSeen], context.CB[cbVLAN] = r.seen, r.vlan
-	after := context
-	options := ebpf.RunOptions{Data: r.in, DataOut: make([]byte, len(r.in)+256), Context: context, ContextOut: &after}
-	var verdict uint32
-	var err error
-	n.ns.Do(t, func() { verdict, err = n.preludes[r.program].Run(&options) })
-	must(t, err)
+	var got want
+	n.do(t, func() (err error) {
+		got, err = n.execute(r)
+		return err
+	})
 	counts := n.counts(t)
 	for name, count := range counts {
 		count.Packets -= before[name].Packets
@@ -196,7 +190,21 @@ func (n *node) run(t *testing.T, r run) result {
 			delete(counts, name)
 		}
 	}
-	return result{r, want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen]}, counts}
+	return result{r, got, counts}
+}
+
+// execute runs the program once, in the namespace of the calling thread, and returns
+// what it made of the packet, the counters left out.
+func (n *node) execute(r run) (want, error) {
+	context := skBuff{
+		Ifindex: uint32(r.device), IngressIfindex: uint32(r.ingress),
+		GSOSize: r.gsoSize, GSOSegs: r.gsoSegs,
+	}
+	context.CB[cbSeen], context.CB[cbVLAN] = r.seen, r.vlan
+	after := context
+	options := ebpf.RunOptions{Data: r.in, DataOut: make([]byte, len(r.in)+256), Context: context, ContextOut: &after}
+	verdict, err := n.preludes[r.program].Run(&options)
+	return want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen]}, err
 }
 
 // compare compares verdict, frame, mark and all counters. Where a packet was right

@@ -15,7 +15,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nstest"
@@ -264,21 +263,14 @@ func (s *teller) show(t *testing.T, r run) (*outcome, error) {
 	if r.ingress != 0 && !s.n.ingressWorks(t) {
 		r.ingress = 0
 	}
-	context := skBuff{
-		Ifindex: uint32(r.device), IngressIfindex: uint32(r.ingress),
-		GSOSize: r.gsoSize, GSOSegs: r.gsoSegs,
-	}
-	context.CB[cbSeen], context.CB[cbVLAN] = r.seen, r.vlan
-	after := context
-	options := ebpf.RunOptions{Data: r.in, DataOut: make([]byte, len(r.in)+256), Context: context, ContextOut: &after}
-	verdict, err := s.n.preludes[r.program].Run(&options)
+	became, err := s.n.execute(r)
 	if errors.Is(err, unix.EINVAL) && len(r.in) < 14+40 {
 		return nil, nil // some kernels take no frame without a whole IP header
 	}
 	if err != nil {
 		return nil, fmt.Errorf("run %s with %d bytes: %w", r.program, len(r.in), err)
 	}
-	got := result{run: r, want: want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen]}}
+	got := result{run: r, want: became}
 	got.counts, s.counters = s.count(t)
 	s.before, s.after = s.after, s.n.entries(t)
 	s.say("%s on %d, tc_index %#x: %s", r.program, r.device, r.seen, packet.Summary(r.in))

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -21,34 +20,16 @@ import (
 // from whom datagrams have come so far.
 func sources(t *testing.T, ns *nstest.NS, at netip.AddrPort) func() []netip.Addr {
 	t.Helper()
-	conn := listenUDP(t, ns, at)
 	var (
-		mu    sync.Mutex
-		seen  []netip.Addr
-		group sync.WaitGroup
+		mu   sync.Mutex
+		seen []netip.Addr
 	)
-	group.Go(func() {
-		buffer := make([]byte, 1<<16)
-		for {
-			n, from, err := conn.ReadFromUDPAddrPort(buffer[seenSize:])
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err != nil {
-				continue // an ICMP error about an answer
-			}
-			mu.Lock()
-			if a := from.Addr().Unmap(); !slices.Contains(seen, a) {
-				seen = append(seen, a)
-			}
-			mu.Unlock()
-			copy(buffer, encodeSeen(from))
-			_, _ = conn.WriteToUDPAddrPort(buffer[:seenSize+n], from)
+	watchUDP(t, ns, at, func(from netip.AddrPort) {
+		mu.Lock()
+		defer mu.Unlock()
+		if a := from.Addr().Unmap(); !slices.Contains(seen, a) {
+			seen = append(seen, a)
 		}
-	})
-	t.Cleanup(func() {
-		_ = conn.Close()
-		group.Wait()
 	})
 	return func() []netip.Addr {
 		mu.Lock()

@@ -103,6 +103,13 @@ func dialUDP(t *testing.T, ns *nstest.NS, from, to netip.AddrPort) *net.UDPConn 
 // the test ends. It returns the address it serves at.
 func serveUDP(t *testing.T, ns *nstest.NS, at netip.AddrPort) netip.AddrPort {
 	t.Helper()
+	return watchUDP(t, ns, at, func(netip.AddrPort) {})
+}
+
+// watchUDP is serveUDP, and tells of each datagram from where it came before it
+// answers.
+func watchUDP(t *testing.T, ns *nstest.NS, at netip.AddrPort, saw func(from netip.AddrPort)) netip.AddrPort {
+	t.Helper()
 	conn := listenUDP(t, ns, at)
 	var group sync.WaitGroup
 	group.Go(func() {
@@ -115,6 +122,7 @@ func serveUDP(t *testing.T, ns *nstest.NS, at netip.AddrPort) netip.AddrPort {
 			if err != nil {
 				continue // an ICMP error about an answer
 			}
+			saw(from)
 			copy(buffer, encodeSeen(from))
 			_, _ = conn.WriteToUDPAddrPort(buffer[:seenSize+n], from)
 		}

@@ -198,10 +198,18 @@ func (m mutation) apply(file string) error {
 	if err != nil {
 		return err
 	}
-	if n := strings.Count(string(text), m.old); n != 1 {
-		return fmt.Errorf("bpf/%s has its text %d times, not once", m.file, n)
+	if err := m.applicable(string(text)); err != nil {
+		return err
 	}
 	return os.WriteFile(file, []byte(strings.Replace(string(text), m.old, m.new, 1)), 0o644)
+}
+
+// applicable tells whether the file still has the one place that the fault changes.
+func (m mutation) applicable(text string) error {
+	if n := strings.Count(text, m.old); n != 1 {
+		return fmt.Errorf("bpf/%s has its text %d times, not once", m.file, n)
+	}
+	return nil
 }
 
 // compile compiles the sources below dir as the directives say, and writes a file
