@@ -53,24 +53,24 @@ func testWay(t *testing.T, from, to *nstest.NS, at, seen netip.Addr) {
 	}
 
 	tcp := dialTCP(t, from, serveTCP(t, to, netip.AddrPortFrom(at, 0)))
-	if got := tcp.seen.Addr(); got != seen {
+	if got := tcp.Seen.Addr(); got != seen {
 		t.Errorf("TCP: %s saw it come from %s, not %s", at, got, seen)
 	}
-	if err := tcp.exchange(pattern(4 << 20)); err != nil {
+	if err := tcp.Exchange(pattern(4 << 20)); err != nil {
 		t.Errorf("4 MiB by TCP to %s and back: %v", at, err)
 	}
 
 	asking, asked := openEcho(t, from, at), openEcho(t, to, at)
-	request, reply := asking.types()
+	request, reply := asking.Types()
 	for seq, size := range []int{0, 1000, 9000, 60000} {
-		if err := asking.send(at, uint16(seq), size); err != nil {
+		if err := asking.Send(at, uint16(seq), size); err != nil {
 			t.Fatal(err)
 		}
-		got, err := asked.await(request, uint16(seq), size)
+		got, err := asked.Await(request, uint16(seq), size)
 		if err != nil || got != seen {
 			t.Errorf("ICMP echo of %d bytes: %s saw it come from %s (%v), not %s", size, at, got, err, seen)
 		}
-		if got, err := asking.await(reply, uint16(seq), size); err != nil || got != at {
+		if got, err := asking.Await(reply, uint16(seq), size); err != nil || got != at {
 			t.Errorf("ICMP echo of %d bytes: the answer came from %s (%v), not %s", size, got, err, at)
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 
 	"github.com/tendril-net/tendril/internal/nodetest"
 	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/internal/socktest"
 )
 
 // Addresses of what lies behind a router.
@@ -50,17 +50,6 @@ func (f family) far() netip.Addr {
 	return far6
 }
 
-// discover sets how a socket deals with the path's MTU.
-func discover(t *testing.T, conn syscall.Conn, f family, how int) {
-	t.Helper()
-	control(t, conn, func(fd int) error {
-		if f.world.Is4() {
-			return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, how)
-		}
-		return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, how)
-	})
-}
-
 // A smaller link behind the uplink is found out by masqueraded connections: the
 // router's complaint reaches the container's socket.
 func TestPathMTU(t *testing.T) {
@@ -70,7 +59,7 @@ func TestPathMTU(t *testing.T) {
 	eachFamily(t, func(t *testing.T, f family) {
 		udp := serveUDP(t, far, netip.AddrPortFrom(f.far(), 0))
 		conn := dialUDP(t, c.NS, netip.AddrPort{}, udp)
-		discover(t, conn, f, unix.IP_PMTUDISC_DO)
+		discover(t, conn, unix.IP_PMTUDISC_DO)
 		if _, err := conn.Write(pattern(1400)); err != nil {
 			t.Fatalf("before the MTU is known: %v", err)
 		}
@@ -81,16 +70,7 @@ func TestPathMTU(t *testing.T) {
 		if _, err := conn.Write(pattern(1400)); !errors.Is(err, unix.EMSGSIZE) {
 			t.Errorf("once the MTU is known: %v, want %v", err, unix.EMSGSIZE)
 		}
-		mtu := 0
-		control(t, conn, func(fd int) (err error) {
-			if f.world.Is4() {
-				mtu, err = unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU)
-			} else {
-				mtu, err = unix.GetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU)
-			}
-			return err
-		})
-		if mtu != 1300 {
+		if mtu := socktest.PathMTU(t, conn); mtu != 1300 {
 			t.Errorf("the container's socket knows an MTU of %d, not 1300", mtu)
 		}
 		if got := askUDP(t, conn, pattern(1200)).Addr(); got != f.uplink {
@@ -100,11 +80,11 @@ func TestPathMTU(t *testing.T) {
 		// A server of large answers has to be told, too: by its own router.
 		other := s.Attach(t, "tcp"+f.name, s.pods)
 		tcp := dialTCP(t, other.NS, serveTCP(t, far, netip.AddrPortFrom(f.far(), 0)))
-		if err := tcp.exchange(pattern(4 << 20)); err != nil {
+		if err := tcp.Exchange(pattern(4 << 20)); err != nil {
 			t.Errorf("4 MiB by TCP there and back: %v", err)
 		}
-		if tcp.seen.Addr() != f.uplink {
-			t.Errorf("the far host saw %s, not %s", tcp.seen.Addr(), f.uplink)
+		if tcp.Seen.Addr() != f.uplink {
+			t.Errorf("the far host saw %s, not %s", tcp.Seen.Addr(), f.uplink)
 		}
 	})
 	if drops := s.Drops(t); len(drops) != 0 {
@@ -128,7 +108,7 @@ func TestUplinkMTU(t *testing.T) {
 	eachFamily(t, func(t *testing.T, f family) {
 		conn := dialUDP(t, c.NS, netip.AddrPort{}, serveUDP(t, s.world, netip.AddrPortFrom(f.world, 0)))
 		if f.world.Is4() {
-			discover(t, conn, f, unix.IP_PMTUDISC_DONT)
+			discover(t, conn, unix.IP_PMTUDISC_DONT)
 			before := tooBig()
 			for _, size := range []int{1400, 60000} {
 				if got := askUDP(t, conn, pattern(size)).Addr(); got != f.uplink {
@@ -140,7 +120,7 @@ func TestUplinkMTU(t *testing.T) {
 			}
 		}
 		strict := dialUDP(t, c.NS, netip.AddrPort{}, serveUDP(t, s.world, netip.AddrPortFrom(f.world, 0)))
-		discover(t, strict, f, unix.IP_PMTUDISC_DO)
+		discover(t, strict, unix.IP_PMTUDISC_DO)
 		if _, err := strict.Write(pattern(1400)); err != nil {
 			t.Fatalf("before the MTU is known: %v", err)
 		}
@@ -155,7 +135,7 @@ func TestUplinkMTU(t *testing.T) {
 			}
 		}
 		tcp := dialTCP(t, c.NS, serveTCP(t, s.world, netip.AddrPortFrom(f.world, 0)))
-		if err := tcp.exchange(pattern(4 << 20)); err != nil {
+		if err := tcp.Exchange(pattern(4 << 20)); err != nil {
 			t.Errorf("4 MiB by TCP there and back: %v", err)
 		}
 	})

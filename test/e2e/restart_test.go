@@ -65,7 +65,7 @@ func TestAgentKilled(t *testing.T) {
 			if got := askUDP(t, w.before.udp, pattern(100)); got != w.before.seen {
 				t.Errorf("old UDP flow: seen as %s, before the kill as %s", got, w.before.seen)
 			}
-			if err := w.before.tcp.exchange(pattern(1 << 20)); err != nil {
+			if err := w.before.tcp.Exchange(pattern(1 << 20)); err != nil {
 				t.Errorf("old TCP connection: %v", err)
 			}
 			for range 10 {
@@ -73,19 +73,19 @@ func TestAgentKilled(t *testing.T) {
 					t.Errorf("new UDP flow: seen as %s, not %s", got, w.want)
 				}
 				tcp := dialTCP(t, w.from, w.at.tcp)
-				if got := tcp.seen.Addr(); got != w.want {
+				if got := tcp.Seen.Addr(); got != w.want {
 					t.Errorf("new TCP connection: seen as %s, not %s", got, w.want)
 				}
-				if err := tcp.exchange(pattern(1 << 16)); err != nil {
+				if err := tcp.Exchange(pattern(1 << 16)); err != nil {
 					t.Errorf("new TCP connection: %v", err)
 				}
 			}
 			ping := openEcho(t, w.from, w.at.udp.Addr())
-			_, reply := ping.types()
-			if err := ping.send(w.at.udp.Addr(), 1, 100); err != nil {
+			_, reply := ping.Types()
+			if err := ping.Send(w.at.udp.Addr(), 1, 100); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := ping.await(reply, 1, 100); err != nil {
+			if _, err := ping.Await(reply, 1, 100); err != nil {
 				t.Errorf("ICMP echo: %v", err)
 			}
 		})
@@ -298,7 +298,7 @@ func (l *load) tcp(stop <-chan struct{}) {
 			return
 		case <-ticker.C:
 		}
-		if err := l.stream.exchange(block); err != nil {
+		if err := l.stream.Exchange(block); err != nil {
 			l.fail(fmt.Errorf("block %d by TCP: %w", l.blocks.Load(), err))
 			return
 		}
