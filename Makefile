@@ -17,6 +17,8 @@ CLANG_FORMAT  := clang-format-19
 TESTFLAGS   ?=
 KERNEL      ?=
 KERNELFLAGS ?=
+# Not empty to use the machines of the Vagrantfile.
+VAGRANT     ?=
 # FUZZ chooses fuzz tests by name, FUZZTIME is for each.
 FUZZ        ?= .
 FUZZTIME    ?= 30s
@@ -25,7 +27,7 @@ STORIES     ?= 1000000
 # The folders whose tests run on every kernel of the matrix, and the tests of whole
 # journeys that do: an agent takes a while to start there.
 KERNEL_DIRS := test/kernels/selftest pkg/datapath pkg/maps pkg/wiring pkg/uplink
-KERNEL_JOURNEYS := TestConnectivity|TestCheck|TestStatus|TestChained|TestAgentKilled|TestRestart|TestPluginCrash|TestSpoofing|TestPathMTU|TestTraceroute|TestTwoUplinks|TestDefaultRouteMoves
+KERNEL_JOURNEYS := TestConnectivity|TestCheck|TestStatus|TestChained|TestAgentKilled|TestRestart|TestPluginCrash|TestSpoofing|TestPathMTU|TestTraceroute|TestTwoUplinks|TestDefaultRouteMoves|TestNothingLeavesUnhidden
 
 C_FILES := $(wildcard bpf/*.c bpf/*.h bpf/lib/*.h)
 SCRIPTS := $(wildcard .ci/run .ci/deps test/demo/run test/demo/story test/bench/run)
@@ -91,18 +93,28 @@ test: ## run every test (as root)
 	TENDRIL_TEST_PRIVILEGED=1 $(GO) test -race -timeout 15m $(TESTFLAGS) ./...
 
 .PHONY: test-kernels
-test-kernels: ## run the tests of the datapath on other kernels, in virtual machines
-	$(DEPS) kernels
-	$(GO) run ./test/kernels $(if $(KERNEL),-kernel $(KERNEL)) $(KERNELFLAGS) \
+test-kernels: ## run the tests of the datapath on other kernels, in virtual machines (VAGRANT=1: those of the Vagrantfile)
+	$(if $(VAGRANT),,$(DEPS) kernels)
+	$(GO) run ./test/kernels $(on-kernel) $(KERNELFLAGS) \
 	 $(patsubst %/,./%,$(sort $(dir $(wildcard $(KERNEL_DIRS:=/*_test.go)))))
 
 .PHONY: test-kernels-journeys
-test-kernels-journeys: build ## run tests of the whole, with agent and plugin, on other kernels
+test-kernels-journeys: build-failpoint ## run tests of the whole, with agent and plugin, on other kernels
+	$(if $(VAGRANT),,$(DEPS) kernels)
+	$(GO) run ./test/kernels $(on-kernel) -run '^($(KERNEL_JOURNEYS))$$' $(KERNELFLAGS) $(with-programs) ./test/e2e
+
+.PHONY: test-kernels-wire
+test-kernels-wire: build-failpoint ## run two nodes of different kernels on one wire, such as KERNEL=5.10+7
 	$(DEPS) kernels
+	$(GO) run ./test/kernels -wire $(on-kernel) $(KERNELFLAGS) $(with-programs) ./test/wire
+
+.PHONY: build-failpoint
+build-failpoint: build
 	$(BUILD) -tags failpoint -o bin/failpoint/tendril-agent ./cmd/agent
 	$(BUILD) -tags failpoint -o bin/failpoint/tendril-cni ./cmd/cni
-	$(GO) run ./test/kernels $(if $(KERNEL),-kernel $(KERNEL)) -run '^($(KERNEL_JOURNEYS))$$' $(KERNELFLAGS) \
-	 $(addprefix -with bin/,tendril-agent tendril-cni tendril failpoint) ./test/e2e
+# What machines that run nodes need besides the test binary.
+with-programs = $(addprefix -with bin/,tendril-agent tendril-cni tendril failpoint)
+on-kernel = $(if $(VAGRANT),-vagrant) $(if $(KERNEL),-kernel $(KERNEL))
 
 .PHONY: mutations
 mutations: ## put faults into the programs, one by one, and see that a test catches each (as root)

@@ -15,8 +15,17 @@
 // has it. A skip that names no version is a failure here, and so is a test
 // that skips on every kernel of the matrix.
 //
+// With -wire two machines of different kernels run the same binary at a time, with a
+// wire between their cards, for tests of two nodes: TENDRIL_TEST_WIRE is a in one of
+// them and b in the other, and each has its own line and column in the report
+// (5.10+7 is 5.10 where its peer is 7). The wire needs qemu 7.2.
+//
+// With -vagrant the machines are those of the Vagrantfile: they are booted with
+// vagrant up, get the module as it is here with vagrant rsync, and run the binaries
+// over ssh. They have what the tests need installed. CI does not run this.
+//
 // The exit code is 0 when every package passed on every kernel, else 1. The
-// Makefile's test-kernels is the caller; bin/kernels holds each run's output
+// Makefile's targets test-kernels* are the callers; bin/kernels holds each run's output
 // and kernel messages afterwards. The machines own nothing outside their
 // memory; kernels are cached in the user's cache folder, under tendril-kernels.
 package main

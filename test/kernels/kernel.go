@@ -38,6 +38,7 @@ type kernel struct {
 	release string // as uname -r prints it
 	image   string // file
 	modules string // file: cpio archive of lib/modules and boot/config-*
+	ssh     string // file: settings of ssh for the Vagrant machine, instead of image and modules
 }
 
 // kept are the modules that a machine gets, by the folder of the module tree:

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -35,7 +36,9 @@ func main() {
 
 // settings are the command line.
 type settings struct {
-	kernels  []string      // names of the kernels to boot, in this order
+	setups   [][]string    // kernels of the machines that run together, in this order
+	wire     bool          // two machines run together, on one wire
+	vagrant  bool          // the machines are those of the Vagrantfile
 	tools    []string      // programs of this host to take along
 	with     []string      // files and folders of the module to take along
 	tags     string        // build tags
@@ -55,7 +58,9 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	var kernels string
 	f := flag.NewFlagSet("kernels", flag.ContinueOnError)
 	f.SetOutput(stderr)
-	f.StringVar(&kernels, "kernel", strings.Join(matrix(), ","), "kernels to boot, separated by commas")
+	f.StringVar(&kernels, "kernel", "", "kernels to boot, separated by commas, with -wire pairs as in 5.10+7 (default all)")
+	f.BoolVar(&s.wire, "wire", false, "boot two machines at a time, of different kernels, with a wire between them")
+	f.BoolVar(&s.vagrant, "vagrant", false, "run in the machines of the Vagrantfile")
 	f.Func("tool", "take `program` along, with its libraries (repeatable, besides "+strings.Join(s.tools, ", ")+")",
 		func(v string) error { s.tools = append(s.tools, v); return nil })
 	f.Func("with", "take the file or folder at `path` of the module along (repeatable)",
@@ -72,11 +77,13 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
-	s.kernels, s.packages = strings.Split(kernels, ","), f.Args()
-	for _, name := range s.kernels {
-		if !slices.Contains(matrix(), name) {
-			return nil, fmt.Errorf("unknown kernel %q: want one of %s", name, strings.Join(matrix(), ", "))
-		}
+	var err error
+	if s.setups, err = setups(kernels, s.wire); err != nil {
+		return nil, err
+	}
+	s.packages = f.Args()
+	if s.wire && s.vagrant {
+		return nil, errors.New("-wire and -vagrant: the machines of the Vagrantfile have no wire")
 	}
 	if s.jobs < 1 {
 		return nil, fmt.Errorf("-jobs %d: want 1 or more", s.jobs)
@@ -99,51 +106,63 @@ func run(ctx context.Context, out io.Writer, args []string) error {
 	if err != nil {
 		return err
 	}
-	cache, err := os.UserCacheDir()
+	kernels, err := prepare(ctx, s)
 	if err != nil {
-		return fmt.Errorf("find cache: %w", err)
-	}
-	cache = filepath.Join(cache, "tendril-kernels")
-
-	var kernels []*kernel
-	for _, name := range s.kernels {
-		k, err := prepareKernel(ctx, cache, name, s.refresh)
-		if err != nil {
-			return err
-		}
-		kernels = append(kernels, k)
+		return err
 	}
 	results, err := testAll(ctx, out, s, kernels, programs)
 	if err != nil {
 		return err
 	}
-	return summarize(out, results, len(s.kernels) == len(matrix()))
+	return summarize(out, results, len(kernels) == len(matrix()))
 }
 
-// testAll runs each program on each kernel, s.jobs machines at a time. What one
+// prepare gets the kernels of all setups ready, by name.
+func prepare(ctx context.Context, s *settings) (map[string]*kernel, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return nil, fmt.Errorf("find cache: %w", err)
+	}
+	cache = filepath.Join(cache, "tendril-kernels")
+	kernels := make(map[string]*kernel)
+	for _, name := range slices.Concat(s.setups...) {
+		if kernels[name] != nil {
+			continue
+		}
+		if s.vagrant {
+			kernels[name], err = vagrantUp(ctx, cache, name)
+		} else {
+			kernels[name], err = prepareKernel(ctx, cache, name, s.refresh)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return kernels, nil
+}
+
+// testAll runs each program in each setup, s.jobs machines at a time. What a setup
 // has to say comes in one piece when it has ended, or at once where there is one
-// at a time.
-func testAll(ctx context.Context, out io.Writer, s *settings, kernels []*kernel, programs []program) ([]*result, error) {
-	results := make([]*result, len(kernels)*len(programs))
+// machine at a time.
+func testAll(ctx context.Context, out io.Writer, s *settings, kernels map[string]*kernel, programs []program) ([]*result, error) {
+	results := make([][]*result, len(s.setups)*len(programs))
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(s.jobs)
+	group.SetLimit(max(1, s.jobs/len(s.setups[0])))
 	var printing sync.Mutex
 	// Those of one program side by side: the longest come first.
 	for i, p := range programs {
-		for j, k := range kernels {
+		for j, setup := range s.setups {
 			group.Go(func() error {
 				said := &bytes.Buffer{}
 				to := io.Writer(said)
-				if s.jobs == 1 {
+				if s.jobs == 1 && !s.wire {
 					to = out
 				}
-				fmt.Fprintf(to, "=== %s on Linux %s\n", p.path, k.release)
-				r, err := test(ctx, to, s, k, p)
+				found, err := testSetup(ctx, to, s, seats(setup, kernels), p)
 				if err != nil {
-					return fmt.Errorf("test %s on Linux %s: %w", p.path, k.name, err)
+					return err
 				}
-				fmt.Fprintln(to, r.line())
-				results[j*len(programs)+i] = r
+				results[j*len(programs)+i] = found
 				printing.Lock()
 				defer printing.Unlock()
 				_, err = out.Write(said.Bytes())
@@ -151,7 +170,8 @@ func testAll(ctx context.Context, out io.Writer, s *settings, kernels []*kernel,
 			})
 		}
 	}
-	return results, group.Wait()
+	err := group.Wait()
+	return slices.Concat(results...), err
 }
 
 // program is the test binary of one package.
@@ -200,68 +220,87 @@ func build(ctx context.Context, s *settings) ([]program, error) {
 	return programs, nil
 }
 
-// test runs p on k. A failing test is no error of test's.
-func test(ctx context.Context, out io.Writer, s *settings, k *kernel, p program) (*result, error) {
-	dir := filepath.Join(filepath.Dir(p.binary), k.name)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
+// test runs p at a seat. A failing test is no error of test's.
+func test(ctx context.Context, out io.Writer, s *settings, at seat, p program) (*result, error) {
+	fmt.Fprintf(out, "=== %s on Linux %s\n", p.path, at.release)
+	r := &result{kernel: at.title(), pkg: p.path}
+	if err := r.take(ctx, out, s, at, p); err != nil {
+		return nil, fmt.Errorf("test %s on Linux %s: %w", p.path, at.name, err)
 	}
-	m := machine{
-		kernel: k, memory: s.memory, cpus: s.cpus,
-		timeout: s.timeout + time.Minute, // the binary gives up first, and says where it stood
-		initrd:  filepath.Join(dir, "initrd"), console: filepath.Join(dir, "console"), code: filepath.Join(dir, "code"),
+	fmt.Fprintln(out, r.line())
+	return r, nil
+}
+
+// take runs p at a seat and takes in how that went.
+func (r *result) take(ctx context.Context, out io.Writer, s *settings, at seat, p program) error {
+	dir := filepath.Join(filepath.Dir(p.binary), at.title())
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
 	}
 	job := job{
-		dir: filepath.Join(moduleDir, p.path),
+		dir: path.Join(moduleDir, p.path),
 		env: []string{"TENDRIL_TEST_PRIVILEGED=1"},
 		args: []string{
 			"./" + filepath.Base(p.binary), "-test.v=test2json", "-test.timeout=" + s.timeout.String(),
 			"-test.run=" + s.run, "-test.skip=" + s.skip,
 		},
 	}
-	if err := writeImage(ctx, m.initrd, k, p, s.tools, job); err != nil {
-		return nil, fmt.Errorf("make initramfs: %w", err)
+	// The binary gives up first, and says where it stood.
+	limit := s.timeout + time.Minute
+	m := machine{
+		kernel: at.kernel, memory: s.memory, cpus: s.cpus, timeout: limit, port: at.port,
+		initrd: filepath.Join(dir, "initrd"), console: filepath.Join(dir, "console"), code: filepath.Join(dir, "code"),
 	}
-	defer func() { _ = os.Remove(m.initrd) }()
+	boot := m.boot
+	if s.vagrant {
+		boot = remote{at.kernel, p, job, limit}.run
+	} else {
+		if at.port != nil {
+			job.env = append(job.env, "TENDRIL_TEST_WIRE="+at.port.role)
+		}
+		if err := writeImage(ctx, m.initrd, at.kernel, p, s.tools, job); err != nil {
+			return fmt.Errorf("make initramfs: %w", err)
+		}
+		defer func() { _ = os.Remove(m.initrd) }()
+	}
 
 	log, err := os.Create(filepath.Join(dir, "output"))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = log.Close() }()
 	convert := exec.CommandContext(ctx, "go", "tool", "test2json", "-t", "-p", p.path)
 	convert.Dir, convert.Stderr = p.root, os.Stderr
 	output, err := convert.StdinPipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	events, err := convert.StdoutPipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := convert.Start(); err != nil {
-		return nil, err
+		return err
 	}
 	started := time.Now()
 	booted := make(chan error, 1)
 	go func() {
-		booted <- m.boot(ctx, io.MultiWriter(log, output))
+		booted <- boot(ctx, io.MultiWriter(log, output))
 		_ = output.Close() // ends test2json, and with it the events
 	}()
-	r := &result{kernel: k.name, pkg: p.path}
 	if err := r.read(events, out, s.verbose); err != nil {
-		return nil, err
+		return err
 	}
 	if err := convert.Wait(); err != nil {
-		return nil, fmt.Errorf("read test output: %w", err)
+		return fmt.Errorf("read test output: %w", err)
 	}
 	r.end(<-booted, time.Since(started))
 	if ctx.Err() != nil {
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
 	if r.died {
 		messages, _ := os.ReadFile(m.console)
 		fmt.Fprintf(out, "%s\n", messages)
 	}
-	return r, nil
+	return nil
 }
