@@ -12,6 +12,7 @@
 #include "lib/link_local.h"
 #include "lib/masquerade.h"
 #include "lib/parse.h"
+#include "lib/port.h"
 #include "lib/route.h"
 
 /* The stack answers, or has the packet: nothing is remembered. */
@@ -23,8 +24,51 @@ static __always_inline int leave(struct __sk_buff *skb)
 /* No TC action: what was decided is to be applied. */
 #define APPLY -2
 
+/*
+ * An answer at a mapped port of the sender's. Returns a TC action, APPLY, or 0 when it
+ * is none.
+ */
+__noinline int decide_answer(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	int error;
+
+	if (!s || port_answered(skb))
+		return 0;
+	error = port_way(skb);
+	if (!error)
+		error = port_quote(skb, s);
+	return error ? drop(skb, FROM_CONTAINER, -error) : APPLY;
+}
+
+/*
+ * For the host itself, or for a port of it that leads to an endpoint. Returns a TC
+ * action or APPLY.
+ */
+__noinline int decide_host(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	int result;
+
+	if (!s)
+		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	if (s->packet.icmp_kind == ICMP_KIND_ERROR)
+		result = answer_error(skb);
+	else
+		result = answer(skb);
+	if (result > 0)
+		result = port_dialled(skb);
+	if (result == PORT_OF_ITSELF)
+		result = port_hairpin(skb);
+	if (result < 0)
+		return drop(skb, FROM_CONTAINER, -result);
+	if (result)
+		s->decision.action = ACTION_PASS;
+	return APPLY;
+}
+
 /* Decides for scratch->packet, whose sender is who it says. Returns a TC action or APPLY. */
-static __always_inline int decide(struct __sk_buff *skb)
+static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 {
 	struct scratch *s = scratch_get();
 	struct endpoint *endpoint;
@@ -34,6 +78,12 @@ static __always_inline int decide(struct __sk_buff *skb)
 
 	if (!s)
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	if (has_ports) {
+		int verdict = decide_answer(skb);
+
+		if (verdict)
+			return verdict;
+	}
 	before = before_this(skb);
 	if (before_says_reply(before, &s->packet)) {
 		s->decision.flags = before->flags & (FLOW_REPLY | FLOW_STACK);
@@ -50,10 +100,8 @@ static __always_inline int decide(struct __sk_buff *skb)
 	if (others_translate(&s->packet.key.destination))
 		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 	way = route(skb);
-	if (way == WAY_STACK) {
-		s->decision.action = ACTION_PASS;
-		return APPLY;
-	}
+	if (way == WAY_STACK)
+		return decide_host(skb);
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
 	if (!endpoint)
 		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
@@ -124,7 +172,7 @@ __noinline int slow_path(struct __sk_buff *skb)
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	s->decision.sender = interface->mac;
 	s->decision.endpoint = interface->endpoint;
-	verdict = decide(skb);
+	verdict = decide(skb, self->flags & ENDPOINT_PORTS);
 	if (verdict != APPLY)
 		return verdict;
 	remember(skb, s);
@@ -243,7 +291,7 @@ int from_container(struct __sk_buff *skb)
 		return pass_again(skb, &packet, flow);
 	account(skb, flow);
 	verdict = apply(skb, &packet, flow, FROM_CONTAINER);
-	if (flow->flags & FLOW_TRANSLATE_SOURCE) {
+	if (flow->flags & (FLOW_TRANSLATE_SOURCE | FLOW_TRANSLATE_DESTINATION)) {
 		if (is_closing(&packet, flow))
 			follow_translation(&packet, flow);
 	} else if (packet.key.protocol == IPPROTO_TCP &&

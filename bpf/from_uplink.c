@@ -12,75 +12,7 @@
 #include "lib/fragment.h"
 #include "lib/masquerade.h"
 #include "lib/parse.h"
-
-/* An error about a packet that was masqueraded. Returns 0, 1 when there is none, or minus a
- * counter. */
-__noinline int answer_error(struct __sk_buff *skb)
-{
-	struct scratch *s = scratch_get();
-	struct endpoint *endpoint;
-	struct translation *t;
-
-	if (!s || parse_quote(skb) || !same(&s->quote.key.source, &s->packet.key.destination))
-		return 1;
-	answer_key(&s->reply, &s->quote, 0);
-	t = bpf_map_lookup_elem(&translations, &s->reply);
-	if (!t || !translation_alive(t, s->reply.protocol))
-		return 1;
-	endpoint = bpf_map_lookup_elem(&endpoints, &t->address);
-	if (!endpoint || endpoint->ifindex != t->ifindex)
-		return 1;
-	if (s->packet.ttl <= 1)
-		return -DROP_TTL;
-	deliver(&s->decision, endpoint);
-	s->to = *t;
-	s->decision.flags = FLOW_TRANSLATE_DESTINATION;
-	if (t->flags & TRANSLATION_STACK)
-		s->decision.action = ACTION_PASS;
-	s->decision.address = s->to.address;
-	s->decision.checksum_diff = address_diff(&s->packet.key.destination, &s->to.address);
-	return translate_quote(skb, true) ? -DROP_REWRITE : 0;
-}
-
-/* An answer to what was masqueraded. Returns 0, or 1 when it is none. */
-__noinline int answer(struct __sk_buff *skb)
-{
-	struct scratch *s = scratch_get();
-	struct endpoint *endpoint;
-	struct translation *t;
-	__u8 state;
-
-	if (!s || !skb)
-		return 1;
-	t = bpf_map_lookup_elem(&translations, &s->packet.key);
-	if (!t || !translation_alive(t, s->packet.key.protocol))
-		return 1;
-	endpoint = bpf_map_lookup_elem(&endpoints, &t->address);
-	if (!endpoint || endpoint->ifindex != t->ifindex)
-		return 1;
-	state = t->state;
-	translation_note(t, &s->packet, true);
-	deliver(&s->decision, endpoint);
-	s->decision.flags = FLOW_TRANSLATE_DESTINATION;
-	if (t->flags & TRANSLATION_FIN_IN)
-		s->decision.flags |= FLOW_CLOSING;
-	if (t->flags & TRANSLATION_STACK) {
-		s->decision.flags |= FLOW_STACK;
-		s->decision.action = ACTION_PASS;
-	}
-	s->decision.address = t->address;
-	s->decision.port = t->port;
-	s->decision.checksum_diff = address_diff(&s->packet.key.destination, &t->address);
-	if (t->state == TRANSLATION_CLOSED) {
-		s->decision.epoch = NOT_REMEMBERED;
-		if (state != TRANSLATION_CLOSED) {
-			sent_key(&s->other, &s->packet.key, t);
-			bpf_map_delete_elem(&flows, &s->other);
-			bpf_map_delete_elem(&flows, &s->packet.key);
-		}
-	}
-	return 0;
-}
+#include "lib/port.h"
 
 /* Remembers that what the endpoint sends back is an answer, so that it is not masqueraded. */
 static __always_inline void expect_reply(struct scratch *s, const struct endpoint *endpoint)
@@ -116,6 +48,30 @@ static __always_inline void expect_reply(struct scratch *s, const struct endpoin
 	bpf_map_update_elem(&flows, &s->sent, &s->decision, BPF_ANY);
 }
 
+/* Whether the source of scratch->packet may be in the world. */
+static __always_inline bool is_from_outside(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+
+	return s && !is_martian(&s->packet.key.source) && !is_multicast(&s->packet.key.source) &&
+	       !bpf_map_lookup_elem(&endpoints, &s->packet.key.source) && source_is_elsewhere(skb);
+}
+
+/* For an endpoint's own address. Returns 0, or minus a counter. */
+static __always_inline int to_endpoint(struct __sk_buff *skb, struct scratch *s,
+				       const struct endpoint *endpoint)
+{
+	if (!is_from_outside(skb))
+		return -DROP_MARTIAN;
+	if (endpoint->flags & ENDPOINT_PORTS && is_shut(skb))
+		return -DROP_LOOPBACK_ONLY;
+	if (s->packet.icmp_kind != ICMP_KIND_ERROR)
+		expect_reply(s, endpoint);
+	__builtin_memset(&s->decision, 0, sizeof(s->decision));
+	deliver(&s->decision, endpoint);
+	return 0;
+}
+
 __noinline int slow_path(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
@@ -130,21 +86,17 @@ __noinline int slow_path(struct __sk_buff *skb)
 		result = answer_error(skb);
 	else
 		result = answer(skb);
+	if (result > 0) {
+		endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
+		if (endpoint)
+			result = to_endpoint(skb, s, endpoint);
+		else if (port_find(&s->packet.key) && is_from_outside(skb))
+			result = port_dialled(skb);
+		if (result > 0)
+			return TC_ACT_UNSPEC;
+	}
 	if (result < 0)
 		return drop(skb, FROM_UPLINK, -result);
-	if (result) {
-		endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
-		if (!endpoint)
-			return TC_ACT_UNSPEC;
-		if (is_martian(&s->packet.key.source) || is_multicast(&s->packet.key.source) ||
-		    bpf_map_lookup_elem(&endpoints, &s->packet.key.source) ||
-		    !source_is_elsewhere(skb))
-			return drop(skb, FROM_UPLINK, DROP_MARTIAN);
-		if (s->packet.icmp_kind != ICMP_KIND_ERROR)
-			expect_reply(s, endpoint);
-		__builtin_memset(&s->decision, 0, sizeof(s->decision));
-		deliver(&s->decision, endpoint);
-	}
 	count(skb, FROM_UPLINK, COUNTER_DECIDED);
 	remember(skb, s);
 	return apply(skb, &s->packet, &s->decision, FROM_UPLINK);

@@ -13,10 +13,27 @@
 #include "lib/apply.h"
 #include "lib/fragment.h"
 #include "lib/parse.h"
+#include "lib/port.h"
 #include "lib/translation.h"
 
-SEC("tc")
-int to_container(struct __sk_buff *skb)
+/* What others forward here, to a port that is not for them. */
+static __always_inline bool is_shut_for(struct __sk_buff *skb, const struct packet *packet,
+					const struct endpoint *endpoint)
+{
+	struct scratch *s;
+
+	if (!(endpoint->flags & ENDPOINT_PORTS) ||
+	    bpf_map_lookup_elem(&endpoints, &packet->key.source))
+		return false;
+	s = scratch_get();
+	if (!s)
+		return true;
+	s->packet = *packet;
+	return is_shut(skb);
+}
+
+/* Notes what the stack forwards. Returns 0, or the counter of a drop. */
+static __always_inline int note(struct __sk_buff *skb)
 {
 	struct flow memory = { .action = ACTION_PASS, .flags = FLOW_REPLY | FLOW_STACK };
 	struct packet packet = {};
@@ -24,19 +41,20 @@ int to_container(struct __sk_buff *skb)
 	struct flow_key back = {}, other;
 	struct flow *before;
 
-	count(skb, TO_CONTAINER, COUNTER_PASSED);
 	if (!skb->ingress_ifindex || skb->tc_index == SEEN_DECIDED)
-		return TC_ACT_UNSPEC;
+		return 0;
 	if (parse(skb, &packet) != PARSED_IP || packet.icmp_kind)
-		return TC_ACT_UNSPEC;
+		return 0;
 	endpoint = bpf_map_lookup_elem(&endpoints, &packet.key.destination);
 	if (!endpoint)
-		return TC_ACT_UNSPEC;
+		return 0;
 	if (packet.fragment) {
 		packet.key.ifindex = skb->ingress_ifindex;
 		fragment_find(&packet);
 		fragment_keep(&packet);
 	}
+	if (is_shut_for(skb, &packet, endpoint))
+		return DROP_LOOPBACK_ONLY;
 	back.source = packet.key.destination;
 	back.destination = packet.key.source;
 	back.source_port = packet.key.destination_port;
@@ -47,10 +65,10 @@ int to_container(struct __sk_buff *skb)
 	/* One that goes straight to a neighbour would leave the stack out. */
 	if (before && current(before, &packet) &&
 	    (before->flags & FLOW_STACK || before->action != ACTION_DELIVER))
-		return TC_ACT_UNSPEC;
+		return 0;
 	/* Began with the endpoint, and only the cache has forgotten. */
 	if (translation_find(&back, &other))
-		return TC_ACT_UNSPEC;
+		return 0;
 	if (before) {
 		memory.packets = before->packets;
 		memory.bytes = before->bytes;
@@ -60,7 +78,15 @@ int to_container(struct __sk_buff *skb)
 	memory.epoch = epoch_sum(endpoint->id);
 	memory.decided = now();
 	bpf_map_update_elem(&flows, &back, &memory, BPF_ANY);
-	return TC_ACT_UNSPEC;
+	return 0;
+}
+
+SEC("tc")
+int to_container(struct __sk_buff *skb)
+{
+	int reason = note(skb);
+
+	return reason ? drop(skb, TO_CONTAINER, reason) : pass(skb, TO_CONTAINER, COUNTER_PASSED);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

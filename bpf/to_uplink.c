@@ -14,6 +14,7 @@
 #include "lib/fragment.h"
 #include "lib/masquerade.h"
 #include "lib/parse.h"
+#include "lib/port.h"
 
 /* The host's stack speaks of a packet that was translated for an endpoint. */
 __noinline int host_error(struct __sk_buff *skb)
@@ -39,6 +40,23 @@ __noinline int host_error(struct __sk_buff *skb)
 	return TC_ACT_UNSPEC;
 }
 
+/* Translates scratch->packet as was decided, unless error is minus a counter. */
+__noinline int finish(struct __sk_buff *skb, int error)
+{
+	struct scratch *s = scratch_get();
+
+	if (!s)
+		return drop(skb, TO_UPLINK, DROP_INVALID);
+	if (error)
+		return drop(skb, TO_UPLINK, -error);
+	if (translate(skb, &s->packet, SOURCE, &s->decision.address, s->decision.port,
+		      s->decision.checksum_diff))
+		return drop(skb, TO_UPLINK, DROP_REWRITE);
+	skb->tc_index = SEEN_TRANSLATED;
+	count(skb, TO_UPLINK, COUNTER_FORWARDED);
+	return TC_ACT_UNSPEC;
+}
+
 /* Masquerades scratch->packet. */
 __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 {
@@ -52,6 +70,11 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
 	if (!endpoint)
 		return TC_ACT_UNSPEC;
+	if (endpoint->flags & ENDPOINT_PORTS) {
+		__builtin_memset(&s->decision, 0, sizeof(s->decision));
+		if (!port_answered(skb))
+			return finish(skb, port_quote(skb, s));
+	}
 	before = before_this(skb);
 	if (!masquerades(endpoint, &s->packet) || before_says_reply(before, &s->packet))
 		return TC_ACT_UNSPEC;
@@ -65,14 +88,7 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	else
 		error = masquerade_source(skb, endpoint->id,
 					  seen == SEEN_DECIDED ? 0 : TRANSLATION_STACK);
-	if (error)
-		return drop(skb, TO_UPLINK, -error);
-	if (translate(skb, &s->packet, SOURCE, &s->decision.address, s->decision.port,
-		      s->decision.checksum_diff))
-		return drop(skb, TO_UPLINK, DROP_REWRITE);
-	skb->tc_index = SEEN_TRANSLATED;
-	count(skb, TO_UPLINK, COUNTER_FORWARDED);
-	return TC_ACT_UNSPEC;
+	return finish(skb, error);
 }
 
 /*

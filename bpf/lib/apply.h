@@ -54,10 +54,15 @@ static __always_inline int apply_pass(struct __sk_buff *skb, enum journey journe
  * life, is left to the stack, which answers the sender; a reply from the world
  * is translated before, so that the answer quotes what the stack can place.
  */
-static __always_inline int apply(struct __sk_buff *skb, const struct packet *packet,
-				 struct flow *flow, enum journey journey)
+static __always_inline int apply(struct __sk_buff *skb, struct packet *packet, struct flow *flow,
+				 enum journey journey)
 {
-	if (flow->flags & FLOW_TRANSLATE_DESTINATION) {
+	if (journey == FROM_CONTAINER && flow->flags & FLOW_HAIRPIN) {
+		if (packet->ttl <= 1)
+			return drop(skb, journey, DROP_TTL);
+		if (turn_round(skb, packet, flow->source_port, flow->port))
+			return drop(skb, journey, DROP_REWRITE);
+	} else if (flow->flags & FLOW_TRANSLATE_DESTINATION) {
 		/* The stack would answer for an address of its own. */
 		if (packet->ttl <= 1)
 			return drop(skb, journey, DROP_TTL);
@@ -100,9 +105,15 @@ static __always_inline int apply(struct __sk_buff *skb, const struct packet *pac
 		count(skb, journey, COUNTER_FORWARDED);
 		return bpf_redirect_neigh(flow->out_ifindex, &neighbour, sizeof(neighbour), 0);
 	}
-	/* Written for those who look at the frame; the kernel has placed it already. */
+	/* For an endpoint, those who look at the frame want it; the kernel has placed it already.
+	 */
 	if (set_macs(skb, &flow->receiver, &flow->gateway))
 		return drop(skb, journey, DROP_REWRITE);
+	if (journey == FROM_CONTAINER && flow->action == ACTION_RETURN) {
+		skb->tc_index = SEEN_TRANSLATED;
+		count(skb, journey, COUNTER_FORWARDED);
+		return bpf_redirect(flow->out_ifindex, 0);
+	}
 	count(skb, journey, COUNTER_DELIVERED);
 	return bpf_redirect_peer(flow->out_ifindex, 0);
 }

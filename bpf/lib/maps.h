@@ -106,6 +106,41 @@ struct {
 	__type(value, __u8);
 } stack_destinations SEC(".maps");
 
+/*
+ * Port of the host -> the container's that it leads to. The agent writes, the
+ * slow path and the socket programs read.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct port_key);
+	__type(value, struct port);
+} ports SEC(".maps");
+
+/*
+ * Address -> 1: the host's own, at which mapped ports are reached. The agent writes,
+ * the slow path and the socket programs read.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, ENDPOINTS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct address);
+	__type(value, __u8);
+} host_addresses SEC(".maps");
+
+/*
+ * Socket and where it sends -> what its process dialled, for getpeername and for the
+ * source of datagrams. The socket programs write and read.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct socket_key);
+	__type(value, struct socket_peer);
+} sockets SEC(".maps");
+
 /* Fragmented packet -> the ports of its first fragment. The programs write and read. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

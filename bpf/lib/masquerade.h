@@ -94,6 +94,31 @@ static __always_inline bool can_masquerade(const struct packet *packet)
 }
 
 /*
+ * Notes scratch->packet in its translation, and in the decision what follows from
+ * that. back is the key of the other direction.
+ */
+static __always_inline void translation_follow(struct scratch *s, struct translation *t,
+					       const struct flow_key *back, bool inbound)
+{
+	__u8 state = t->state;
+
+	translation_note(t, &s->packet, inbound);
+	if (t->flags & (inbound ? TRANSLATION_FIN_IN : TRANSLATION_FIN_OUT))
+		s->decision.flags |= FLOW_CLOSING;
+	/* Of one that is not open yet, the next packet says whether somebody is there. */
+	if (t->flags & TRANSLATION_PORT && t->state == TRANSLATION_OPENING &&
+	    s->packet.key.protocol == IPPROTO_TCP)
+		s->decision.epoch = NOT_REMEMBERED;
+	if (t->state != TRANSLATION_CLOSED)
+		return;
+	s->decision.epoch = NOT_REMEMBERED;
+	if (state != TRANSLATION_CLOSED) {
+		bpf_map_delete_elem(&flows, back);
+		bpf_map_delete_elem(&flows, &s->packet.key);
+	}
+}
+
+/*
  * Finds or takes the translation for scratch->packet, which leaves by the uplink
  * scratch->decision.out_ifindex, and completes the decision. Returns 0, or minus
  * the counter that says why not.
@@ -141,25 +166,13 @@ __noinline int masquerade_source(struct __sk_buff *skb, __u32 endpoint, __u32 fl
 	if (!t) {
 		error = translation_take(skb, endpoint, flags);
 		if (!error)
-			error = translation_point(skb, endpoint);
+			error = translation_point(skb);
 		if (error)
 			return error;
 		t = bpf_map_lookup_elem(&translations, &s->reply);
 	}
-	if (t) {
-		__u8 state = t->state;
-
-		translation_note(t, &s->packet, false);
-		if (t->state == TRANSLATION_CLOSED) {
-			s->decision.epoch = NOT_REMEMBERED;
-			if (state != TRANSLATION_CLOSED) {
-				bpf_map_delete_elem(&flows, &s->reply);
-				bpf_map_delete_elem(&flows, &s->packet.key);
-			}
-		}
-	}
-	if (t && t->flags & TRANSLATION_FIN_OUT)
-		s->decision.flags |= FLOW_CLOSING;
+	if (t)
+		translation_follow(s, t, &s->reply, false);
 	s->decision.flags |= FLOW_TRANSLATE_SOURCE;
 	s->decision.port = s->reply.destination_port;
 	s->decision.checksum_diff = address_diff(&s->packet.key.source, &s->decision.address);
@@ -211,9 +224,8 @@ static __noinline int follow_translation(struct packet *packet, struct flow *flo
 			return 0;
 		sent_key(&back, &packet->key, t);
 	} else {
-		reply_key(&back, &packet->key, &flow->address, flow->port);
-		t = bpf_map_lookup_elem(&translations, &back);
-		if (!t || !belongs_to(t, &packet->key))
+		t = translation_find(&packet->key, &back);
+		if (!t)
 			return 0;
 	}
 	translation_note(t, packet, inbound);

@@ -34,6 +34,12 @@ static __always_inline int checksum_offset(__u8 protocol)
 	}
 }
 
+/* For the helpers of checksums: in UDP a checksum of zero says that there is none. */
+static __always_inline __u64 zero_is_none(__u8 protocol)
+{
+	return protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+}
+
 /*
  * Makes the transport checksum right for an address that changes by diff and a
  * port that changes from old to new. Returns 0 or the helper's error.
@@ -48,7 +54,7 @@ static __always_inline int fix_transport_checksum(struct __sk_buff *skb,
 						  __be16 old, __be16 new)
 {
 	int error, offset = checksum_offset(packet->key.protocol);
-	__u64 mangled = packet->key.protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	__u64 mangled = zero_is_none(packet->key.protocol);
 
 	if (offset < 0)
 		return 0;
@@ -124,6 +130,54 @@ static __always_inline int translate(struct __sk_buff *skb, const struct packet 
 		else
 			ip->daddr = words(address)[3];
 		ip->check = checksum_replace(ip->check, diff);
+	}
+	return 0;
+}
+
+/*
+ * Has source and destination change places, which changes no checksum, and gives both
+ * a new port, but for an ICMP error. Otherwise the packet is TCP or UDP. Returns as translate.
+ */
+static __noinline int turn_round(struct __sk_buff *skb, struct packet *packet, __u32 source_port,
+				 __u32 destination_port)
+{
+	__u64 mangled = zero_is_none(packet->key.protocol);
+	__u32 offset = packet->transport + checksum_offset(packet->key.protocol);
+	void *data, *data_end;
+
+	if (packet->fragment == FRAGMENT_LATER || packet->icmp_kind) {
+		data = (void *)(long)skb->data;
+		data_end = (void *)(long)skb->data_end;
+	} else {
+		__be16 *ports;
+
+		if (bpf_l4_csum_replace(skb, offset, packet->key.source_port, source_port,
+					mangled | sizeof(__be16)) ||
+		    bpf_l4_csum_replace(skb, offset, packet->key.destination_port, destination_port,
+					mangled | sizeof(__be16)))
+			return -1;
+		data = (void *)(long)skb->data;
+		data_end = (void *)(long)skb->data_end;
+		ports = data + (packet->transport & 0x7fff);
+		if ((void *)(ports + 2) > data_end)
+			return -1;
+		ports[0] = source_port;
+		ports[1] = destination_port;
+	}
+	if (packet->ipv6) {
+		struct ipv6hdr *ip = data + ETH_HLEN;
+
+		if ((void *)(ip + 1) > data_end)
+			return -1;
+		__builtin_memcpy(&ip->saddr, &packet->key.destination, sizeof(ip->saddr));
+		__builtin_memcpy(&ip->daddr, &packet->key.source, sizeof(ip->daddr));
+	} else {
+		struct iphdr *ip = data + ETH_HLEN;
+
+		if ((void *)(ip + 1) > data_end)
+			return -1;
+		ip->saddr = words(&packet->key.destination)[3];
+		ip->daddr = words(&packet->key.source)[3];
 	}
 	return 0;
 }

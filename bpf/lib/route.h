@@ -66,6 +66,19 @@ __noinline bool has_way(struct __sk_buff *skb)
 	return !s || fib_ask(skb, &s->packet, &fib) != BPF_FIB_LKUP_RET_NOT_FWDED;
 }
 
+/* Has the decision lead by an uplink, as the routing tables have answered. */
+static __always_inline void take_way(struct scratch *s, const struct bpf_fib_lookup *fib,
+				     const struct interface *out)
+{
+	s->decision.out_ifindex = fib->ifindex;
+	/* Kernels before 5.12, and a missing neighbour before 6.4, leave the field as it was. */
+	s->decision.mtu = fib->tot_len == SMALLEST_PACKET ? out->mtu : fib->tot_len;
+	if (fib->family == AF_INET)
+		set_ipv4(&s->decision.next_hop, fib->ipv4_dst);
+	else
+		__builtin_memcpy(&s->decision.next_hop, fib->ipv6_dst, sizeof(fib->ipv6_dst));
+}
+
 /* Asks for scratch->packet, as it arrived on the host side that its key names. */
 __noinline int route(struct __sk_buff *skb)
 {
@@ -94,13 +107,31 @@ __noinline int route(struct __sk_buff *skb)
 			       ? WAY_GATEWAY
 			       : WAY_OTHER;
 	}
-	s->decision.out_ifindex = ifindex;
-	/* Kernels before 5.12, and a missing neighbour before 6.4, leave the field as it was. */
-	s->decision.mtu = fib.tot_len == SMALLEST_PACKET ? out->mtu : fib.tot_len;
-	if (fib.family == AF_INET)
-		set_ipv4(&s->decision.next_hop, fib.ipv4_dst);
-	else
-		__builtin_memcpy(&s->decision.next_hop, fib.ipv6_dst, sizeof(fib.ipv6_dst));
+	take_way(s, &fib, out);
+	return WAY_UPLINK;
+}
+
+#define FIB_OUTPUT 2 /* BPF_FIB_LOOKUP_OUTPUT */
+
+/*
+ * Asks for scratch->packet with the source in scratch->decision, by way of one uplink.
+ * Returns WAY_UPLINK, or WAY_OTHER when no route leads there.
+ */
+__noinline int route_back(struct __sk_buff *skb, __u32 ifindex)
+{
+	struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
+	struct scratch *s = scratch_get();
+	struct bpf_fib_lookup fib = {};
+	long result;
+
+	if (!s || !out || out->role != INTERFACE_UPLINK)
+		return WAY_OTHER;
+	fib_question(&fib, &s->decision.address, &s->packet.key.destination, ifindex);
+	result = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags | FIB_OUTPUT);
+	if ((result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH) ||
+	    fib.ifindex != ifindex)
+		return WAY_OTHER;
+	take_way(s, &fib, out);
 	return WAY_UPLINK;
 }
 

@@ -28,12 +28,19 @@ struct scratch {
 	struct flow_key other;	/* of another one for the same flow */
 	struct flow_key victim; /* of the one to remove */
 	struct flow_key sent;	/* of its pointer */
+	struct flow_key answer; /* as an endpoint answers at a mapped port */
 	struct quote quote;
-	__u32 forgotten;       /* flows is known to have nothing for packet */
-	__u32 freed;	       /* slots, by the sweep */
-	__u32 epoch;	       /* the node's, from before anything was looked at */
-	__u32 hand;	       /* where the search for a slot has come to; 0: not begun */
-	struct translation to; /* the one to take, or what a quote is translated to */
+	__u32 forgotten;      /* flows is known to have nothing for packet */
+	__u32 freed;	      /* slots, by the sweep */
+	__u32 epoch;	      /* the node's, from before anything was looked at */
+	__u32 hand;	      /* where the search for a slot has come to; 0: not begun */
+	__u32 where;	      /* device by which the client of a mapped port is reached */
+	struct mac neighbour; /* who handed over that client's packet */
+	__u8 pad[2];
+	__u32 local;		    /* that client is an endpoint */
+	struct translation to;	    /* the one to take, or what a quote is translated to */
+	struct translation pointer; /* to the one to take */
+	struct port port;	    /* where the port of the host leads that packet is for */
 };
 
 struct {

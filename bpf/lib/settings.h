@@ -16,3 +16,4 @@ volatile const __u32 endpoint_limit = 32768; /* translations one endpoint may ho
 volatile const __u32 allocation_slots = 65536;
 volatile const bool coarse_clock = false; /* bpf_ktime_get_coarse_ns, since Linux 5.11 */
 volatile const __u32 fib_flags = 0;	  /* BPF_FIB_LOOKUP_SKIP_NEIGH, since Linux 6.4 */
+volatile const __u64 netns_cookie = 0;	  /* of the agent's network namespace; 0 is none's */

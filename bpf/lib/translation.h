@@ -71,9 +71,14 @@ static __always_inline void sent_key(struct flow_key *sent, const struct flow_ke
 {
 	__builtin_memset(sent, 0, sizeof(*sent));
 	sent->source = t->address;
-	sent->destination = reply->source;
 	sent->source_port = t->port;
-	sent->destination_port = reply->source_port;
+	if (t->flags & TRANSLATION_HAIRPIN) {
+		sent->destination = reply->destination;
+		sent->destination_port = t->mapped;
+	} else {
+		sent->destination = reply->source;
+		sent->destination_port = reply->source_port;
+	}
 	sent->ifindex = t->ifindex;
 	sent->protocol = reply->protocol;
 }
@@ -147,6 +152,9 @@ static __always_inline bool expendable(const struct translation *t, __u8 protoco
 	const __u8 fins = TRANSLATION_FIN_OUT | TRANSLATION_FIN_IN;
 	bool finished = (t->flags & fins) == fins;
 
+	/* What the world begins, anybody may begin: it is begun again. */
+	if (need == NEED_CLOSED && t->flags & TRANSLATION_PORT && t->state == TRANSLATION_OPENING)
+		return true;
 	if (t->state == TRANSLATION_CLOSED &&
 	    (need == NEED_CLOSED || (need == NEED_FINISHED && finished) ||
 	     (need == NEED_RESTED && finished && (__s32)(now() - t->seen) > (__s32)REST)))
@@ -249,39 +257,70 @@ __noinline int slots_free(struct __sk_buff *skb, __u32 endpoint)
 	return *holds < endpoint_limit;
 }
 
-/* Whether a socket of the host would take what comes back as scratch->reply. */
-__noinline int host_uses(struct __sk_buff *skb)
+/* What comes as reply, as the host's sockets are asked for it. Returns the size of the tuple. */
+static __always_inline __u32 socket_tuple(struct bpf_sock_tuple *tuple,
+					  const struct flow_key *reply)
+{
+	if (is_ipv4(&reply->destination)) {
+		tuple->ipv4.saddr = words(&reply->source)[3];
+		tuple->ipv4.daddr = words(&reply->destination)[3];
+		tuple->ipv4.sport = reply->source_port;
+		tuple->ipv4.dport = reply->destination_port;
+		return sizeof(tuple->ipv4);
+	}
+	__builtin_memcpy(tuple->ipv6.saddr, &reply->source, sizeof(tuple->ipv6.saddr));
+	__builtin_memcpy(tuple->ipv6.daddr, &reply->destination, sizeof(tuple->ipv6.daddr));
+	tuple->ipv6.sport = reply->source_port;
+	tuple->ipv6.dport = reply->destination_port;
+	return sizeof(tuple->ipv6);
+}
+
+/* As host_uses. Two functions, as the verifier knows two types of sockets. */
+__noinline int host_uses_tcp(struct __sk_buff *skb, __u32 connected)
 {
 	struct scratch *s = scratch_get();
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *socket;
-	__u32 size;
+	bool uses;
 
 	if (!s)
 		return true;
-	if (is_ipv4(&s->reply.destination)) {
-		size = sizeof(tuple.ipv4);
-		tuple.ipv4.saddr = words(&s->reply.source)[3];
-		tuple.ipv4.daddr = words(&s->reply.destination)[3];
-		tuple.ipv4.sport = s->reply.source_port;
-		tuple.ipv4.dport = s->reply.destination_port;
-	} else {
-		size = sizeof(tuple.ipv6);
-		__builtin_memcpy(tuple.ipv6.saddr, &s->reply.source, sizeof(tuple.ipv6.saddr));
-		__builtin_memcpy(tuple.ipv6.daddr, &s->reply.destination, sizeof(tuple.ipv6.daddr));
-		tuple.ipv6.sport = s->reply.source_port;
-		tuple.ipv6.dport = s->reply.destination_port;
-	}
-	if (s->reply.protocol == IPPROTO_TCP)
-		socket = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	else if (s->reply.protocol == IPPROTO_UDP)
-		socket = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	else
-		return false;
+	socket = bpf_skc_lookup_tcp(skb, &tuple, socket_tuple(&tuple, &s->reply),
+				    BPF_F_CURRENT_NETNS, 0);
 	if (!socket)
 		return false;
+	uses = !connected || socket->dst_port;
 	bpf_sk_release(socket);
-	return true;
+	return uses;
+}
+
+__noinline int host_uses_udp(struct __sk_buff *skb, __u32 connected)
+{
+	struct scratch *s = scratch_get();
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *socket;
+	bool uses;
+
+	if (!s)
+		return true;
+	socket = bpf_sk_lookup_udp(skb, &tuple, socket_tuple(&tuple, &s->reply),
+				   BPF_F_CURRENT_NETNS, 0);
+	if (!socket)
+		return false;
+	uses = !connected || socket->dst_port;
+	bpf_sk_release(socket);
+	return uses;
+}
+
+/*
+ * Whether a socket of the host would take what comes as scratch->reply; if connected,
+ * only one that is connected to its source.
+ */
+static __always_inline bool host_uses(struct __sk_buff *skb, __u8 protocol, __u32 connected)
+{
+	if (protocol == IPPROTO_TCP)
+		return host_uses_tcp(skb, connected);
+	return protocol == IPPROTO_UDP && host_uses_udp(skb, connected);
 }
 
 static __always_inline bool belongs_to(const struct translation *t, const struct flow_key *sent)
@@ -290,16 +329,29 @@ static __always_inline bool belongs_to(const struct translation *t, const struct
 	       same(&t->address, &sent->source);
 }
 
-/* What a packet tells of the state; keeps the translation alive. */
+/*
+ * What a packet tells of the state; keeps the translation alive. inbound says that
+ * it is for the endpoint.
+ */
 static __always_inline void translation_note(struct translation *t, const struct packet *packet,
 					     bool inbound)
 {
+	bool mapped = t->flags & TRANSLATION_PORT;
+	bool by_beginner = inbound == mapped;
+	bool tcp = packet->key.protocol == IPPROTO_TCP;
+
 	t->seen = now();
 	if (packet->icmp_kind == ICMP_KIND_ERROR)
 		return;
-	if (inbound && t->state == TRANSLATION_OPENING)
-		t->state = TRANSLATION_ESTABLISHED;
-	if (packet->key.protocol != IPPROTO_TCP || packet->fragment == FRAGMENT_LATER)
+	/* A SYN is answered whoever has sent it, so for a mapped port the ACK that follows counts.
+	 */
+	if (t->state == TRANSLATION_OPENING && !by_beginner) {
+		if (mapped && tcp)
+			t->flags |= TRANSLATION_ANSWERED;
+		else
+			t->state = TRANSLATION_ESTABLISHED;
+	}
+	if (!tcp || packet->fragment == FRAGMENT_LATER)
 		return;
 	if (packet->tcp_flags & TCP_RST) {
 		t->state = TRANSLATION_CLOSED;
@@ -308,15 +360,33 @@ static __always_inline void translation_note(struct translation *t, const struct
 		t->state = t->flags & TRANSLATION_FIN_IN && t->flags & TRANSLATION_FIN_OUT
 				   ? TRANSLATION_CLOSED
 				   : TRANSLATION_CLOSING;
-	} else if (!inbound && packet->tcp_flags & TCP_SYN) {
+	} else if (by_beginner && packet->tcp_flags & TCP_SYN) {
 		if (t->state >= TRANSLATION_CLOSING) {
 			t->state = TRANSLATION_OPENING;
-			t->flags &= ~(TRANSLATION_FIN_IN | TRANSLATION_FIN_OUT);
+			t->flags &=
+				~(TRANSLATION_FIN_IN | TRANSLATION_FIN_OUT | TRANSLATION_ANSWERED);
 		}
+	} else if (by_beginner && t->state == TRANSLATION_OPENING &&
+		   t->flags & TRANSLATION_ANSWERED) {
+		t->state = TRANSLATION_ESTABLISHED;
 	} else if (!inbound && t->state == TRANSLATION_CLOSED &&
 		   !(t->flags & (TRANSLATION_FIN_IN | TRANSLATION_FIN_OUT))) {
 		/* The endpoint goes on after an RST: the RST was not for it. */
 		t->state = TRANSLATION_ESTABLISHED;
+	}
+}
+
+/* The reply's key, from the key as the endpoint sends and the entry it leads to. */
+static __always_inline void found_key(struct flow_key *reply, const struct flow_key *sent,
+				      const struct translation *pointer)
+{
+	reply_key(reply, sent, &pointer->address, pointer->port);
+	if (pointer->flags & TRANSLATION_LOCAL)
+		reply->ifindex = pointer->ifindex;
+	if (pointer->flags & TRANSLATION_HAIRPIN) {
+		reply->ifindex = sent->ifindex;
+		reply->source = sent->source;
+		reply->source_port = pointer->mapped;
 	}
 }
 
@@ -328,9 +398,38 @@ static __always_inline struct translation *translation_find(const struct flow_ke
 
 	if (!pointer)
 		return NULL;
-	reply_key(reply, sent, &pointer->address, pointer->port);
+	found_key(reply, sent, pointer);
 	t = bpf_map_lookup_elem(&translations, reply);
 	return t && belongs_to(t, sent) && translation_alive(t, sent->protocol) ? t : NULL;
+}
+
+/* Where the port of the host leads that is the destination of key; NULL: it is not mapped. */
+static __always_inline struct port *port_find(const struct flow_key *key)
+{
+	struct port_key at = {
+		.address = key->destination,
+		.port = key->destination_port,
+		.protocol = key->protocol,
+	};
+	struct port *port = bpf_map_lookup_elem(&ports, &at);
+
+	if (!port) {
+		if (is_ipv4(&at.address))
+			words(&at.address)[3] = 0;
+		else
+			__builtin_memset(&at.address, 0, sizeof(at.address));
+		port = bpf_map_lookup_elem(&ports, &at);
+	}
+	return port && !(port->flags & PORT_LOOPBACK_ONLY) ? port : NULL;
+}
+
+/* Whether the port in scratch->reply is mapped, and not to the sender of scratch->packet. */
+static __always_inline bool is_others_port(const struct scratch *s)
+{
+	struct port *port = port_find(&s->reply);
+
+	return port && (port->port != s->packet.key.source_port ||
+			!same(&port->address, &s->packet.key.source));
 }
 
 /*
@@ -347,8 +446,11 @@ __noinline int port_try(struct __sk_buff *skb, __u32 candidate, __u32 need)
 
 	if (!s)
 		return 0;
-	reply_key(&s->reply, &s->packet.key, &s->decision.address,
-		  bpf_htons((__u16)(port_first + candidate)));
+	s->pointer.address = s->decision.address;
+	s->pointer.port = bpf_htons((__u16)(port_first + candidate));
+	found_key(&s->reply, &s->packet.key, &s->pointer);
+	if (is_others_port(s))
+		return 0;
 	old = bpf_map_lookup_elem(&translations, &s->reply);
 	if (old) {
 		if (!expendable(old, s->reply.protocol, need))
@@ -356,7 +458,7 @@ __noinline int port_try(struct __sk_buff *skb, __u32 candidate, __u32 need)
 		s->victim = s->reply;
 		translation_remove(skb);
 	}
-	if (host_uses(skb))
+	if (host_uses(skb, s->reply.protocol, false))
 		return 0;
 	error = bpf_map_update_elem(&translations, &s->reply, &s->to, BPF_NOEXIST);
 	if (!error)
@@ -404,6 +506,13 @@ __noinline int ports_try(struct __sk_buff *skb, __u32 endpoint, __u32 tries)
 	candidate = bpf_ntohs(s->packet.key.source_port) - port_first;
 	if (s->packet.key.protocol == IPPROTO_SCTP)
 		return port_try(skb, candidate, NEED_CLOSED);
+	/* Whoever is called at a port calls from it: its peers know it by that. */
+	reply_key(&s->reply, &s->packet.key, &s->decision.address, s->packet.key.source_port);
+	if (!s->pointer.flags && port_find(&s->reply)) {
+		taken = port_try(skb, candidate, NEED_CLOSED);
+		if (taken)
+			return taken;
+	}
 	if (candidate >= port_count || !port_for(endpoint, candidate))
 		candidate = port_at_random(endpoint);
 #pragma clang loop unroll(disable)
@@ -441,6 +550,14 @@ __noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 fla
 	s->to.ifindex = s->packet.key.ifindex;
 	s->to.seen = now();
 	s->to.flags = flags;
+	__builtin_memset(&s->pointer, 0, sizeof(s->pointer));
+	s->pointer.endpoint = endpoint;
+	s->pointer.ifindex = s->packet.key.ifindex;
+	if (flags & TRANSLATION_HAIRPIN) {
+		s->to.mapped = s->packet.key.destination_port;
+		s->pointer.flags = TRANSLATION_HAIRPIN;
+		s->pointer.mapped = s->port.port;
+	}
 
 	if (*holds >= endpoint_limit && !slots_free(skb, endpoint))
 		return -DROP_ENDPOINT_LIMIT;
@@ -467,18 +584,15 @@ __noinline int translation_take(struct __sk_buff *skb, __u32 endpoint, __u32 fla
  * Makes the flow of scratch->packet lead to the translation just taken, which is
  * in scratch->reply. Returns 0, or minus a counter.
  */
-__noinline int translation_point(struct __sk_buff *skb, __u32 endpoint)
+__noinline int translation_point(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
-	struct translation pointer = {};
 
 	if (!s)
 		return -DROP_TRANSLATIONS_FULL;
-	pointer.address = s->reply.destination;
-	pointer.port = s->reply.destination_port;
-	pointer.endpoint = endpoint;
-	pointer.ifindex = s->packet.key.ifindex;
-	if (!bpf_map_update_elem(&translations, &s->packet.key, &pointer, BPF_NOEXIST))
+	s->pointer.address = s->reply.destination;
+	s->pointer.port = s->reply.destination_port;
+	if (!bpf_map_update_elem(&translations, &s->packet.key, &s->pointer, BPF_NOEXIST))
 		return 0;
 	/* Either a packet of this flow was faster on another CPU ... */
 	if (translation_find(&s->packet.key, &s->other) &&
@@ -489,7 +603,7 @@ __noinline int translation_point(struct __sk_buff *skb, __u32 endpoint)
 		return 0;
 	}
 	/* ... or the pointer of a dead translation was left. */
-	if (!bpf_map_update_elem(&translations, &s->packet.key, &pointer, BPF_ANY))
+	if (!bpf_map_update_elem(&translations, &s->packet.key, &s->pointer, BPF_ANY))
 		return 0;
 	s->victim = s->reply;
 	translation_remove(skb);

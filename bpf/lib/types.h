@@ -39,6 +39,8 @@ enum action {
 	ACTION_PASS,	/* the host's stack delivers or forwards it */
 	ACTION_DELIVER, /* into the endpoint, past the host's stack */
 	ACTION_FORWARD, /* out of an uplink, to a neighbour */
+	ACTION_RETURN,	/* out of the uplink that the client came by, to the neighbour it came from
+			 */
 };
 
 enum flow_flag {
@@ -47,6 +49,7 @@ enum flow_flag {
 	FLOW_REPLY = 1 << 2,   /* the other end began: never masquerade this direction */
 	FLOW_STACK = 1 << 3,   /* the host's stack took part in the other direction */
 	FLOW_CLOSING = 1 << 4, /* TCP: its sender sent FIN */
+	FLOW_HAIRPIN = 1 << 5, /* source and destination change places, and both have a new port */
 };
 
 /* What was decided for a flow. */
@@ -65,9 +68,11 @@ struct flow {
 	__u8 action;		 /* enum action */
 	__u8 flags;		 /* enum flow_flag */
 	struct mac sender;	 /* the only one that may send this */
-	struct mac receiver;	 /* ACTION_DELIVER: the endpoint's */
-	struct mac gateway;	 /* ACTION_DELIVER: the endpoint's host side's */
-	__u8 pad[6];
+	struct mac receiver; /* ACTION_DELIVER: the endpoint's; ACTION_RETURN: the neighbour's */
+	struct mac gateway;  /* ACTION_DELIVER: the endpoint's host side's; ACTION_RETURN: the
+				uplink's */
+	__be16 source_port;  /* FLOW_HAIRPIN: of the packet as delivered; port is its other end's */
+	__u8 pad[4];
 };
 _Static_assert(sizeof(struct flow) == 96, "flow has no hidden padding");
 
@@ -79,33 +84,42 @@ enum translation_state {
 };
 
 enum translation_flag {
-	TRANSLATION_STACK = 1 << 0,   /* the host's stack forwarded it: replies go back there */
-	TRANSLATION_FIN_OUT = 1 << 1, /* the endpoint sent FIN */
-	TRANSLATION_FIN_IN = 1 << 2,  /* the world sent FIN */
+	TRANSLATION_STACK = 1 << 0,    /* the host's stack forwarded it: replies go back there */
+	TRANSLATION_FIN_OUT = 1 << 1,  /* the endpoint sent FIN */
+	TRANSLATION_FIN_IN = 1 << 2,   /* the other end sent FIN */
+	TRANSLATION_PORT = 1 << 3,     /* of a mapped port: the other end began */
+	TRANSLATION_ANSWERED = 1 << 4, /* of a mapped port: the endpoint has spoken */
+	TRANSLATION_HAIRPIN = 1 << 5,  /* the endpoint speaks to itself by a mapped port */
+	TRANSLATION_LOCAL = 1 << 6,    /* of a mapped port: the other end is an endpoint, too */
 };
 
 /*
- * A source port that was taken. Two entries stand for one translation: the key
- * as the reply from the world has it (ifindex 0) leads to the endpoint, and is
- * the allocation; the key as the endpoint sends leads to the world's view, and
- * is only a pointer to the other.
+ * A source port that was taken, or a connection to a mapped port. Two entries
+ * stand for one translation: the key as the packet to the endpoint has it, from
+ * the world (ifindex 0) or another endpoint, leads to the endpoint, and is the
+ * allocation; the key as the endpoint sends leads to the host's address, and is
+ * only a pointer to the other.
  */
 struct translation {
-	struct address address; /* reply: the endpoint's; pointer: the uplink's */
+	struct address address; /* reply: the endpoint's; pointer: the host's */
 	__be16 port;
 	__u16 endpoint;
 	__u32 epoch;   /* of the endpoint when the port was taken */
-	__u32 ifindex; /* the endpoint's host side */
+	__u32 ifindex; /* the endpoint's host side; pointer of a mapped port: where the client is */
 	__u32 seen;    /* ticks of 2^30 ns of the monotonic clock, exact to 10 s */
 	__u8 state;    /* enum translation_state; of the reply entry */
-	__u8 flags;    /* enum translation_flag; of the reply entry */
+	__u8 flags;    /* enum translation_flag */
+	__be16 mapped; /* TRANSLATION_HAIRPIN: reply: the port of the host; pointer: the endpoint's
+			*/
+	__u32 slot;    /* in allocations; of the reply entry */
+	struct mac neighbour; /* pointer of a mapped port: who handed over the client's packet */
 	__u8 pad[2];
-	__u32 slot; /* in allocations; of the reply entry */
 };
-_Static_assert(sizeof(struct translation) == 40, "translation has no hidden padding");
+_Static_assert(sizeof(struct translation) == 48, "translation has no hidden padding");
 
 enum endpoint_flag {
 	ENDPOINT_MASQUERADE = 1 << 0, /* what it sends to the world is masqueraded */
+	ENDPOINT_PORTS = 1 << 1,      /* ports of the host lead to it */
 };
 
 /* Who has an address. */
@@ -132,11 +146,58 @@ struct interface {
 	struct address ipv6;
 	__u16 mtu;
 	__u16 endpoint; /* id */
-	struct mac mac; /* endpoint: the container's */
+	struct mac mac; /* endpoint: the container's; uplink: its own */
 	__u8 role;	/* enum interface_role */
 	__u8 pad[5];
 };
 _Static_assert(sizeof(struct interface) == 48, "interface has no hidden padding");
+
+/*
+ * A port of the host. The address is one of the host's, or the unspecified one of
+ * a family for all of them.
+ */
+struct port_key {
+	struct address address;
+	__be16 port;
+	__u8 protocol; /* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 pad[5];
+};
+_Static_assert(sizeof(struct port_key) == 24, "port_key has no hidden padding");
+
+enum port_flag {
+	/*
+	 * The key is the endpoint's own address and port, which only loopback addresses
+	 * of the host lead to: the world shall not reach it by a route either.
+	 */
+	PORT_LOOPBACK_ONLY = 1 << 0,
+};
+
+/* Where a port of the host leads. */
+struct port {
+	struct address address; /* the endpoint's */
+	__be16 port;
+	__u16 endpoint; /* id */
+	__u8 flags;	/* enum port_flag */
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct port) == 24, "port has no hidden padding");
+
+/* A socket of the host, and where it really sends. */
+struct socket_key {
+	__u64 cookie;
+	struct address address;
+	__be16 port;
+	__u8 pad[6];
+};
+_Static_assert(sizeof(struct socket_key) == 32, "socket_key has no hidden padding");
+
+/* What a process of the host dialled. */
+struct socket_peer {
+	struct address address;
+	__be16 port;
+	__u8 pad[6];
+};
+_Static_assert(sizeof(struct socket_peer) == 24, "socket_peer has no hidden padding");
 
 /* A destination prefix in an LPM trie. */
 struct prefix_key {
@@ -196,8 +257,10 @@ enum counter {
 	DROP_NO_TRANSLATION,	   /* an ICMP error for a packet that was never translated */
 	DROP_TTL,		   /* a reply that lived too long */
 	DROP_REWRITE,		   /* the kernel refused to change the packet */
-	DROP_NO_UPLINK, /* to be masqueraded, but routed to a gateway by a device that is no uplink
-			 */
+	DROP_NO_UPLINK,	 /* to be masqueraded, but routed to a gateway by a device that is no uplink
+			  */
+	DROP_PORT_CLASH, /* two ports of the host lead one client's port to one container's */
+	DROP_LOOPBACK_ONLY, /* from outside, to a port that only loopback addresses lead to */
 	COUNTER_MAX,
 };
 

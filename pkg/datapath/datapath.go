@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cilium/ebpf/link"
+
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
@@ -49,6 +51,7 @@ type Datapath struct {
 	maps     *maps.Maps
 	programs *programs
 	hooks    hookSet
+	sockets  *socketHooks
 	lock     *os.File
 	alone    net.Listener
 	// reclaiming is held for a sweep: its program has one working memory a CPU.
@@ -77,6 +80,8 @@ type Endpoint struct {
 	// MTU of the container's interface, in bytes.
 	MTU        int
 	Masquerade bool
+	// Ports of the host that lead to the endpoint.
+	Ports []Port
 	// OnLinkKnown says that no decision can have sent packets for the addresses
 	// elsewhere, because a route made them unreachable so far.
 	OnLinkKnown bool
@@ -141,7 +146,8 @@ func Open(cfg Config) (_ *Datapath, err error) {
 		d.log.Warn("pinned map keeps its size: a new one counts after a reboot or after `tendril-agent cleanup`",
 			"map", kept.Map, "configured", kept.Wanted, "pinned", kept.Has)
 	}
-	if d.programs, err = loadPrograms(cfg, d.maps); err != nil {
+	d.sockets = newSocketHooks(filepath.Join(cfg.Root, socketLinks))
+	if d.programs, err = loadPrograms(cfg, d.maps, d.sockets.cookie); err != nil {
 		return nil, err
 	}
 	if d.hooks, err = newHooks(cfg.Attach, filepath.Join(cfg.Root, "links")); err != nil {
@@ -152,6 +158,9 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	}
 	refused = false // from here on the programs are at work
 	if err := d.upgrade(); err != nil {
+		return nil, err
+	}
+	if _, err := d.sockets.attach(d.programs.host, true); err != nil {
 		return nil, err
 	}
 	return d, nil
@@ -174,6 +183,9 @@ func (d *Datapath) Close() error {
 	var errs []error
 	if d.hooks.uplinks != nil {
 		errs = append(errs, d.hooks.uplinks.close(), d.hooks.endpoints.close())
+	}
+	if d.sockets != nil {
+		errs = append(errs, d.sockets.close())
 	}
 	if d.programs != nil {
 		errs = append(errs, d.programs.close())
@@ -247,8 +259,11 @@ func Remove(root string) error {
 			}
 		}
 	}
+	if err := (&socketHooks{dir: filepath.Join(root, socketLinks), held: make(map[string]link.Link)}).detach(); err != nil {
+		return err
+	}
 	// Nothing else: the folder may be one that others pin in, too.
-	for _, name := range []string{"maps", "links"} {
+	for _, name := range []string{"maps", "links", socketLinks} {
 		if err := os.RemoveAll(filepath.Join(root, name)); err != nil {
 			return fmt.Errorf("remove pins: %w", err)
 		}

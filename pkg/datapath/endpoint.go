@@ -27,8 +27,13 @@ func (e *Endpoint) validate() error {
 		return fmt.Errorf("endpoint %d: MTU %d is not within 68 to 65535", e.ID, e.MTU)
 	}
 	for _, a := range e.Addresses {
-		if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
+		if !plain(a) {
 			return fmt.Errorf("endpoint %d: %q is no plain address", e.ID, a)
+		}
+	}
+	for _, p := range e.Ports {
+		if err := p.validate(); err != nil {
+			return fmt.Errorf("endpoint %d: %w", e.ID, err)
 		}
 	}
 	return nil
@@ -44,6 +49,9 @@ func (e *Endpoint) value() maps.Endpoint {
 	}
 	if e.Masquerade {
 		value.Flags |= maps.EndpointMasquerade
+	}
+	if len(e.Ports) > 0 {
+		value.Flags |= maps.EndpointPorts
 	}
 	return value
 }
@@ -77,6 +85,9 @@ func (d *Datapath) attachEndpoint(e Endpoint) error {
 			return fmt.Errorf("write map endpoints: %w", err)
 		}
 	}
+	if err := d.writePorts(e); err != nil {
+		return err
+	}
 	failpoint.Hit(failpoint.AgentAttachMaps)
 	for _, a := range e.attachments() {
 		if err := d.hooks.of(a).attach(a, d.programs.byName[a.program]); err != nil {
@@ -84,7 +95,8 @@ func (d *Datapath) attachEndpoint(e Endpoint) error {
 		}
 	}
 	failpoint.Hit(failpoint.AgentAttachLinks)
-	if e.OnLinkKnown {
+	// What others sent to its ports so far was left to the host.
+	if e.OnLinkKnown && len(e.Ports) == 0 {
 		return nil
 	}
 	return d.bumpEpoch(0)
@@ -100,7 +112,7 @@ func (d *Datapath) DetachEndpoint(e Endpoint) error {
 }
 
 func (d *Datapath) detachEndpoint(e Endpoint) error {
-	var errs []error
+	errs := []error{d.removePorts(e)}
 	for _, a := range e.Addresses {
 		errs = append(errs, d.removeAddress(e, maps.NewAddress(a)))
 	}
@@ -155,6 +167,12 @@ func (d *Datapath) CheckEndpoint(e Endpoint) error {
 	for _, a := range e.Addresses {
 		var value maps.Endpoint
 		if err := compare(d.maps.Endpoints, maps.NewAddress(a), &value, e.value(), addressEntry(a)); err != nil {
+			return err
+		}
+	}
+	for key, want := range e.portEntries() {
+		var value maps.MappedPort
+		if err := compare(d.maps.Ports, key, &value, want, portEntry(key)); err != nil {
 			return err
 		}
 	}
@@ -213,6 +231,11 @@ func (d *Datapath) ReconcileEndpoints(desired []Endpoint) error {
 	}
 	if err := d.prune(addresses, devices); err != nil {
 		return err
+	}
+	if n, err := d.prunePorts(desired); err != nil {
+		return err
+	} else if n > 0 {
+		d.log.Info("pruned ports of the host that lead to no endpoint", "entries", n)
 	}
 	for _, e := range desired {
 		e.OnLinkKnown = true // one epoch for all, below

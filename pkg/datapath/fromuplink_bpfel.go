@@ -23,9 +23,12 @@ const (
 	fromUplinkMapFlows             = "flows"
 	fromUplinkMapFragments         = "fragments"
 	fromUplinkMapHeld              = "held"
+	fromUplinkMapHostAddresses     = "host_addresses"
 	fromUplinkMapInterfaces        = "interfaces"
 	fromUplinkMapMasqueradeExclude = "masquerade_exclude"
+	fromUplinkMapPorts             = "ports"
 	fromUplinkMapScratch           = "scratch"
+	fromUplinkMapSockets           = "sockets"
 	fromUplinkMapStackDestinations = "stack_destinations"
 	fromUplinkMapTranslations      = "translations"
 	fromUplinkProgFromUplink       = "from_uplink"
@@ -34,6 +37,7 @@ const (
 	fromUplinkVarEndpointLimit     = "endpoint_limit"
 	fromUplinkVarFibFlags          = "fib_flags"
 	fromUplinkVarMasquerade        = "masquerade"
+	fromUplinkVarNetnsCookie       = "netns_cookie"
 	fromUplinkVarPortCount         = "port_count"
 	fromUplinkVarPortFirst         = "port_first"
 )
@@ -94,9 +98,12 @@ type fromUplinkMapSpecs struct {
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	Fragments         *ebpf.MapSpec `ebpf:"fragments"`
 	Held              *ebpf.MapSpec `ebpf:"held"`
+	HostAddresses     *ebpf.MapSpec `ebpf:"host_addresses"`
 	Interfaces        *ebpf.MapSpec `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.MapSpec `ebpf:"masquerade_exclude"`
+	Ports             *ebpf.MapSpec `ebpf:"ports"`
 	Scratch           *ebpf.MapSpec `ebpf:"scratch"`
+	Sockets           *ebpf.MapSpec `ebpf:"sockets"`
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
 }
@@ -110,6 +117,7 @@ type fromUplinkVariableSpecs struct {
 	EndpointLimit   *ebpf.VariableSpec `ebpf:"endpoint_limit"`
 	FibFlags        *ebpf.VariableSpec `ebpf:"fib_flags"`
 	Masquerade      *ebpf.VariableSpec `ebpf:"masquerade"`
+	NetnsCookie     *ebpf.VariableSpec `ebpf:"netns_cookie"`
 	PortCount       *ebpf.VariableSpec `ebpf:"port_count"`
 	PortFirst       *ebpf.VariableSpec `ebpf:"port_first"`
 }
@@ -141,9 +149,12 @@ type fromUplinkMaps struct {
 	Flows             *ebpf.Map `ebpf:"flows"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Held              *ebpf.Map `ebpf:"held"`
+	HostAddresses     *ebpf.Map `ebpf:"host_addresses"`
 	Interfaces        *ebpf.Map `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.Map `ebpf:"masquerade_exclude"`
+	Ports             *ebpf.Map `ebpf:"ports"`
 	Scratch           *ebpf.Map `ebpf:"scratch"`
+	Sockets           *ebpf.Map `ebpf:"sockets"`
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Translations      *ebpf.Map `ebpf:"translations"`
 }
@@ -157,9 +168,12 @@ func (m *fromUplinkMaps) Close() error {
 		m.Flows,
 		m.Fragments,
 		m.Held,
+		m.HostAddresses,
 		m.Interfaces,
 		m.MasqueradeExclude,
+		m.Ports,
 		m.Scratch,
+		m.Sockets,
 		m.StackDestinations,
 		m.Translations,
 	)
@@ -174,6 +188,7 @@ type fromUplinkVariables struct {
 	EndpointLimit   *ebpf.Variable `ebpf:"endpoint_limit"`
 	FibFlags        *ebpf.Variable `ebpf:"fib_flags"`
 	Masquerade      *ebpf.Variable `ebpf:"masquerade"`
+	NetnsCookie     *ebpf.Variable `ebpf:"netns_cookie"`
 	PortCount       *ebpf.Variable `ebpf:"port_count"`
 	PortFirst       *ebpf.Variable `ebpf:"port_first"`
 }

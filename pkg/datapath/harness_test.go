@@ -39,6 +39,9 @@ const (
 	translationStack  = 1 << 0
 	translationFinOut = 1 << 1
 	translationFinIn  = 1 << 2
+
+	translationPort     = 1 << 3
+	translationAnswered = 1 << 4
 )
 
 // skBuff is struct __sk_buff, the context of a program (linux/bpf.h). A test run

@@ -4,11 +4,14 @@ package datapath
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 )
 
 // Feature is what the datapath needs of the kernel, or uses where it is.
@@ -36,16 +39,45 @@ func Features() []Feature {
 			return nil
 		}
 	}
-	return []Feature{
+	required := []Feature{
 		{Name: "bpf_redirect_peer", Since: "5.10", Required: true, probe: helper(asm.FnRedirectPeer)},
 		{Name: "bpf_redirect_neigh", Since: "5.10", Required: true, probe: helper(asm.FnRedirectNeigh)},
 		{Name: "bpf_skc_lookup_tcp", Since: "5.2", Required: true, probe: helper(asm.FnSkcLookupTcp)},
 		{Name: "bpf_fib_lookup", Since: "4.18", Required: true, probe: helper(asm.FnFibLookup)},
+	}
+	return append(append(required, socketFeatures()...), []Feature{
 		{Name: "bpf_ktime_get_coarse_ns", Since: "5.11", probe: known(haveCoarseClock)},
 		{Name: "mtu_result of bpf_fib_lookup", Since: "5.12"},
 		{Name: "BPF_FIB_LOOKUP_SKIP_NEIGH", Since: "6.4", probe: known(func() bool { return fibFlags() == skipNeighbour })},
 		{Name: "tcx", Since: "6.6", probe: known(haveTCX)},
+	}...)
+}
+
+// socketFeatures returns what the socket hooks need. All kernels that are supported
+// have it, unless they were built without CONFIG_CGROUP_BPF.
+func socketFeatures() []Feature {
+	return []Feature{
+		{
+			Name: "bpf_get_netns_cookie", Since: "5.7",
+			probe: func() error { return features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnGetNetnsCookie) },
+		},
+		{Name: "BPF_CGROUP_INET4_GETPEERNAME", Since: "5.8", probe: probePeername},
 	}
+}
+
+// probePeername loads a program for the hook: the kernel knows it, or does not.
+func probePeername() error {
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCgroupInet4GetPeername, License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+	})
+	if errors.Is(err, unix.EINVAL) {
+		return ebpf.ErrNotSupported
+	}
+	if err != nil {
+		return fmt.Errorf("load program for getpeername: %w", err)
+	}
+	return program.Close()
 }
 
 // checkKernel names what the kernel lacks, before anything is changed.
@@ -53,10 +85,12 @@ func checkKernel() error {
 	// Kernels from 5.11 on account maps to the cgroup; below, the limit may not
 	// be raisable in a container, and is large enough or the map says so.
 	_ = rlimit.RemoveMemlock()
-	for _, f := range Features() {
-		if !f.Required {
-			continue
-		}
+	return lack(slices.DeleteFunc(Features(), func(f Feature) bool { return !f.Required }))
+}
+
+// lack is a *KernelError for the first feature that the kernel has not.
+func lack(needed []Feature) error {
+	for _, f := range needed {
 		err := f.probe()
 		if errors.Is(err, ebpf.ErrNotSupported) {
 			return &KernelError{Feature: f.Name, Since: f.Since, Err: err}

@@ -49,6 +49,7 @@ var actionNames = map[uint8]string{
 	maps.ActionPass:    "pass",
 	maps.ActionDeliver: "deliver",
 	maps.ActionForward: "forward",
+	maps.ActionReturn:  "return",
 }
 
 // Flows reads up to limit entries of the flow cache, in no order.

@@ -20,21 +20,42 @@ const (
 	reclaim       = "reclaim"
 )
 
+// hostPrograms are those of from_host.c, and the hooks that each is for.
+var hostPrograms = map[string]ebpf.AttachType{
+	"host_connect4":  ebpf.AttachCGroupInet4Connect,
+	"host_connect6":  ebpf.AttachCGroupInet6Connect,
+	"host_sendmsg4":  ebpf.AttachCGroupUDP4Sendmsg,
+	"host_sendmsg6":  ebpf.AttachCGroupUDP6Sendmsg,
+	"host_recvmsg4":  ebpf.AttachCGroupUDP4Recvmsg,
+	"host_recvmsg6":  ebpf.AttachCGroupUDP6Recvmsg,
+	"host_peername4": ebpf.AttachCgroupInet4GetPeername,
+	"host_peername6": ebpf.AttachCgroupInet6GetPeername,
+}
+
+// programs are all that is loaded: for packets, one in each object, and those of
+// from_host.c for sockets, unless there is no control group to attach them to.
 type programs struct {
-	byName map[string]*ebpf.Program
+	byName, host map[string]*ebpf.Program
 }
 
 func (p *programs) close() error {
 	var errs []error
-	for _, program := range p.byName {
-		errs = append(errs, program.Close())
+	for _, some := range []map[string]*ebpf.Program{p.byName, p.host} {
+		for _, program := range some {
+			errs = append(errs, program.Close())
+		}
 	}
 	return errors.Join(errs...)
 }
 
 // Program returns a loaded program by its name, as bpftool shows it, for tests
 // and measurements; nil when there is none of that name. The Datapath owns it.
-func (d *Datapath) Program(name string) *ebpf.Program { return d.programs.byName[name] }
+func (d *Datapath) Program(name string) *ebpf.Program {
+	if program := d.programs.byName[name]; program != nil {
+		return program
+	}
+	return d.programs.host[name]
+}
 
 var objects = map[string]func() (*ebpf.CollectionSpec, error){
 	fromContainer: loadFromContainer,
@@ -45,8 +66,9 @@ var objects = map[string]func() (*ebpf.CollectionSpec, error){
 }
 
 // loadPrograms loads every program once, with the settings as constants and the
-// shared maps in place of its own.
-func loadPrograms(cfg Config, shared *maps.Maps) (*programs, error) {
+// shared maps in place of its own. cookie is of the agent's network namespace; without
+// it those for sockets are not loaded.
+func loadPrograms(cfg Config, shared *maps.Maps, cookie uint64) (*programs, error) {
 	slots := shared.Allocations.MaxEntries()
 	limit := cfg.EndpointTranslations
 	if limit == 0 {
@@ -61,34 +83,54 @@ func loadPrograms(cfg Config, shared *maps.Maps) (*programs, error) {
 		"allocation_slots": slots,
 		"coarse_clock":     haveCoarseClock(),
 		"fib_flags":        fibFlags(),
+		"netns_cookie":     cookie,
 	}
-	p := &programs{byName: make(map[string]*ebpf.Program)}
+	p := &programs{byName: make(map[string]*ebpf.Program), host: make(map[string]*ebpf.Program)}
 	for name, load := range objects {
-		spec, err := load()
+		collection, err := loadObject(name, load, settings, shared)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("read program %s: %w", name, err), p.close())
-		}
-		for setting, value := range settings {
-			// A program has only the settings that it uses.
-			if variable := spec.Variables[setting]; variable != nil {
-				if err := variable.Set(value); err != nil {
-					return nil, errors.Join(fmt.Errorf("set %s of program %s: %w", setting, name, err), p.close())
-				}
-			}
-		}
-		replacements := make(map[string]*ebpf.Map)
-		for mapName, m := range shared.All() {
-			if own := spec.Maps[mapName]; own != nil {
-				own.MaxEntries = m.MaxEntries()
-				replacements[mapName] = m
-			}
-		}
-		collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("load program %s: %w", name, err), p.close())
+			return nil, errors.Join(err, p.close())
 		}
 		p.byName[name] = collection.DetachProgram(name)
 		collection.Close()
 	}
+	if cookie == 0 {
+		return p, nil
+	}
+	collection, err := loadObject("from_host", loadFromHost, settings, shared)
+	if err != nil {
+		return nil, errors.Join(err, p.close())
+	}
+	for name := range hostPrograms {
+		p.host[name] = collection.DetachProgram(name)
+	}
+	collection.Close()
 	return p, nil
+}
+
+func loadObject(name string, load func() (*ebpf.CollectionSpec, error), settings map[string]any, shared *maps.Maps) (*ebpf.Collection, error) {
+	spec, err := load()
+	if err != nil {
+		return nil, fmt.Errorf("read program %s: %w", name, err)
+	}
+	for setting, value := range settings {
+		// A program has only the settings that it uses.
+		if variable := spec.Variables[setting]; variable != nil {
+			if err := variable.Set(value); err != nil {
+				return nil, fmt.Errorf("set %s of program %s: %w", setting, name, err)
+			}
+		}
+	}
+	replacements := make(map[string]*ebpf.Map)
+	for mapName, m := range shared.All() {
+		if own := spec.Maps[mapName]; own != nil {
+			own.MaxEntries = m.MaxEntries()
+			replacements[mapName] = m
+		}
+	}
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
+	if err != nil {
+		return nil, fmt.Errorf("load program %s: %w", name, err)
+	}
+	return collection, nil
 }

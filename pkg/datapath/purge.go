@@ -17,9 +17,6 @@ const slotsPerRun = 64
 // detached; their ids may be used again afterwards. It takes some milliseconds
 // for full maps, and other calls go on meanwhile.
 func (d *Datapath) Purge(ids []uint16) error {
-	if _, err := d.Reclaim(); err != nil {
-		return err
-	}
 	gone := make(map[uint16]bool)
 	for _, id := range ids {
 		gone[id] = true
@@ -29,6 +26,12 @@ func (d *Datapath) Purge(ids []uint16) error {
 		alive[ifindex] = true
 		return true
 	}); err != nil {
+		return err
+	}
+	if err := d.endOfClients(alive); err != nil {
+		return err
+	}
+	if _, err := d.Reclaim(); err != nil {
 		return err
 	}
 	var flows []maps.FlowKey
@@ -72,6 +75,29 @@ func (d *Datapath) Purge(ids []uint16) error {
 	for _, key := range fragments {
 		if err := ignoreMissing(d.maps.Fragments.Delete(key)); err != nil {
 			return fmt.Errorf("write map fragments: %w", err)
+		}
+	}
+	return nil
+}
+
+// endOfClients makes dead the connections to mapped ports whose client was an endpoint
+// that has no device any more. They count for the endpoint at the other end, which
+// lives on, so Reclaim must remove them.
+func (d *Datapath) endOfClients(alive map[uint32]bool) error {
+	ended := make(map[maps.FlowKey]maps.Translation)
+	if err := each(d.maps.Translations, func(key maps.FlowKey, value maps.Translation) bool {
+		pointer := value.Seen == 0
+		if !pointer && key.Ifindex != 0 && !alive[key.Ifindex] {
+			value.Epoch--
+			ended[key] = value
+		}
+		return true
+	}); err != nil {
+		return err
+	}
+	for key, value := range ended {
+		if err := ignoreMissing(d.maps.Translations.Update(key, value, ebpf.UpdateExist)); err != nil {
+			return fmt.Errorf("write map translations: %w", err)
 		}
 	}
 	return nil

@@ -16,7 +16,8 @@ import (
 )
 
 // RepairPins pins again what has lost its pin below bpf-root: maps and links that
-// this Datapath has open, which work on meanwhile. The folders are made if absent;
+// this Datapath has open, which work on meanwhile; and it attaches socket hooks that
+// were detached. The folders are made if absent;
 // bpf-root must be on a bpf file system. A pin of somebody else in the place of one
 // of ours stays, and is an error. What was repaired is logged.
 func (d *Datapath) RepairPins() error {
@@ -37,7 +38,11 @@ func (d *Datapath) RepairPins() error {
 			d.log.Warn("links had lost their pins and are pinned again", "links", strings.Join(pinned, ", "))
 		}
 	}
-	return errors.Join(mapsErr, errors.Join(errs...))
+	found, err := d.sockets.repair(d.programs.host)
+	if len(found) > 0 {
+		d.log.Warn("socket hooks repaired", "found", strings.Join(found, "; "))
+	}
+	return errors.Join(mapsErr, errors.Join(errs...), err)
 }
 
 // repairRoot makes bpf-root again, and locks it, when it is not the folder that was
@@ -114,6 +119,11 @@ func (d *Datapath) ensureEndpoint(e Endpoint) (found []string, err error) {
 	}
 	for _, a := range e.Addresses {
 		if found, err = ensureEntry(found, d.maps.Endpoints, maps.NewAddress(a), e.value(), addressEntry(a)); err != nil {
+			return found, err
+		}
+	}
+	for key, want := range e.portEntries() {
+		if found, err = ensureEntry(found, d.maps.Ports, key, want, portEntry(key)); err != nil {
 			return found, err
 		}
 	}

@@ -147,7 +147,7 @@ func (t *tcx) pin() ([]string, error) {
 		errs   []error
 	)
 	for a, held := range t.held {
-		missing, err := t.pinOne(held, t.path(a))
+		missing, err := pinAgain(held, t.path(a))
 		errs = append(errs, err)
 		if missing && err == nil {
 			pinned = append(pinned, filepath.Base(t.path(a)))
@@ -156,8 +156,8 @@ func (t *tcx) pin() ([]string, error) {
 	return pinned, errors.Join(errs...)
 }
 
-// pinOne pins a link unless it is pinned at the path.
-func (t *tcx) pinOne(own link.Link, path string) (missing bool, err error) {
+// pinAgain pins a link unless it is pinned at the path.
+func pinAgain(own link.Link, path string) (missing bool, err error) {
 	there, err := link.LoadPinnedLink(path, nil)
 	if err == nil {
 		defer func() { err = errors.Join(err, there.Close()) }()
@@ -166,7 +166,7 @@ func (t *tcx) pinOne(own link.Link, path string) (missing bool, err error) {
 	if !errors.Is(err, os.ErrNotExist) {
 		return false, fmt.Errorf("open pinned link %s: %w", path, err)
 	}
-	if err := makePinFolder(t.dir); err != nil {
+	if err := makePinFolder(filepath.Dir(path)); err != nil {
 		return true, fmt.Errorf("make folder of links: %w", err)
 	}
 	// A handle remembers where it was pinned, and would think that it still is.

@@ -23,9 +23,12 @@ const (
 	toContainerMapFlows             = "flows"
 	toContainerMapFragments         = "fragments"
 	toContainerMapHeld              = "held"
+	toContainerMapHostAddresses     = "host_addresses"
 	toContainerMapInterfaces        = "interfaces"
 	toContainerMapMasqueradeExclude = "masquerade_exclude"
+	toContainerMapPorts             = "ports"
 	toContainerMapScratch           = "scratch"
+	toContainerMapSockets           = "sockets"
 	toContainerMapStackDestinations = "stack_destinations"
 	toContainerMapTranslations      = "translations"
 	toContainerProgToContainer      = "to_container"
@@ -34,6 +37,7 @@ const (
 	toContainerVarEndpointLimit     = "endpoint_limit"
 	toContainerVarFibFlags          = "fib_flags"
 	toContainerVarMasquerade        = "masquerade"
+	toContainerVarNetnsCookie       = "netns_cookie"
 	toContainerVarPortCount         = "port_count"
 	toContainerVarPortFirst         = "port_first"
 )
@@ -94,9 +98,12 @@ type toContainerMapSpecs struct {
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	Fragments         *ebpf.MapSpec `ebpf:"fragments"`
 	Held              *ebpf.MapSpec `ebpf:"held"`
+	HostAddresses     *ebpf.MapSpec `ebpf:"host_addresses"`
 	Interfaces        *ebpf.MapSpec `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.MapSpec `ebpf:"masquerade_exclude"`
+	Ports             *ebpf.MapSpec `ebpf:"ports"`
 	Scratch           *ebpf.MapSpec `ebpf:"scratch"`
+	Sockets           *ebpf.MapSpec `ebpf:"sockets"`
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
 }
@@ -110,6 +117,7 @@ type toContainerVariableSpecs struct {
 	EndpointLimit   *ebpf.VariableSpec `ebpf:"endpoint_limit"`
 	FibFlags        *ebpf.VariableSpec `ebpf:"fib_flags"`
 	Masquerade      *ebpf.VariableSpec `ebpf:"masquerade"`
+	NetnsCookie     *ebpf.VariableSpec `ebpf:"netns_cookie"`
 	PortCount       *ebpf.VariableSpec `ebpf:"port_count"`
 	PortFirst       *ebpf.VariableSpec `ebpf:"port_first"`
 }
@@ -141,9 +149,12 @@ type toContainerMaps struct {
 	Flows             *ebpf.Map `ebpf:"flows"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Held              *ebpf.Map `ebpf:"held"`
+	HostAddresses     *ebpf.Map `ebpf:"host_addresses"`
 	Interfaces        *ebpf.Map `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.Map `ebpf:"masquerade_exclude"`
+	Ports             *ebpf.Map `ebpf:"ports"`
 	Scratch           *ebpf.Map `ebpf:"scratch"`
+	Sockets           *ebpf.Map `ebpf:"sockets"`
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Translations      *ebpf.Map `ebpf:"translations"`
 }
@@ -157,9 +168,12 @@ func (m *toContainerMaps) Close() error {
 		m.Flows,
 		m.Fragments,
 		m.Held,
+		m.HostAddresses,
 		m.Interfaces,
 		m.MasqueradeExclude,
+		m.Ports,
 		m.Scratch,
+		m.Sockets,
 		m.StackDestinations,
 		m.Translations,
 	)
@@ -174,6 +188,7 @@ type toContainerVariables struct {
 	EndpointLimit   *ebpf.Variable `ebpf:"endpoint_limit"`
 	FibFlags        *ebpf.Variable `ebpf:"fib_flags"`
 	Masquerade      *ebpf.Variable `ebpf:"masquerade"`
+	NetnsCookie     *ebpf.Variable `ebpf:"netns_cookie"`
 	PortCount       *ebpf.Variable `ebpf:"port_count"`
 	PortFirst       *ebpf.Variable `ebpf:"port_first"`
 }

@@ -62,6 +62,9 @@ func (d *Datapath) ensureUplink(u Uplink) (found []string, err error) {
 		Mtu:  uint16(min(u.MTU, 65535)),
 		Role: maps.RoleUplink,
 	}
+	if len(u.MAC) == 6 {
+		value.Mac = maps.NewMAC(u.MAC)
+	}
 	found, err = ensureEntry(found, d.maps.Interfaces, uint32(u.IfIndex), value, interfaceEntry(u.IfIndex))
 	if err != nil {
 		return found, err

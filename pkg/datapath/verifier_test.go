@@ -39,9 +39,11 @@ func TestVerifier(t *testing.T) {
 	must(t, err)
 	t.Cleanup(func() { must(t, d.Close()) })
 	costs := make(map[string]int)
-	for name, program := range d.programs.byName {
-		costs[name] = verified(t, d, name, program)
-		t.Logf("Linux %s, %s: %d instructions", kernel, name, costs[name])
+	for _, programs := range []map[string]*ebpf.Program{d.programs.byName, d.programs.host} {
+		for name, program := range programs {
+			costs[name] = verified(t, d, name, program)
+			t.Logf("Linux %s, %s: %d instructions", kernel, name, costs[name])
+		}
 	}
 	golden := readGolden(t)
 	if *update {
@@ -72,7 +74,11 @@ func verified(t *testing.T, d *Datapath, name string, program *ebpf.Program) int
 	if count, ok := info.VerifiedInstructions(); ok {
 		return int(count)
 	}
-	spec, err := objects[name]()
+	load := objects[name]
+	if load == nil {
+		load = loadFromHost
+	}
+	spec, err := load()
 	must(t, err)
 	replacements := make(map[string]*ebpf.Map)
 	for mapName, m := range d.maps.All() {

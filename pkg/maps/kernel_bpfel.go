@@ -20,6 +20,7 @@ const (
 	kernelActionACTION_PASS    kernelAction = 1
 	kernelActionACTION_DELIVER kernelAction = 2
 	kernelActionACTION_FORWARD kernelAction = 3
+	kernelActionACTION_RETURN  kernelAction = 4
 )
 
 type kernelAddress struct {
@@ -69,7 +70,9 @@ const (
 	kernelCounterDROP_TTL                    kernelCounter = 20
 	kernelCounterDROP_REWRITE                kernelCounter = 21
 	kernelCounterDROP_NO_UPLINK              kernelCounter = 22
-	kernelCounterCOUNTER_MAX                 kernelCounter = 23
+	kernelCounterDROP_PORT_CLASH             kernelCounter = 23
+	kernelCounterDROP_LOOPBACK_ONLY          kernelCounter = 24
+	kernelCounterCOUNTER_MAX                 kernelCounter = 25
 )
 
 type kernelEndpoint struct {
@@ -87,6 +90,7 @@ type kernelEndpointFlag uint32
 
 const (
 	kernelEndpointFlagENDPOINT_MASQUERADE kernelEndpointFlag = 1
+	kernelEndpointFlagENDPOINT_PORTS      kernelEndpointFlag = 2
 )
 
 type kernelFlow struct {
@@ -107,7 +111,8 @@ type kernelFlow struct {
 	Sender       kernelMac
 	Receiver     kernelMac
 	Gateway      kernelMac
-	Pad          [6]uint8
+	SourcePort   uint16
+	Pad          [4]uint8
 }
 
 type kernelFlowFlag uint32
@@ -118,6 +123,7 @@ const (
 	kernelFlowFlagFLOW_REPLY                 kernelFlowFlag = 4
 	kernelFlowFlagFLOW_STACK                 kernelFlowFlag = 8
 	kernelFlowFlagFLOW_CLOSING               kernelFlowFlag = 16
+	kernelFlowFlagFLOW_HAIRPIN               kernelFlowFlag = 32
 )
 
 type kernelFlowKey struct {
@@ -182,32 +188,76 @@ type kernelMac struct {
 	Bytes [6]uint8
 }
 
+type kernelPort struct {
+	_        structs.HostLayout
+	Address  kernelAddress
+	Port     uint16
+	Endpoint uint16
+	Flags    uint8
+	Pad      [3]uint8
+}
+
+type kernelPortFlag uint32
+
+const (
+	kernelPortFlagPORT_LOOPBACK_ONLY kernelPortFlag = 1
+)
+
+type kernelPortKey struct {
+	_        structs.HostLayout
+	Address  kernelAddress
+	Port     uint16
+	Protocol uint8
+	Pad      [5]uint8
+}
+
 type kernelPrefixKey struct {
 	_       structs.HostLayout
 	Length  uint32
 	Address [16]uint8
 }
 
+type kernelSocketKey struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Address kernelAddress
+	Port    uint16
+	Pad     [6]uint8
+}
+
+type kernelSocketPeer struct {
+	_       structs.HostLayout
+	Address kernelAddress
+	Port    uint16
+	Pad     [6]uint8
+}
+
 type kernelTranslation struct {
-	_        structs.HostLayout
-	Address  kernelAddress
-	Port     uint16
-	Endpoint uint16
-	Epoch    uint32
-	Ifindex  uint32
-	Seen     uint32
-	State    uint8
-	Flags    uint8
-	Pad      [2]uint8
-	Slot     uint32
+	_         structs.HostLayout
+	Address   kernelAddress
+	Port      uint16
+	Endpoint  uint16
+	Epoch     uint32
+	Ifindex   uint32
+	Seen      uint32
+	State     uint8
+	Flags     uint8
+	Mapped    uint16
+	Slot      uint32
+	Neighbour kernelMac
+	Pad       [2]uint8
 }
 
 type kernelTranslationFlag uint32
 
 const (
-	kernelTranslationFlagTRANSLATION_STACK   kernelTranslationFlag = 1
-	kernelTranslationFlagTRANSLATION_FIN_OUT kernelTranslationFlag = 2
-	kernelTranslationFlagTRANSLATION_FIN_IN  kernelTranslationFlag = 4
+	kernelTranslationFlagTRANSLATION_STACK    kernelTranslationFlag = 1
+	kernelTranslationFlagTRANSLATION_FIN_OUT  kernelTranslationFlag = 2
+	kernelTranslationFlagTRANSLATION_FIN_IN   kernelTranslationFlag = 4
+	kernelTranslationFlagTRANSLATION_PORT     kernelTranslationFlag = 8
+	kernelTranslationFlagTRANSLATION_ANSWERED kernelTranslationFlag = 16
+	kernelTranslationFlagTRANSLATION_HAIRPIN  kernelTranslationFlag = 32
+	kernelTranslationFlagTRANSLATION_LOCAL    kernelTranslationFlag = 64
 )
 
 type kernelTranslationState uint32
@@ -230,8 +280,11 @@ const (
 	kernelMapFlows                  = "flows"
 	kernelMapFragments              = "fragments"
 	kernelMapHeld                   = "held"
+	kernelMapHostAddresses          = "host_addresses"
 	kernelMapInterfaces             = "interfaces"
 	kernelMapMasqueradeExclude      = "masquerade_exclude"
+	kernelMapPorts                  = "ports"
+	kernelMapSockets                = "sockets"
 	kernelMapStackDestinations      = "stack_destinations"
 	kernelMapTranslations           = "translations"
 	kernelVarUnusedAction           = "unused_action"
@@ -240,6 +293,7 @@ const (
 	kernelVarUnusedFlowFlag         = "unused_flow_flag"
 	kernelVarUnusedInterfaceRole    = "unused_interface_role"
 	kernelVarUnusedJourney          = "unused_journey"
+	kernelVarUnusedPortFlag         = "unused_port_flag"
 	kernelVarUnusedTranslationFlag  = "unused_translation_flag"
 	kernelVarUnusedTranslationState = "unused_translation_state"
 )
@@ -299,8 +353,11 @@ type kernelMapSpecs struct {
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	Fragments         *ebpf.MapSpec `ebpf:"fragments"`
 	Held              *ebpf.MapSpec `ebpf:"held"`
+	HostAddresses     *ebpf.MapSpec `ebpf:"host_addresses"`
 	Interfaces        *ebpf.MapSpec `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.MapSpec `ebpf:"masquerade_exclude"`
+	Ports             *ebpf.MapSpec `ebpf:"ports"`
+	Sockets           *ebpf.MapSpec `ebpf:"sockets"`
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
 }
@@ -315,6 +372,7 @@ type kernelVariableSpecs struct {
 	UnusedFlowFlag         *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
 	UnusedInterfaceRole    *ebpf.VariableSpec `ebpf:"unused_interface_role"`
 	UnusedJourney          *ebpf.VariableSpec `ebpf:"unused_journey"`
+	UnusedPortFlag         *ebpf.VariableSpec `ebpf:"unused_port_flag"`
 	UnusedTranslationFlag  *ebpf.VariableSpec `ebpf:"unused_translation_flag"`
 	UnusedTranslationState *ebpf.VariableSpec `ebpf:"unused_translation_state"`
 }
@@ -346,8 +404,11 @@ type kernelMaps struct {
 	Flows             *ebpf.Map `ebpf:"flows"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Held              *ebpf.Map `ebpf:"held"`
+	HostAddresses     *ebpf.Map `ebpf:"host_addresses"`
 	Interfaces        *ebpf.Map `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.Map `ebpf:"masquerade_exclude"`
+	Ports             *ebpf.Map `ebpf:"ports"`
+	Sockets           *ebpf.Map `ebpf:"sockets"`
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Translations      *ebpf.Map `ebpf:"translations"`
 }
@@ -361,8 +422,11 @@ func (m *kernelMaps) Close() error {
 		m.Flows,
 		m.Fragments,
 		m.Held,
+		m.HostAddresses,
 		m.Interfaces,
 		m.MasqueradeExclude,
+		m.Ports,
+		m.Sockets,
 		m.StackDestinations,
 		m.Translations,
 	)
@@ -378,6 +442,7 @@ type kernelVariables struct {
 	UnusedFlowFlag         *ebpf.Variable `ebpf:"unused_flow_flag"`
 	UnusedInterfaceRole    *ebpf.Variable `ebpf:"unused_interface_role"`
 	UnusedJourney          *ebpf.Variable `ebpf:"unused_journey"`
+	UnusedPortFlag         *ebpf.Variable `ebpf:"unused_port_flag"`
 	UnusedTranslationFlag  *ebpf.Variable `ebpf:"unused_translation_flag"`
 	UnusedTranslationState *ebpf.Variable `ebpf:"unused_translation_state"`
 }

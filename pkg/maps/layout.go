@@ -22,6 +22,14 @@ type (
 	Interface = kernelInterface
 	// PrefixKey is a destination prefix.
 	PrefixKey = kernelPrefixKey
+	// PortKey is a port of the host.
+	PortKey = kernelPortKey
+	// MappedPort is where a PortKey leads.
+	MappedPort = kernelPort
+	// SocketKey is a socket of the host and where it really sends.
+	SocketKey = kernelSocketKey
+	// SocketPeer is what a process of the host dialled.
+	SocketPeer = kernelSocketPeer
 	// FragmentKey is a fragmented packet.
 	FragmentKey = kernelFragmentKey
 	// Fragment holds the ports of a fragmented packet.
@@ -44,6 +52,7 @@ const (
 	ActionPass    = uint8(kernelActionACTION_PASS)
 	ActionDeliver = uint8(kernelActionACTION_DELIVER)
 	ActionForward = uint8(kernelActionACTION_FORWARD)
+	ActionReturn  = uint8(kernelActionACTION_RETURN)
 
 	FlowTranslateSource      = uint8(kernelFlowFlagFLOW_TRANSLATE_SOURCE)
 	FlowTranslateDestination = uint8(kernelFlowFlagFLOW_TRANSLATE_DESTINATION)
@@ -56,6 +65,9 @@ const (
 	TranslationClosed      = uint8(kernelTranslationStateTRANSLATION_CLOSED)
 
 	EndpointMasquerade = uint8(kernelEndpointFlagENDPOINT_MASQUERADE)
+	EndpointPorts      = uint8(kernelEndpointFlagENDPOINT_PORTS)
+
+	PortLoopbackOnly = uint8(kernelPortFlagPORT_LOOPBACK_ONLY)
 
 	RoleEndpoint = uint8(kernelInterfaceRoleINTERFACE_ENDPOINT)
 	RoleUplink   = uint8(kernelInterfaceRoleINTERFACE_UPLINK)

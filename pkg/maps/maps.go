@@ -26,6 +26,9 @@ type Maps struct {
 	Epochs            *ebpf.Map `ebpf:"epochs"`
 	MasqueradeExclude *ebpf.Map `ebpf:"masquerade_exclude"`
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
+	Ports             *ebpf.Map `ebpf:"ports"`
+	HostAddresses     *ebpf.Map `ebpf:"host_addresses"`
+	Sockets           *ebpf.Map `ebpf:"sockets"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 
@@ -152,6 +155,9 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		kernelMapEpochs:            &m.Epochs,
 		kernelMapMasqueradeExclude: &m.MasqueradeExclude,
 		kernelMapStackDestinations: &m.StackDestinations,
+		kernelMapPorts:             &m.Ports,
+		kernelMapHostAddresses:     &m.HostAddresses,
+		kernelMapSockets:           &m.Sockets,
 		kernelMapFragments:         &m.Fragments,
 		kernelMapCounters:          &m.Counters,
 	}
@@ -230,7 +236,7 @@ func layoutDir(spec *ebpf.CollectionSpec) string {
 		describe(hash, spec.Maps[name].Key)
 		describe(hash, spec.Maps[name].Value)
 	}
-	for _, name := range []string{"action", "flow_flag", "translation_state", "translation_flag", "endpoint_flag", "interface_role"} {
+	for _, name := range []string{"action", "flow_flag", "translation_state", "translation_flag", "endpoint_flag", "port_flag", "interface_role"} {
 		var enum *btf.Enum
 		if spec.Types.TypeByName(name, &enum) == nil {
 			_, _ = fmt.Fprintln(hash, enum.Values)

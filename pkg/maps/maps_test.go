@@ -109,8 +109,8 @@ func TestPinAgain(t *testing.T) {
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	again("allocations", "counters", "endpoints", "epochs", "flows", "fragments", "held", "interfaces",
-		"masquerade_exclude", "stack_destinations", "translations")
+	again("allocations", "counters", "endpoints", "epochs", "flows", "fragments", "held", "host_addresses", "interfaces",
+		"masquerade_exclude", "ports", "sockets", "stack_destinations", "translations")
 	if err := m.Epochs.Put(uint32(7), uint32(42)); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/internal/packet"
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// hostPort leads to port server of endpoint b, at every address of the host; localPort
+// to the same at one loopback address only, other to port 81 at one address of the
+// host; onePort to port server of b, too.
+const (
+	hostPort  = 8080
+	onePort   = 8081
+	localPort = 8082
+	shutPort  = 82
+)
+
+// withPorts is a node where ports of the host lead to b.
+func withPorts(t *testing.T, cfg Config) *node {
+	t.Helper()
+	n := newNode(t, cfg)
+	var addresses []netip.Addr
+	for _, f := range []family{v4(), v6()} {
+		loopback, every := addr("127.0.0.1"), netip.IPv4Unspecified()
+		if f.host.Is6() {
+			loopback, every = netip.IPv6Loopback(), netip.IPv6Unspecified()
+		}
+		for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+			n.b.Ports = append(n.b.Ports,
+				Port{every, hostPort, protocol, f.b, server},
+				Port{f.host, onePort, protocol, f.b, server},
+				Port{loopback, localPort, protocol, f.b, shutPort},
+			)
+		}
+		addresses = append(addresses, f.host, f.second())
+	}
+	n.do(t, func() error {
+		if err := n.AttachEndpoint(n.b); err != nil {
+			return err
+		}
+		return n.ReconcileHostAddresses(addresses)
+	})
+	return n
+}
+
+// second is another address of the host.
+func (f family) second() netip.Addr {
+	if f.host.Is4() {
+		return addr("192.0.2.2")
+	}
+	return addr("2001:db8:0:2::2")
+}
+
+// mapped are the protocols whose ports can be mapped, as packets between two ports.
+type mappedProtocol struct {
+	name     string
+	number   uint8
+	tcp      bool
+	datagram func(from, to uint16) []packet.Layer
+}
+
+func mappedProtocols() []mappedProtocol {
+	return []mappedProtocol{
+		{"TCP", unix.IPPROTO_TCP, true, func(from, to uint16) []packet.Layer { return tcp(from, to, packet.ACK) }},
+		{"UDP", unix.IPPROTO_UDP, false, udp},
+	}
+}
+
+func TestPorts(t *testing.T) {
+	n := withPorts(t, Config{Masquerade: true})
+	eachFamily(t, func(t *testing.T, f family) {
+		for _, p := range mappedProtocols() {
+			t.Run(p.name, func(t *testing.T) {
+				for name, test := range map[string]func(*testing.T, *node, family, mappedProtocol){
+					"from the world":     testPortFromWorld,
+					"from an endpoint":   testPortFromEndpoint,
+					"of itself":          testPortOfItself,
+					"none":               testNoPort,
+					"clash":              testPortClash,
+					"container replaced": testPortReplaced,
+					"errors":             testPortErrors,
+					"fragments":          testPortFragments,
+					"way back":           testPortWayBack,
+					"by the stack":       testPortByStack,
+					"shut":               testPortShut,
+				} {
+					t.Run(name, func(t *testing.T) { n.forget(t); test(t, n, f, p) })
+				}
+			})
+		}
+	})
+}
+
+// handshake is what goes before data, with the counters of each packet.
+func (p mappedProtocol) handshake(client, dialled, seen, inside netip.AddrPort, ask, answer func(...packet.Layer) run,
+	asked, answered func(out []packet.Layer, counters ...string) want,
+) []step {
+	if !p.tcp {
+		return nil
+	}
+	return []step{
+		{
+			"SYN", ask(ip(client.Addr(), dialled.Addr(), 58, tcp(client.Port(), dialled.Port(), packet.SYN)...)...),
+			asked(ip(seen.Addr(), inside.Addr(), 57, tcp(seen.Port(), inside.Port(), packet.SYN)...), "decided"),
+		},
+		{
+			"SYN, ACK", answer(ip(inside.Addr(), seen.Addr(), 64, tcp(inside.Port(), seen.Port(), packet.SYN, packet.ACK)...)...),
+			answered(ip(dialled.Addr(), client.Addr(), 63, tcp(dialled.Port(), client.Port(), packet.SYN, packet.ACK)...), "decided"),
+		},
+	}
+}
+
+func testPortFromWorld(t *testing.T, n *node, f family, p mappedProtocol) {
+	for _, dialled := range []netip.AddrPort{port(f.host, hostPort), port(f.second(), hostPort), port(f.host, onePort)} {
+		n.forget(t)
+		client, inside := port(f.world, low), port(f.b, server)
+		fromB := func(layers ...packet.Layer) run { return n.from(n.b, layers...) }
+		toB := func(out []packet.Layer, counters ...string) want {
+			return deliveredAs(delivered(n.b, out...), counters...)
+		}
+		toWorld := func(out []packet.Layer, counters ...string) want {
+			return forwarded(sent(n.b, out...), counters...)
+		}
+		ask := n.fromWorld(ip(client.Addr(), dialled.Addr(), 58, p.datagram(low, dialled.Port())...)...)
+		asked := ip(client.Addr(), inside.Addr(), 57, p.datagram(low, server)...)
+		answer := fromB(ip(inside.Addr(), client.Addr(), 64, p.datagram(server, low)...)...)
+		answered := ip(dialled.Addr(), client.Addr(), 63, p.datagram(dialled.Port(), low)...)
+		steps := p.handshake(client, dialled, client, inside, n.fromWorld, fromB, toB, toWorld)
+		n.story(t, append(steps,
+			step{"first", ask, toB(asked, "decided")},
+			step{"second", ask, toB(asked)},
+			step{"answer", answer, toWorld(answered, "decided")},
+			step{"second answer", answer, toWorld(answered)},
+		)...)
+		state := maps.TranslationEstablished
+		flags := uint8(translationPort)
+		if p.tcp {
+			flags |= translationAnswered
+		}
+		n.wantTranslations(t, translation{
+			protocol: p.number, inside: inside, outside: dialled, world: client, state: state, flags: flags,
+		})
+	}
+}
+
+func testPortFromEndpoint(t *testing.T, n *node, f family, p mappedProtocol) {
+	client, dialled, inside := port(f.a, low), port(f.host, hostPort), port(f.b, server)
+	fromB := func(layers ...packet.Layer) run { return n.from(n.b, layers...) }
+	toB := func(out []packet.Layer, counters ...string) want {
+		return deliveredAs(delivered(n.b, out...), counters...)
+	}
+	toA := func(out []packet.Layer, counters ...string) want {
+		return deliveredAs(delivered(n.a, out...), counters...)
+	}
+	ask := n.fromA(ip(client.Addr(), dialled.Addr(), 58, p.datagram(low, hostPort)...)...)
+	asked := ip(client.Addr(), inside.Addr(), 57, p.datagram(low, server)...)
+	answer := fromB(ip(inside.Addr(), client.Addr(), 64, p.datagram(server, low)...)...)
+	answered := ip(dialled.Addr(), client.Addr(), 63, p.datagram(hostPort, low)...)
+	steps := p.handshake(client, dialled, client, inside, n.fromA, fromB, toB, toA)
+	n.story(t, append(steps,
+		step{"first", ask, toB(asked, "decided")},
+		step{"second", ask, toB(asked)},
+		step{"answer", answer, toA(answered, "decided")},
+		step{"second answer", answer, toA(answered)},
+	)...)
+}
+
+// testPortOfItself: the endpoint must not see its own address, and the port that stands
+// for the client's is one of the range.
+func testPortOfItself(t *testing.T, n *node, f family, p mappedProtocol) {
+	client, dialled, inside := port(f.b, low), port(f.host, hostPort), port(f.b, server)
+	fromB := func(layers ...packet.Layer) run { return n.from(n.b, layers...) }
+	toB := func(out []packet.Layer, counters ...string) want {
+		return deliveredAs(delivered(n.b, out...), counters...)
+	}
+	first := p.datagram
+	if p.tcp {
+		first = func(from, to uint16) []packet.Layer { return tcp(from, to, packet.SYN) }
+	}
+	got := n.run(t, fromB(ip(client.Addr(), dialled.Addr(), 58, first(low, hostPort)...)...))
+	var seen netip.AddrPort
+	must(t, each(n.maps.Translations, func(key maps.FlowKey, _ maps.Translation) bool {
+		if key.SourcePort == maps.Port(server) {
+			seen = netip.AddrPortFrom(maps.Addr(key.Destination), maps.Port(key.DestinationPort))
+		}
+		return true
+	}))
+	if first, last := n.config.MasqueradePorts[0], n.config.MasqueradePorts[1]; seen.Addr() != f.host || seen.Port() < first || seen.Port() > last {
+		t.Fatalf("seen by the endpoint: %v, verdict %d, %v", seen, got.verdict, got.counts)
+	}
+	got.compare(t, toB(ip(seen.Addr(), inside.Addr(), 57, first(seen.Port(), server)...), "decided"))
+	ask := fromB(ip(client.Addr(), dialled.Addr(), 58, p.datagram(low, hostPort)...)...)
+	asked := ip(seen.Addr(), inside.Addr(), 57, p.datagram(seen.Port(), server)...)
+	answer := fromB(ip(inside.Addr(), seen.Addr(), 64, p.datagram(server, seen.Port())...)...)
+	answered := ip(dialled.Addr(), client.Addr(), 63, p.datagram(hostPort, low)...)
+	n.story(t,
+		step{"answer", answer, toB(answered, "decided")},
+		step{"second answer", answer, toB(answered)},
+		step{"second", ask, toB(asked)},
+		step{"error", fromB(ip(inside.Addr(), seen.Addr(), 64, packet.Unreachable(packet.PortUnreachable), packet.Quote(delivered(n.b, asked...)))...),
+			toB(ip(dialled.Addr(), client.Addr(), 63, packet.Unreachable(packet.PortUnreachable),
+				packet.Quote(sent(n.b, ip(client.Addr(), dialled.Addr(), 57, p.datagram(low, hostPort)...)...))), "decided")},
+	)
+}
+
+func testNoPort(t *testing.T, n *node, f family, p mappedProtocol) {
+	n.table(t,
+		step{"not mapped", n.fromWorld(ip(f.world, f.host, 58, p.datagram(low, 8099)...)...), untouched()},
+		step{"no address of the host", n.fromWorld(ip(f.world, f.neighbour, 58, p.datagram(low, hostPort)...)...), untouched()},
+		step{"mapped at another address", n.fromWorld(ip(f.world, f.second(), 58, p.datagram(low, onePort)...)...), untouched()},
+		step{"mapped at a loopback address", n.fromWorld(ip(f.world, f.host, 58, p.datagram(low, localPort)...)...), untouched()},
+		step{"from the host's own address", n.fromWorld(ip(f.host, f.host, 58, p.datagram(low, hostPort)...)...), untouched()},
+		step{"from an endpoint's address", n.fromWorld(ip(f.a, f.host, 58, p.datagram(low, hostPort)...)...), untouched()},
+		step{"at the end of its life", n.fromWorld(ip(f.world, f.host, 1, p.datagram(low, hostPort)...)...), drops("decided", "ttl")},
+		step{"endpoint, not mapped", n.fromA(ip(f.a, f.host, 58, p.datagram(low, 8099)...)...), passed(seenNot, "decided")},
+		step{"endpoint, at a loopback address", n.fromA(ip(f.a, f.host, 58, p.datagram(low, localPort)...)...), passed(seenNot, "decided")},
+	)
+}
+
+// testPortClash: an answer of b to the client's port can be of one connection only.
+func testPortClash(t *testing.T, n *node, f family, p mappedProtocol) {
+	open := ip(f.world, f.host, 58, p.datagram(low, hostPort)...)
+	n.story(t,
+		step{"first", n.fromWorld(open...), deliveredAs(delivered(n.b, ip(f.world, f.b, 57, p.datagram(low, server)...)...), "decided")},
+		step{
+			"answer", n.from(n.b, ip(f.b, f.world, 64, p.datagram(server, low)...)...),
+			forwarded(sent(n.b, ip(f.host, f.world, 63, p.datagram(hostPort, low)...)...), "decided"),
+		},
+		step{"confirmed", n.fromWorld(open...), deliveredAs(delivered(n.b, ip(f.world, f.b, 57, p.datagram(low, server)...)...), p.decidedIfTCP()...)},
+		step{"by another port", n.fromWorld(ip(f.world, f.host, 58, p.datagram(low, onePort)...)...), drops("port_clash")},
+		step{
+			"the first goes on", n.from(n.b, ip(f.b, f.world, 64, p.datagram(server, low)...)...),
+			forwarded(sent(n.b, ip(f.host, f.world, 63, p.datagram(hostPort, low)...)...), p.decidedIfTCP()...),
+		},
+	)
+}
+
+func (p mappedProtocol) decidedIfTCP() []string {
+	if p.tcp {
+		return []string{"decided"}
+	}
+	return nil
+}
+
+// testPortReplaced: the next packet of an old client finds the endpoint that has the
+// port now.
+func testPortReplaced(t *testing.T, n *node, f family, p mappedProtocol) {
+	in := n.fromWorld(ip(f.world, f.host, 58, p.datagram(low, hostPort)...)...)
+	n.story(t,
+		step{"before", in, deliveredAs(delivered(n.b, ip(f.world, f.b, 57, p.datagram(low, server)...)...), "decided")},
+		step{
+			"answer", n.from(n.b, ip(f.b, f.world, 64, p.datagram(server, low)...)...),
+			forwarded(sent(n.b, ip(f.host, f.world, 63, p.datagram(hostPort, low)...)...), "decided"),
+		},
+	)
+	old, next := n.b, n.c
+	next.Ports = []Port{{n.b.Ports[0].HostIP, hostPort, p.number, f.c, server}}
+	if f.host.Is6() {
+		next.Ports[0].HostIP = netip.IPv6Unspecified()
+	}
+	n.do(t, func() error { return n.DetachEndpoint(old) })
+	n.check(t, in, untouched())
+	n.do(t, func() error { return n.AttachEndpoint(next) })
+	n.check(t, in, deliveredAs(delivered(n.c, ip(f.world, f.c, 57, p.datagram(low, server)...)...), "decided"))
+	n.do(t, func() error {
+		if err := n.DetachEndpoint(next); err != nil {
+			return err
+		}
+		return n.ReconcileEndpoints([]Endpoint{n.a, n.b, n.c})
+	})
+}
+
+func testPortErrors(t *testing.T, n *node, f family, p mappedProtocol) {
+	inbound := ip(f.world, f.host, 58, p.datagram(low, hostPort)...)
+	toB := ip(f.world, f.b, 57, p.datagram(low, server)...)
+	n.check(t, n.fromWorld(inbound...), deliveredAs(delivered(n.b, toB...), "decided"))
+	answer := ip(f.b, f.world, 64, p.datagram(server, low)...)
+	answered := ip(f.host, f.world, 63, p.datagram(hostPort, low)...)
+	n.check(t, n.from(n.b, answer...), forwarded(sent(n.b, answered...), "decided"))
+	n.check(t, n.fromWorld(inbound...), deliveredAs(delivered(n.b, toB...), p.decidedIfTCP()...))
+	// The endpoint about what the client sent, a router about what the endpoint answered.
+	n.check(t,
+		n.from(n.b, ip(f.b, f.world, 64, packet.Unreachable(packet.PortUnreachable), packet.Quote(delivered(n.b, toB...)))...),
+		forwarded(sent(n.b, ip(f.host, f.world, 63, packet.Unreachable(packet.PortUnreachable),
+			packet.Quote(n.arrived(ip(f.world, f.host, 57, p.datagram(low, hostPort)...)...)))...), "decided"))
+	n.check(t,
+		n.fromWorld(ip(f.router, f.host, 58, packet.TTLExceeded(), packet.Quote(n.left(answered...)))...),
+		deliveredAs(delivered(n.b, ip(f.router, f.b, 57, packet.TTLExceeded(),
+			packet.Quote(sent(n.b, ip(f.b, f.world, 63, p.datagram(server, low)...)...)))...), "decided"))
+}
+
+func testPortFragments(t *testing.T, n *node, f family, p mappedProtocol) {
+	if p.tcp {
+		return
+	}
+	bulk := func(from, to uint16) []packet.Layer {
+		return []packet.Layer{packet.UDP(from, to), packet.Payload(1300)}
+	}
+	in := n.fromWorld(ip(f.world, f.host, 58, bulk(low, hostPort)...)...)
+	out := delivered(n.b, ip(f.world, f.b, 57, bulk(low, server)...)...)
+	n.fragments(t, in, in.in, out, deliveredAs(nil), []string{"decided"}, 0, 2, 3, 1)
+	back := n.from(n.b, ip(f.b, f.world, 64, bulk(server, low)...)...)
+	out = sent(n.b, ip(f.host, f.world, 63, bulk(hostPort, low)...)...)
+	n.fragments(t, back, back.in, out, forwarded(nil), []string{"decided"}, 0, 1, 2, 3)
+}
+
+// testPortWayBack: the answer leaves by the uplink that the client came by, although
+// the routes lead to the client by another device.
+// With IPv6 the kernel finds no other way than the best, so it is the neighbour's.
+func testPortWayBack(t *testing.T, n *node, f family, p mappedProtocol) {
+	answered := ip(f.host, f.elsewhere, 63, p.datagram(hostPort, low)...)
+	out := sent(n.b, answered...)
+	if f.host.Is6() {
+		out = n.left(answered...)
+	}
+	n.story(t,
+		step{
+			"from elsewhere", n.fromWorld(ip(f.elsewhere, f.host, 58, p.datagram(low, hostPort)...)...),
+			deliveredAs(delivered(n.b, ip(f.elsewhere, f.b, 57, p.datagram(low, server)...)...), "decided"),
+		},
+		step{
+			"answer", n.from(n.b, ip(f.b, f.elsewhere, 64, p.datagram(server, low)...)...),
+			forwarded(out, "decided"),
+		},
+	)
+}
+
+// testPortByStack: what is too big for the way is fragmented by the stack, and is an
+// answer of the port all the same. A SYN with its answer is no connection yet.
+func testPortByStack(t *testing.T, n *node, f family, p mappedProtocol) {
+	question, reply := p.datagram, p.datagram
+	flags, state := uint8(translationPort), maps.TranslationEstablished
+	if p.tcp {
+		question = func(from, to uint16) []packet.Layer { return tcp(from, to, packet.SYN) }
+		reply = func(from, to uint16) []packet.Layer { return tcp(from, to, packet.SYN, packet.ACK) }
+		flags, state = flags|translationAnswered, maps.TranslationOpening
+	}
+	n.story(t,
+		step{
+			"question", n.fromWorld(ip(f.world, f.host, 58, question(low, hostPort)...)...),
+			deliveredAs(delivered(n.b, ip(f.world, f.b, 57, question(low, server)...)...), "decided"),
+		},
+		step{
+			"answer", n.toWorld(seenDecided, ip(f.b, f.world, 63, reply(server, low)...)...),
+			leaves(n.left(ip(f.host, f.world, 63, reply(hostPort, low)...)...)),
+		},
+	)
+	n.wantTranslations(t, translation{
+		protocol: p.number, inside: port(f.b, server), outside: port(f.host, hostPort), world: port(f.world, low), state: state, flags: flags,
+	})
+}
+
+// TestPortsAndMasquerade: a port that leads to one endpoint is not taken for another;
+// the endpoint itself calls from it where it has the same number.
+func TestPortsAndMasquerade(t *testing.T) {
+	n := newNode(t, Config{Masquerade: true, MasqueradePorts: [2]uint16{hostPort, onePort}})
+	n.b.Ports = []Port{
+		{netip.IPv4Unspecified(), hostPort, unix.IPPROTO_UDP, v4().b, server},
+		{v4().host, onePort, unix.IPPROTO_UDP, v4().b, server},
+		{v4().host, low, unix.IPPROTO_UDP, v4().b, low},
+	}
+	n.do(t, func() error { return n.AttachEndpoint(n.b) })
+	f := v4()
+	n.table(t,
+		step{"another endpoint", n.fromA(ip(f.a, f.world, 64, udp(low, server)...)...), drops("decided", "ports_exhausted")},
+		step{
+			"another protocol", n.fromA(ip(f.a, f.world, 64, tcp(hostPort, server, packet.SYN)...)...),
+			forwarded(sent(n.a, ip(f.host, f.world, 63, tcp(hostPort, server, packet.SYN)...)...), "decided"),
+		},
+		step{
+			"the endpoint, from its port", n.from(n.b, ip(f.b, f.world, 64, udp(low, server)...)...),
+			forwarded(sent(n.b, ip(f.host, f.world, 63, udp(low, server)...)...), "decided"),
+		},
+	)
+}
+
+// TestClientOfPortGone: a connection of an endpoint to another's port ends with either
+// of them, and its place is given back; who has the address next is not taken for it.
+func TestClientOfPortGone(t *testing.T) {
+	n := withPorts(t, Config{Masquerade: true})
+	f, p := v4(), mappedProtocols()[1]
+	in := n.fromA(ip(f.a, f.host, 64, p.datagram(low, hostPort)...)...)
+	answer := n.from(n.b, ip(f.b, f.a, 64, p.datagram(server, low)...)...)
+	direct := deliveredAs(delivered(n.a, ip(f.b, f.a, 63, p.datagram(server, low)...)...), "decided")
+	n.check(t, in, deliveredAs(delivered(n.b, ip(f.a, f.b, 63, p.datagram(low, server)...)...), "decided"))
+	n.check(t, answer, deliveredAs(delivered(n.a, ip(f.host, f.a, 63, p.datagram(hostPort, low)...)...), "decided"))
+	gone := n.a
+	n.do(t, func() error {
+		if err := n.DetachEndpoint(gone); err != nil {
+			return err
+		}
+		next := n.c
+		next.Addresses = append(next.Addresses, f.a)
+		return n.AttachEndpoint(next)
+	})
+	direct.out = delivered(n.c, ip(f.b, f.a, 63, p.datagram(server, low)...)...)
+	n.check(t, answer, direct)
+	must(t, n.Purge([]uint16{gone.ID}))
+	n.wantTranslations(t)
+}
+
+// testPortShut: what was mapped to loopback addresses only is not for the world,
+// however it addresses it, but for the endpoints.
+func testPortShut(t *testing.T, n *node, f family, p mappedProtocol) {
+	n.table(t,
+		step{"the world, by a route", n.fromWorld(ip(f.world, f.b, 58, p.datagram(low, shutPort)...)...), drops("loopback_only")},
+		step{
+			"the world, to an open port", n.fromWorld(ip(f.world, f.b, 58, p.datagram(low, server)...)...),
+			deliveredAs(delivered(n.b, ip(f.world, f.b, 57, p.datagram(low, server)...)...), "decided"),
+		},
+		step{"the world, by the stack", run{
+			program: toContainer, device: n.b.IfIndex, ingress: n.other.Attrs().Index,
+			in: delivered(n.b, ip(f.world, f.b, 57, p.datagram(low, shutPort)...)...),
+		}, drops("loopback_only")},
+		step{"an endpoint, by the stack", run{
+			program: toContainer, device: n.b.IfIndex, ingress: n.a.IfIndex,
+			in: delivered(n.b, ip(f.a, f.b, 57, p.datagram(low, shutPort)...)...),
+		}, passed(seenNot)},
+		step{
+			"an endpoint", n.fromA(ip(f.a, f.b, 58, p.datagram(low, shutPort)...)...),
+			deliveredAs(delivered(n.b, ip(f.a, f.b, 57, p.datagram(low, shutPort)...)...), "decided"),
+		},
+	)
+}
