@@ -170,6 +170,9 @@ func (n *node) start() (err error) {
 		return fmt.Errorf("open datapath: %w", err)
 	}
 	n.traces = nil // what is made from here on stays
+	if flaw := n.datapath.SocketFlaw(); flaw != "" {
+		n.log.Warn("sockets of the host are not all served", "reason", flaw)
+	}
 	if err := n.datapath.ReconcileStackDestinations(n.cfg.StackDestinations); err != nil {
 		return err
 	}
@@ -185,10 +188,12 @@ func (n *node) start() (err error) {
 	n.service = agent.New(agent.Options{
 		DB:           n.db,
 		Leases:       leases,
-		Datapath:     agent.Datapath{Endpoints: n.datapath, Node: n.datapath, Repairs: n.datapath, Flows: n.datapath, Stats: n.datapath},
+		Datapath:     agent.Datapath{Endpoints: n.datapath, Node: n.datapath, Host: n.datapath, Repairs: n.datapath, Flows: n.datapath, Stats: n.datapath},
 		Links:        n.host,
 		Routes:       n.host,
 		Surroundings: n.host,
+		Sockets:      n.host,
+		Reservations: n.settings,
 		Excludes:     n.cfg.MasqueradeExclude,
 		BPFRoot:      n.cfg.BPFRoot,
 		Version:      version.String(),
@@ -324,9 +329,10 @@ func (n *node) events() uplink.Events {
 			}
 			n.service.SetUplinks(found)
 		},
-		Routes:   n.service.RoutesChanged,
-		LinkGone: n.service.LinkGone,
-		Overrun:  n.service.LinksUnknown,
+		Routes:    n.service.RoutesChanged,
+		Addresses: n.service.AddressesChanged,
+		LinkGone:  n.service.LinkGone,
+		Overrun:   n.service.LinksUnknown,
 	}
 }
 

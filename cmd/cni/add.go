@@ -237,7 +237,7 @@ func (a *attachment) leaseElsewhere(w wanted) error {
 }
 
 func (a *attachment) prepareRequest(w wanted) api.PrepareRequest {
-	return api.PrepareRequest{Attachment: a.call.Attachment, Network: a.config.network, NetNS: a.call.netns, Labels: w.labels}
+	return api.PrepareRequest{Attachment: a.call.Attachment, Network: a.config.network, NetNS: a.call.netns, Labels: w.labels, Ports: a.config.ports}
 }
 
 func (a *attachment) prepare(req api.PrepareRequest) error {

@@ -41,6 +41,8 @@ type config struct {
 	ips    []netip.Addr
 	mac    net.HardwareAddr
 	labels map[string]string
+	// ports are the capability "portMappings".
+	ports []api.PortMapping
 	// runtimeDNS is the capability "dns"; it goes before all other sources.
 	runtimeDNS types.DNS
 	// prevResult is nil when the plugin is the first of its chain.
@@ -156,7 +158,7 @@ func (c *config) readIPAM(o object) {
 func (c *config) readRuntime(o object) {
 	for key, raw := range o.fields {
 		switch key {
-		case "ips", "mac", "dns", "ipRanges":
+		case "ips", "mac", "dns", "ipRanges", "portMappings":
 			continue
 		}
 		if !empty(raw) {
@@ -166,6 +168,7 @@ func (c *config) readRuntime(o object) {
 	}
 	c.ips = readAddresses(o, "ips")
 	c.mac = readMAC(o, "mac")
+	c.ports = readPorts(o, "portMappings")
 	if !c.delegated() {
 		// As with host-local, ranges of the runtime come before those of
 		// the configuration.

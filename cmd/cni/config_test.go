@@ -24,7 +24,9 @@ const fullConfig = `{
 	"ipam": {"type": "tendril", "routes": [{"dst": "::/0"}],
 		"ranges": [[{"subnet": "10.10.0.0/16", "rangeStart": "10.10.1.0", "rangeEnd": "10.10.2.0", "gateway": "10.10.0.1"}, {"subnet": "10.11.0.0/16"}],
 		           [{"subnet": "fd00::/64"}]]},
-	"runtimeConfig": {"ips": ["10.10.1.5/16"], "mac": "02:00:00:00:00:05", "ipRanges": [[{"subnet": "10.12.0.0/16"}]], "dns": {"servers": ["1.1.1.1"]}},
+	"runtimeConfig": {"ips": ["10.10.1.5/16"], "mac": "02:00:00:00:00:05", "ipRanges": [[{"subnet": "10.12.0.0/16"}]], "dns": {"servers": ["1.1.1.1"]},
+		"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}, {"hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "127.0.0.1"},
+			{"hostPort": 65535, "containerPort": 1, "protocol": "", "hostIP": ""}, {"hostPort": 1, "containerPort": 65535, "protocol": null, "hostIP": "::"}]},
 	"args": {"cni": {"ips": ["10.10.1.6"], "mac": "02:00:00:00:00:06", "labels": [{"key": "app", "value": "web"}, {"key": "tier", "value": ""}]}},
 	"prevResult": {"cniVersion": "1.1.0", "interfaces": [{"name": "br0"}]},
 	"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]}`
@@ -55,10 +57,16 @@ func TestParseConfig(t *testing.T) {
 				"routes[0]",
 			},
 		},
-		dns:        types.DNS{Nameservers: []string{"10.10.0.53"}, Domain: "example", Search: []string{"a"}, Options: []string{"b"}},
-		ips:        []netip.Addr{netip.MustParseAddr("10.10.1.5")},
-		mac:        net.HardwareAddr{2, 0, 0, 0, 0, 5},
-		labels:     map[string]string{"app": "web", "tier": ""},
+		dns:    types.DNS{Nameservers: []string{"10.10.0.53"}, Domain: "example", Search: []string{"a"}, Options: []string{"b"}},
+		ips:    []netip.Addr{netip.MustParseAddr("10.10.1.5")},
+		mac:    net.HardwareAddr{2, 0, 0, 0, 0, 5},
+		labels: map[string]string{"app": "web", "tier": ""},
+		ports: []api.PortMapping{
+			{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"},
+			{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 53, ContainerPort: 5353, Protocol: "udp"},
+			{HostPort: 65535, ContainerPort: 1, Protocol: "tcp"},
+			{HostIP: netip.IPv6Unspecified(), HostPort: 1, ContainerPort: 65535, Protocol: "tcp"},
+		},
 		runtimeDNS: types.DNS{Nameservers: []string{"1.1.1.1"}},
 		prevResult: &current.Result{CNIVersion: "1.1.0", Interfaces: []*current.Interface{{Name: "br0"}}},
 		valid:      []api.Attachment{{ContainerID: "c1", IfName: "eth0"}},
@@ -102,6 +110,8 @@ func FuzzParseConfig(f *testing.F) {
 		`{"name":"n","ipam":{"type":"tendril","ranges":[null,[null]]},"runtimeConfig":{"portMappings":[{}],"mac":"x"}}`,
 		`{"name":"n","drivr":null,"cni.dev/attachments":[{}],"args":{"cni":{"labels":[{"key":""}],"ips":["fe80::1%eth0"]}}}`,
 		`{"name":"n","routes":[{"dst":"0.0.0.0/33","scope":-1},{"dst":"1.2.3.4/5","gw":"::"}]}`,
+		`{"name":"n","ipam":{"type":"dhcp"},"runtimeConfig":{"portMappings":[{"hostPort":65536,"containerPort":-1,"protocol":"SCTP","hostIP":"::ffff:1.2.3.4"}]}}`,
+		`{"name":"n","ipam":{"type":"dhcp"},"runtimeConfig":{"portMappings":[{"hostPort":8080.5,"containerPort":"80","hostPorts":1,"hostIP":"fe80::1%eth0"},null]}}`,
 		`[]`, `null`, `{"name":"n"`, ``,
 	} {
 		f.Add([]byte(seed))
@@ -126,6 +136,11 @@ func FuzzParseConfig(f *testing.F) {
 		for _, route := range c.routes {
 			if !route.Dst.IsValid() {
 				t.Errorf("accepted a route without destination: %+v", route)
+			}
+		}
+		for _, p := range c.ports {
+			if p.HostPort == 0 || p.ContainerPort == 0 || p.Protocol != "tcp" && p.Protocol != "udp" || p.HostIP.Zone() != "" || p.HostIP.Is4In6() {
+				t.Errorf("accepted a port mapping that is none: %+v", p)
 			}
 		}
 		if !c.delegated() && len(c.network.Ranges) == 0 {

@@ -70,10 +70,19 @@ func codeOfAgent(err *api.Error) uint {
 }
 
 // agentFault puts the key at fault in front of what the agent said, where the
-// agent knows it and has not said it.
+// agent knows it and has not said it. The agent's "ports" are a capability here.
 func agentFault(err error) error {
 	var refused *api.Error
-	if errors.As(err, &refused) && refused.Key != "" && !strings.Contains(refused.Message, refused.Key) {
+	if !errors.As(err, &refused) || refused.Key == "" {
+		return err
+	}
+	if strings.HasPrefix(refused.Key, "ports") {
+		written := *refused
+		written.Key = strings.Replace(refused.Key, "ports", keyPorts, 1)
+		written.Message = strings.ReplaceAll(refused.Message, "ports[", keyPorts+"[")
+		refused, err = &written, &written
+	}
+	if !strings.Contains(refused.Message, refused.Key) {
 		return fmt.Errorf("%s: %w", refused.Key, err)
 	}
 	return err

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command tendril shows what the agent of a node knows: its status, its
-// endpoints, the flows of its datapath.
+// endpoints, the flows of its datapath, the ports that lead to containers.
 //
 // It exits with 0 when all is well, 1 when something is not, 2 when it was
 // called wrongly and 3 when no agent answers.

@@ -21,6 +21,7 @@ Usage:
   tendril status      health, uplinks, address pools, maps and counters
   tendril endpoints   the interfaces of containers
   tendril flows       connections and what the datapath does with them
+  tendril ports       ports of the host that lead to containers
   tendril version     versions of tendril and of the agent
 
 Flags:
@@ -40,6 +41,7 @@ func commands() map[string]func(call) error {
 		"status":    status,
 		"endpoints": endpoints,
 		"flows":     flows,
+		"ports":     ports,
 		"version":   showVersion,
 	}
 }

@@ -107,6 +107,18 @@ func (a *agent) Flows(_ context.Context, limit int) ([]api.Flow, error) {
 	}[:min(limit, 2)], a.err
 }
 
+func (a *agent) Ports(context.Context) ([]api.Port, error) {
+	web := api.Attachment{ContainerID: "0123456789abcdef0123456789abcdef", IfName: "eth0"}
+	return []api.Port{
+		{Protocol: "tcp", Host: netip.MustParseAddrPort("0.0.0.0:8080"), Container: netip.MustParseAddrPort("10.10.0.2:80"), Attachment: web, Network: "pods"},
+		{Protocol: "tcp", Host: netip.MustParseAddrPort("[::]:8080"), Container: netip.MustParseAddrPort("[fd00:10::2]:80"), Attachment: web, Network: "pods"},
+		{
+			Protocol: "udp", Host: netip.MustParseAddrPort("127.0.0.1:53"), Container: netip.MustParseAddrPort("198.51.100.9:5353"),
+			Attachment: api.Attachment{ContainerID: "c2", IfName: "e\x1b[31m0"}, Network: "static",
+		},
+	}, a.err
+}
+
 // serve serves the agent at a socket until the test ends.
 func serve(t *testing.T, a *agent) (socket string) {
 	t.Helper()
@@ -153,6 +165,8 @@ func TestOutput(t *testing.T) {
 		"flows":            {&agent{}, []string{"flows"}, 0},
 		"flows-limit":      {&agent{}, []string{"flows", "--limit", "1"}, 0},
 		"flows-json":       {&agent{}, []string{"flows", "-o=json"}, 0},
+		"ports":            {&agent{}, []string{"ports"}, 0},
+		"ports-json":       {&agent{}, []string{"ports", "-o", "json"}, 0},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

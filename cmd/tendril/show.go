@@ -139,6 +139,21 @@ func flows(c call) error {
 	return t.write(c.stdout)
 }
 
+func ports(c call) error {
+	list, err := c.client.Ports(c.ctx)
+	if err != nil {
+		return err
+	}
+	if c.json {
+		return c.printJSON(list)
+	}
+	t := newTable("PROTO", "HOST", "LEADS TO", "CONTAINER", "INTERFACE", "NETWORK")
+	for _, p := range list {
+		t.row(p.Protocol, p.Host.String(), p.Container.String(), short(p.ContainerID), p.IfName, p.Network)
+	}
+	return t.write(c.stdout)
+}
+
 // end shows one end of a flow; protocols without ports have port 0.
 func end(a netip.AddrPort) string {
 	if a.Port() == 0 {

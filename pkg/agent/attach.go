@@ -50,6 +50,9 @@ func (s *Service) Attach(_ context.Context, a api.Attachment, req api.AttachRequ
 	if err := s.checkLink(&ready); err != nil {
 		return api.Endpoint{}, err
 	}
+	if err := s.addresses.learn(ready.Addresses); err != nil {
+		return api.Endpoint{}, err
+	}
 	if err := s.attach(&ready); err != nil {
 		return api.Endpoint{}, err
 	}
@@ -120,6 +123,7 @@ func (r *record) datapath() datapath.Endpoint {
 		HostMAC:     parsedMAC(r.HostMAC),
 		MTU:         r.MTU,
 		Masquerade:  r.Masquerade,
+		Ports:       r.ports(),
 		OnLinkKnown: r.leased(),
 	}
 	for _, a := range r.Addresses {
@@ -163,6 +167,7 @@ func (s *Service) detach(r *record) error {
 	if err := s.opts.Datapath.Endpoints.DetachEndpoint(r.datapath()); err != nil {
 		return fmt.Errorf("detach endpoint %s: %w", recordKey(r.Attachment), err)
 	}
+	s.disconnect(r) // who connects again does not come back here
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.index.detached[r.Attachment] = true

@@ -17,18 +17,20 @@ import (
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
-// Host is the node: Links, Routes and Surroundings of one network namespace.
+// Host is the node: Links, Routes, Surroundings and Sockets of one network namespace.
 type Host struct {
 	ns     *wiring.Namespace
 	handle netlinksafe.Handle
 	// strict has the kernel choose what of a list it sends.
 	strict netlinksafe.Handle
+	diag   diag
 }
 
 var (
 	_ Links        = (*Host)(nil)
 	_ Routes       = (*Host)(nil)
 	_ Surroundings = (*Host)(nil)
+	_ Sockets      = (*Host)(nil)
 )
 
 // OpenHost opens the network namespace of the process, or the one at path when
@@ -59,6 +61,9 @@ func OpenHost(path string) (_ *Host, err error) {
 	if err == nil {
 		err = h.strict.SetStrictCheck(true)
 	}
+	if err == nil {
+		h.diag, err = openDiag(at)
+	}
 	if at.IsOpen() {
 		_ = at.Close()
 	}
@@ -72,6 +77,7 @@ func OpenHost(path string) (_ *Host, err error) {
 func (h *Host) Close() error {
 	h.handle.Close()
 	h.strict.Close()
+	h.diag.close()
 	if h.ns == nil {
 		return nil
 	}

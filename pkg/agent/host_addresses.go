@@ -98,6 +98,19 @@ func (h *Host) At(a netip.Addr) (Occupied, bool, error) {
 	return Occupied{a, link.Attrs().Name, hops[at].destination}, true, nil
 }
 
+// Addresses implements Surroundings.
+func (h *Host) Addresses() ([]netip.Addr, error) {
+	own, err := h.addresses()
+	if err != nil {
+		return nil, err
+	}
+	addresses := make([]netip.Addr, len(own))
+	for i, one := range own {
+		addresses[i] = one.addr
+	}
+	return addresses, nil
+}
+
 // addresses are the node's own: hops without a destination.
 func (h *Host) addresses() ([]hop, error) {
 	var list []netlink.Addr

@@ -19,6 +19,7 @@ type index struct {
 	byLink    map[int]api.Attachment // interface index of ready endpoints
 	detached  map[api.Attachment]bool
 	networks  map[string]api.Network // as the latest record has them
+	ports     portTable
 	ids       *idPool
 }
 
@@ -29,6 +30,7 @@ func newIndex() *index {
 		byLink:    make(map[int]api.Attachment),
 		detached:  make(map[api.Attachment]bool),
 		networks:  make(map[string]api.Network),
+		ports:     make(portTable),
 		ids:       newIDPool(),
 	}
 }
@@ -40,6 +42,10 @@ func (x *index) put(r *record) {
 	} else {
 		x.networks[r.Network] = r.Origin
 	}
+	if old := x.records[r.Attachment]; old != nil {
+		x.ports.remove(old)
+	}
+	x.ports.add(r)
 	x.records[r.Attachment] = r
 	for _, a := range r.Addresses {
 		x.byAddress[a.Address.Addr()] = r.Attachment
@@ -51,6 +57,7 @@ func (x *index) put(r *record) {
 
 // drop removes a record; its id is left to the caller.
 func (x *index) drop(r *record) {
+	x.ports.remove(r)
 	delete(x.records, r.Attachment)
 	delete(x.detached, r.Attachment)
 	for _, a := range r.Addresses {

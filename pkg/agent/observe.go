@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
 
@@ -140,6 +141,26 @@ func (s *Service) Endpoint(_ context.Context, a api.Attachment) (api.Endpoint, e
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.index.shown(r), nil
+}
+
+// Ports lists the ports of the host that lead to endpoints, by endpoint id.
+func (s *Service) Ports(context.Context) ([]api.Port, error) {
+	served := s.list(func(r *record) bool { return r.State == api.Ready && len(r.Ports) > 0 })
+	ports := []api.Port{}
+	for _, r := range served {
+		if s.isDetached(r.Attachment) {
+			continue
+		}
+		for _, p := range r.ports() {
+			ports = append(ports, api.Port{
+				Protocol:   datapath.ProtocolName(p.Protocol),
+				Host:       netip.AddrPortFrom(p.HostIP, p.HostPort),
+				Container:  netip.AddrPortFrom(p.ContainerIP, p.ContainerPort),
+				Attachment: r.Attachment, Network: r.Network,
+			})
+		}
+	}
+	return ports, nil
 }
 
 // Flows lists at most limit flows of the datapath.

@@ -10,10 +10,11 @@ import (
 )
 
 // Datapath is the part of *datapath.Datapath that the service uses, by concern.
-// One value usually fills all five.
+// One value usually fills all six.
 type Datapath struct {
 	Endpoints EndpointPlane
 	Node      NodePlane
+	Host      HostPlane
 	Repairs   RepairPlane
 	Flows     FlowPlane
 	Stats     StatPlane
@@ -31,6 +32,11 @@ type NodePlane interface {
 	ReconcileEndpoints([]datapath.Endpoint) error
 	ReconcileUplinks([]datapath.Uplink) error
 	ReconcileExcludes([]netip.Prefix) error
+}
+
+// HostPlane knows the host that mapped ports are reached at.
+type HostPlane interface {
+	ReconcileHostAddresses([]netip.Addr) error
 }
 
 // RepairPlane puts back what others took from the datapath.

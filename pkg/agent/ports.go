@@ -45,6 +45,9 @@ func (s *portSet) add(first, last uint16) {
 	}
 }
 
+// remove takes one port out.
+func (s *portSet) remove(port uint16) { s[port/64] &^= 1 << (port % 64) }
+
 func (s *portSet) has(port uint32) bool { return s[port/64]&(1<<(port%64)) != 0 }
 
 // union returns the ports of either.
@@ -54,6 +57,15 @@ func (s *portSet) union(o *portSet) *portSet {
 		u[i] |= o[i]
 	}
 	return &u
+}
+
+// both returns the ports that are in s and in o.
+func (s *portSet) both(o *portSet) *portSet {
+	b := *s
+	for i := range b {
+		b[i] &= o[i]
+	}
+	return &b
 }
 
 // minus returns the ports of s that are not in o.

@@ -49,6 +49,12 @@ func (s *Service) Prepare(_ context.Context, req api.PrepareRequest) (api.Endpoi
 	if err := s.checkDelegated(in.addresses); err != nil {
 		return api.Endpoint{}, err
 	}
+	s.mu.Lock()
+	s.index.yieldPorts(in)
+	s.mu.Unlock()
+	if err := s.checkPorts(in.claims); err != nil {
+		return api.Endpoint{}, err
+	}
 	r, err := s.store(in)
 	if err != nil {
 		return api.Endpoint{}, err
@@ -56,6 +62,9 @@ func (s *Service) Prepare(_ context.Context, req api.PrepareRequest) (api.Endpoi
 	s.hit(failpoint.AgentPrepareStored)
 	if err := s.ground.add(r); err != nil {
 		return api.Endpoint{}, errors.Join(err, s.forget(r))
+	}
+	if err := s.reserved.add(r); err != nil {
+		return api.Endpoint{}, errors.Join(err, s.release(r))
 	}
 	return r.Endpoint, nil
 }
@@ -82,7 +91,7 @@ func (s *Service) store(in *intent) (_ *record, err error) {
 			}
 			r.Addresses = append(r.Addresses, api.Address{Address: lease.Prefix, Gateway: lease.Gateway})
 		}
-		if err := s.claim(r); err != nil {
+		if err := s.claim(r, in.claims); err != nil {
 			return err
 		}
 		return putRecord(tx, r)
@@ -123,6 +132,7 @@ func (s *Service) newRecord(in *intent) (*record, error) {
 			Masquerade: in.network.IPMasq,
 			Addresses:  in.addresses,
 			Labels:     in.labels,
+			Ports:      in.ports,
 			Created:    s.opts.Now().UTC(),
 		},
 	}
@@ -158,9 +168,9 @@ func macOr(given net.HardwareAddr) net.HardwareAddr {
 	return mac
 }
 
-// claim puts a record into the index unless one of its addresses is another
-// endpoint's.
-func (s *Service) claim(r *record) error {
+// claim puts a record into the index unless one of its addresses or ports is
+// another endpoint's.
+func (s *Service) claim(r *record, ports []portClaim) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, a := range r.Addresses {
@@ -171,6 +181,9 @@ func (s *Service) claim(r *record) error {
 					a.Address.Addr(), other.ContainerID, other.IfName),
 			}
 		}
+	}
+	if err := s.index.portTaken(ports); err != nil {
+		return err
 	}
 	s.index.put(r)
 	return nil
@@ -226,6 +239,10 @@ func (s *Service) release(r *record) error {
 	if err := s.ground.remove(r); err != nil {
 		s.problem("subnets", err) // the endpoint is gone; the next reconcile repairs it
 	}
+	if err := s.reserved.remove(r); err != nil {
+		s.problem("reserved ports", err)
+	}
+	s.gatewaysLeft(r)
 	return nil
 }
 

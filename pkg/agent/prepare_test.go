@@ -169,19 +169,20 @@ func TestPrepareAfterUnfinishedADD(t *testing.T) {
 }
 
 func TestPrepareUndoneWhenTheNodeRefuses(t *testing.T) {
-	for _, call := range []string{"AddUnreachable", "ReconcileExcludes"} {
+	for _, call := range []string{"AddUnreachable", "ReconcileExcludes", "ReservePorts"} {
 		t.Run(call, func(t *testing.T) {
 			w := newWorld(t)
 			s, _ := w.boot(t)
 			w.fail[call] = errors.New("refused")
-			if _, err := s.Prepare(ctx, request("c1")); !errors.Is(err, w.fail[call]) {
+			req := withPorts(request("c1"), mapped("", 8080, 80, "tcp"))
+			if _, err := s.Prepare(ctx, req); !errors.Is(err, w.fail[call]) {
 				t.Fatalf("error %v", err)
 			}
 			delete(w.fail, call)
 			must(t, s.purge())
 			s.tidy()
 			w.mustRemain(t, s, nothing())
-			w.mustAdd(t, s, request("c1"))
+			w.mustAdd(t, s, req)
 		})
 	}
 }

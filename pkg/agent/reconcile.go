@@ -56,6 +56,12 @@ func (s *Service) Start(uplinks uplink.Found) error {
 	if err := s.ground.reset(records); err != nil {
 		return err
 	}
+	if err := s.reserved.reset(records); err != nil {
+		return err
+	}
+	if err := s.addresses.ensure(); err != nil {
+		return err
+	}
 	var alive []datapath.Endpoint
 	for _, r := range records {
 		gone, err := s.isGone(r)
@@ -70,6 +76,7 @@ func (s *Service) Start(uplinks uplink.Found) error {
 		if r.State == api.Pending {
 			err = s.undo(r, false)
 		} else {
+			s.disconnect(r)
 			err = s.release(r) // the datapath forgets it below
 		}
 		if err != nil {
@@ -147,8 +154,10 @@ func (s *Service) tidy() {
 	}
 	s.problem("unfinished endpoints", errors.Join(errs...))
 	s.problem("subnets", s.ground.ensure())
+	s.problem("reserved ports", s.reserved.ensure())
 	s.problem("pins", s.repairPins()) // first: new links are pinned, too
 	s.problem("uplinks", s.applyUplinks())
+	s.problem("host addresses", s.addresses.ensure())
 	s.problem("endpoints", s.repairEndpoints())
 	// The datapath judges by itself what is too old; this keeps the maps small.
 	s.problem("sweep", s.opts.Datapath.Flows.Purge(nil))
@@ -194,6 +203,11 @@ func (s *Service) applyUplinks() error {
 // RoutesChanged has every decision of the datapath taken anew.
 func (s *Service) RoutesChanged() {
 	s.problem("routes", s.opts.Datapath.Flows.Invalidate())
+}
+
+// AddressesChanged looks at the addresses of the node again.
+func (s *Service) AddressesChanged() {
+	s.problem("host addresses", s.addresses.refresh())
 }
 
 // LinkGone detaches the endpoint whose device has that index. It keeps its

@@ -32,8 +32,11 @@ type Options struct {
 	// Links and Routes are those of the node's network namespace.
 	Links  Links
 	Routes Routes
-	// Surroundings are the addresses of that namespace.
+	// Surroundings are the addresses of that namespace, Sockets its sockets.
 	Surroundings Surroundings
+	Sockets      Sockets
+	// Reservations keep mapped ports from being chosen for its sockets.
+	Reservations Reservations
 	// Excludes are destinations that are never masqueraded, besides the
 	// subnets of the networks.
 	Excludes []netip.Prefix
@@ -55,8 +58,12 @@ type Service struct {
 	started time.Time
 	hit     func(failpoint.Point) // failpoint.Hit, or a test's crash
 
-	locks  attachmentLocks
-	ground *ground
+	locks     attachmentLocks
+	ground    *ground
+	reserved  *reservedPorts
+	addresses *hostAddresses
+
+	cannotDisconnect sync.Once
 
 	mu       sync.Mutex // guards what follows
 	index    *index
@@ -96,6 +103,8 @@ func New(opts Options) *Service {
 			unreachable: make(map[netip.Prefix]int),
 			excludes:    make(map[netip.Prefix]int),
 		},
+		reserved:  &reservedPorts{to: opts.Reservations, users: make(map[uint16]int)},
+		addresses: &hostAddresses{node: opts.Surroundings, plane: opts.Datapath.Host},
 	}
 }
 

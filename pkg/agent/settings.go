@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"go.etcd.io/bbolt"
 )
@@ -38,6 +40,10 @@ type Settings struct {
 	Root string
 	// Logger gets each change.
 	Logger *slog.Logger
+
+	mu         sync.Mutex // guards what follows, and the reserved ports
+	masquerade portSet    // what Apply was given
+	reserved   *portSet   // what was reserved last; nil: not yet known
 }
 
 // setting is a value that was replaced.
@@ -64,7 +70,15 @@ func (s *Settings) Apply(devices []string, first, last uint16) error {
 	if err := s.set(pathForward6, "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err // a kernel without IPv6 has no such setting
 	}
-	return s.reserve(first, last)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.masquerade = portSet{}
+	s.masquerade.add(first, last)
+	mapped, err := mappedPorts(s.DB) // whose agent was another one
+	if err != nil {
+		return err
+	}
+	return s.reserve(mapped, slog.LevelInfo)
 }
 
 // AcceptRA has devices that accept router advertisements go on doing so while
@@ -86,73 +100,6 @@ func (s *Settings) AcceptRA(devices []string) error {
 		}
 	}
 	return nil
-}
-
-// fewPorts is how many ports for its own sockets a node should have left.
-const fewPorts = 1024
-
-// checkPorts refuses to take all ports from the node's own sockets.
-func (s *Settings) checkPorts(first, last uint16) error {
-	text, err := s.read(pathLocalPorts)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	var from, to int
-	if _, err := fmt.Sscan(text, &from, &to); err != nil {
-		return fmt.Errorf("read setting %s: %q is no range: %w", pathLocalPorts, text, err)
-	}
-	left := 0
-	for port := from; port <= to; port++ {
-		if port < int(first) || port > int(last) {
-			left++
-		}
-	}
-	switch {
-	case left == 0:
-		return fmt.Errorf("masquerade-ports %d-%d leave the node's own sockets no port of net.ipv4.ip_local_port_range, %d-%d", first, last, from, to)
-	case left < fewPorts:
-		s.Logger.Warn("masquerade-ports leave the node's own sockets few ports of net.ipv4.ip_local_port_range", "left", left)
-	}
-	return nil
-}
-
-func (s *Settings) reserve(first, last uint16) error {
-	text, err := s.read(pathReservedPorts)
-	if err != nil {
-		return err
-	}
-	present, err := parsePorts(text)
-	if err != nil {
-		return fmt.Errorf("read setting %s: %w", pathReservedPorts, err)
-	}
-	// What an earlier run reserved and the configuration no longer wants goes.
-	if old, err := s.recorded(pathReservedPorts); err != nil {
-		return err
-	} else if old != nil {
-		ours, err := old.ports()
-		if err != nil {
-			return err
-		}
-		present = present.minus(ours)
-	}
-	present.add(first, last)
-	return s.set(pathReservedPorts, present.String())
-}
-
-// ports returns those that were added when the setting was written.
-func (o *setting) ports() (*portSet, error) {
-	before, err := parsePorts(o.Previous)
-	if err != nil {
-		return nil, err
-	}
-	after, err := parsePorts(o.Written)
-	if err != nil {
-		return nil, err
-	}
-	return after.minus(before), nil
 }
 
 // set writes a setting that has another value, and its record before it.
@@ -241,12 +188,28 @@ func (s *Settings) undo(path string) error {
 	return s.record(path, nil)
 }
 
+// maxReserved is how long the list of reserved ports can be, in bytes: it names
+// every other port, and ends a line.
+const maxReserved = 1<<15*len("65535,") + 1
+
 func (s *Settings) read(path string) (string, error) {
-	text, err := os.ReadFile(filepath.Join(s.Root, path))
+	file, err := os.Open(filepath.Join(s.Root, path))
 	if err != nil {
 		return "", fmt.Errorf("read setting: %w", err)
 	}
-	return strings.TrimSpace(string(text)), nil
+	defer func() { _ = file.Close() }()
+	size := 4096
+	if path == pathReservedPorts {
+		// The kernel gives it to one read only, and cuts what has no room: the
+		// next is at the end (proc_do_large_bitmap).
+		size = maxReserved
+	}
+	text := make([]byte, size)
+	n, err := file.Read(text)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", fmt.Errorf("read setting: %w", err)
+	}
+	return strings.TrimSpace(string(text[:n])), nil
 }
 
 func (s *Settings) write(path, value string) error {

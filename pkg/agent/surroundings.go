@@ -18,6 +18,9 @@ type Surroundings interface {
 	// At returns what has one address; false when nothing has it. Here the host
 	// sides of endpoints count too. How many there are does not matter to its cost.
 	At(netip.Addr) (Occupied, bool, error)
+	// Addresses returns the node's own addresses on all its devices, the host
+	// sides of endpoints included.
+	Addresses() ([]netip.Addr, error)
 }
 
 // Occupied is an address that no container can have.

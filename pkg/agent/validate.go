@@ -66,6 +66,8 @@ type intent struct {
 	addresses    []api.Address
 	mac, hostMAC net.HardwareAddr // nil: to be generated
 	labels       map[string]string
+	ports        []api.PortMapping // each once
+	claims       []portClaim       // what ports come to
 }
 
 func parsePrepare(req api.PrepareRequest) (*intent, error) {
@@ -107,7 +109,11 @@ func parsePrepare(req api.PrepareRequest) (*intent, error) {
 	if in.hostMAC, err = parseMAC("hostMAC", req.HostMAC); err != nil {
 		return nil, err
 	}
-	return in, checkLabels(req.Labels)
+	if err := checkLabels(req.Labels); err != nil {
+		return nil, err
+	}
+	in.ports, in.claims, err = parseMappings(req.Ports, familiesOf(network.Ranges, req.Addresses))
+	return in, err
 }
 
 // parseNetwork checks a network and brings its ranges to canonical form.

@@ -38,6 +38,15 @@ type world struct {
 	unreachable map[netip.Prefix]bool
 	attached    map[uint16]datapath.Endpoint
 	occupied    []Occupied
+	own         []netip.Addr // addresses of the node
+	counted     int          // how often somebody asked for them
+	told        []netip.Addr // what the datapath was told of them
+	sockets     map[uint8][]BoundSocket
+	dumps       int                 // how often somebody asked for sockets
+	processes   map[uint32]string   // by inode
+	cut         map[string][]string // remotes that sockets were disconnected from
+	reserved    string
+	reservings  int // how often ports were reserved
 	looks       int // how often somebody asked what is occupied
 	excludes    []netip.Prefix
 	uplinks     []datapath.Uplink
@@ -57,6 +66,9 @@ func newWorld(t *testing.T) *world {
 		nextIndex:   100,
 		unreachable: make(map[netip.Prefix]bool),
 		attached:    make(map[uint16]datapath.Endpoint),
+		sockets:     make(map[uint8][]BoundSocket),
+		processes:   make(map[uint32]string),
+		cut:         make(map[string][]string),
 		fail:        make(map[string]error),
 		during:      func(string) {},
 	}
@@ -87,10 +99,12 @@ func (w *world) service(t *testing.T, db *bbolt.DB) *Service {
 	return New(Options{
 		DB:           db,
 		Leases:       leases,
-		Datapath:     Datapath{Endpoints: w, Node: w, Repairs: w, Flows: w, Stats: w},
+		Datapath:     Datapath{Endpoints: w, Node: w, Host: w, Repairs: w, Flows: w, Stats: w},
 		Links:        w,
 		Routes:       w,
 		Surroundings: w,
+		Sockets:      w,
+		Reservations: w,
 		Excludes:     []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12")},
 		BPFRoot:      "/sys/fs/bpf/tendril",
 		Version:      "v0.0.0-test",
@@ -339,6 +353,63 @@ func (w *world) At(a netip.Addr) (Occupied, bool, error) {
 	return Occupied{}, false, nil
 }
 
+func (w *world) Addresses() ([]netip.Addr, error) {
+	if err := w.call("Addresses"); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.counted++
+	return slices.Clone(w.own), nil
+}
+
+func (w *world) ReconcileHostAddresses(addresses []netip.Addr) error {
+	if err := w.call("ReconcileHostAddresses"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.told = addresses
+	return nil
+}
+
+func (w *world) Bound(protocol uint8) ([]BoundSocket, error) {
+	if err := w.call("Bound"); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.dumps++
+	return w.sockets[protocol], nil
+}
+
+func (w *world) Holder(b BoundSocket) string { return w.processes[b.Inode] }
+
+func (w *world) Disconnect(protocol uint8, remotes map[netip.AddrPort]bool) (int, error) {
+	if err := w.call("Disconnect"); err != nil {
+		return 0, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	name := datapath.ProtocolName(protocol)
+	for remote := range remotes {
+		w.cut[name] = append(w.cut[name], remote.String())
+	}
+	slices.Sort(w.cut[name])
+	return 0, nil
+}
+
+func (w *world) ReservePorts(ports *portSet) error {
+	if err := w.call("ReservePorts"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.reserved = ports.String()
+	w.reservings++
+	return nil
+}
+
 // wire does what the plugin does between Prepare and Attach.
 func (w *world) wire(e api.Endpoint) HostLink {
 	mac, _ := net.ParseMAC(e.HostMAC)
@@ -410,6 +481,8 @@ type remains struct {
 	Endpoints   []api.Attachment
 	Leases      int
 	Draining    []uint16
+	Reserved    string
+	Claimed     int // ports that the index knows a holder of
 }
 
 // nothing is what an idle node holds.
@@ -426,6 +499,7 @@ func (w *world) remains(t *testing.T, s *Service) remains {
 		Attached:    slices.Sorted(maps.Keys(w.attached)),
 		Unreachable: sorted(maps.Keys(w.unreachable)),
 		Excludes:    w.excludes,
+		Reserved:    w.reserved,
 	}
 	w.mu.Unlock()
 	for _, pool := range s.opts.Leases.Pools() {
@@ -442,6 +516,9 @@ func (w *world) remains(t *testing.T, s *Service) remains {
 		stored = append(stored, one.Endpoint)
 	}
 	r.Draining = draining
+	s.mu.Lock()
+	r.Claimed = len(s.index.ports)
+	s.mu.Unlock()
 	known, err := s.Endpoints(ctx)
 	must(t, err)
 	sortBy(stored, func(e api.Endpoint) uint16 { return e.ID })

@@ -126,6 +126,11 @@ func (c *Client) Flows(ctx context.Context, limit int) ([]Flow, error) {
 	return call[[]Flow](ctx, c, http.MethodGet, path, nil)
 }
 
+// Ports lists the ports of the host that lead to endpoints.
+func (c *Client) Ports(ctx context.Context) ([]Port, error) {
+	return call[[]Port](ctx, c, http.MethodGet, "/v1/ports", nil)
+}
+
 // Networks lists the networks that have endpoints.
 func (c *Client) Networks(ctx context.Context) ([]Network, error) {
 	return call[[]Network](ctx, c, http.MethodGet, "/v1/networks", nil)

@@ -159,6 +159,23 @@ func TestClientCalls(t *testing.T) {
 			[]api.Flow{},
 		},
 		{
+			"prepare with ports", 200, `{"ports":[{"hostIP":"127.0.0.1","hostPort":8080,"containerPort":80,"protocol":"tcp"}]}`,
+			func(ctx context.Context, c *api.Client) (any, error) {
+				return c.Prepare(ctx, api.PrepareRequest{Ports: []api.PortMapping{{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}}})
+			},
+			request{"POST", "/v1/endpoints", `{"containerID":"","ifName":"","network":{"name":"","driver":"","ipMasq":false},"netns":"","ports":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}`},
+			api.Endpoint{Ports: []api.PortMapping{{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}}},
+		},
+		{
+			"ports", 200, `[{"protocol":"udp","host":"[::]:53","container":"[fd00:10::2]:5353","containerID":"c1","ifName":"eth0","network":"pods"}]`,
+			func(ctx context.Context, c *api.Client) (any, error) { return c.Ports(ctx) },
+			request{"GET", "/v1/ports", ""},
+			[]api.Port{{
+				Protocol: "udp", Host: netip.MustParseAddrPort("[::]:53"), Container: netip.MustParseAddrPort("[fd00:10::2]:5353"),
+				Attachment: api.Attachment{ContainerID: "c1", IfName: "eth0"}, Network: "pods",
+			}},
+		},
+		{
 			"networks", 200, `[{"name":"pods","driver":"routed","ipMasq":true}]`,
 			func(ctx context.Context, c *api.Client) (any, error) { return c.Networks(ctx) },
 			request{"GET", "/v1/networks", ""},

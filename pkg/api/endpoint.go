@@ -70,6 +70,8 @@ type PrepareRequest struct {
 	HostMAC string `json:"hostMAC,omitempty"`
 	// Labels of the container, by which policy will know it.
 	Labels map[string]string `json:"labels,omitempty"`
+	// Ports of the host that lead to the container, at most 4096.
+	Ports []PortMapping `json:"ports,omitempty"`
 }
 
 // AttachRequest tells the agent that the endpoint's links exist.
@@ -112,6 +114,7 @@ type Endpoint struct {
 	Masquerade bool              `json:"masquerade"`
 	Addresses  []Address         `json:"addresses"`
 	Labels     map[string]string `json:"labels,omitempty"`
+	Ports      []PortMapping     `json:"ports,omitempty"`
 	Created    time.Time         `json:"created"`
 }
 

@@ -31,6 +31,7 @@ type Service interface {
 	Inspector
 	Networker
 	Observer
+	PortLister
 }
 
 // Attacher changes endpoints.
@@ -59,6 +60,11 @@ type Observer interface {
 	Health(context.Context) (Health, error)
 	Status(context.Context) (Status, error)
 	Flows(ctx context.Context, limit int) ([]Flow, error)
+}
+
+// PortLister shows the ports of the host that lead to endpoints.
+type PortLister interface {
+	Ports(context.Context) ([]Port, error)
 }
 
 // HandlerOptions are the optional parts of a handler.
@@ -102,6 +108,7 @@ func NewHandler(service Service, opts HandlerOptions) http.Handler {
 		{"GET /v1/endpoints/{container}/{interface}", "", h.endpoint},
 		{"GET /v1/networks", "", h.networks},
 		{"GET /v1/flows", "", h.flows},
+		{"GET /v1/ports", "", h.ports},
 		{"GET /v1/health", "", h.health},
 		{"GET /v1/status", "", h.status},
 	} {
@@ -269,6 +276,10 @@ func (h *handler) endpoint(r *http.Request) (any, error) {
 
 func (h *handler) networks(r *http.Request) (any, error) {
 	return list(h.service.Networks(r.Context()))
+}
+
+func (h *handler) ports(r *http.Request) (any, error) {
+	return list(h.service.Ports(r.Context()))
 }
 
 func (h *handler) flows(r *http.Request) (any, error) {

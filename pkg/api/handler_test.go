@@ -86,6 +86,11 @@ func (r *recorder) Flows(_ context.Context, limit int) ([]Flow, error) {
 	return nil, r.err
 }
 
+func (r *recorder) Ports(context.Context) ([]Port, error) {
+	r.ask("ports")
+	return nil, r.err
+}
+
 // serve sends one request to a handler of the service.
 func serve(s Service, opts HandlerOptions, method, path, body string) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
@@ -108,6 +113,13 @@ func TestHandlerRoutes(t *testing.T) {
 			"POST", "/v1/endpoints", `{"containerID":"c1","ifName":"eth0","netns":"/n","network":{"name":"n","driver":"routed","ipMasq":true}}`,
 			200, prefix + `"state":"pending","hostIfName":"","mac":"","hostMAC":"","mtu":0,"masquerade":false,"addresses":null,"created":"0001-01-01T00:00:00Z"}`,
 			[]any{"prepare", PrepareRequest{Attachment: a, NetNS: "/n", Network: Network{Name: "n", Driver: "routed", IPMasq: true}}},
+		},
+		{
+			"POST", "/v1/endpoints", `{"containerID":"c1","ifName":"eth0","ports":[{"hostIP":"::1","hostPort":8080,"containerPort":80,"protocol":"tcp"},{"hostPort":65535,"containerPort":53,"protocol":"udp"}]}`,
+			200, prefix + `"state":"pending","hostIfName":"","mac":"","hostMAC":"","mtu":0,"masquerade":false,"addresses":null,"created":"0001-01-01T00:00:00Z"}`,
+			[]any{"prepare", PrepareRequest{Attachment: a, Ports: []PortMapping{
+				{HostIP: netip.IPv6Loopback(), HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}, {HostPort: 65535, ContainerPort: 53, Protocol: "udp"},
+			}}},
 		},
 		{
 			"PUT", "/v1/endpoints/c1/eth0/attach", `{"hostIfIndex":7}`,
@@ -138,6 +150,7 @@ func TestHandlerRoutes(t *testing.T) {
 			`{"code":"invalid","message":"limit \"100001\": not a number from 1 to 100000","key":"limit","value":"100001"}`, nil,
 		},
 		{"GET", "/v1/flows?limit=0", "", 400, `{"code":"invalid","message":"limit \"0\": not a number from 1 to 100000","key":"limit","value":"0"}`, nil},
+		{"GET", "/v1/ports", "", 200, `[]`, []any{"ports"}},
 		{"GET", "/v1/health", "", 200, `{"ok":true}`, []any{"health"}},
 		{"GET", "/v2/health", "", 404, `{"code":"not_found","message":"no such operation: GET /v2/health"}`, nil},
 		{"PATCH", "/v1/endpoints", "", 405, `{"code":"method_not_allowed","message":"no such operation: PATCH /v1/endpoints, only GET, HEAD, POST"}`, nil},
@@ -188,6 +201,10 @@ func TestHandlerRoutes(t *testing.T) {
 		{
 			"POST", "/v1/endpoints", `{"network":{"ranges":[[{"subnet":"10.0.0.0"}]]}}`, 400,
 			`{"code":"invalid","message":"read request: \"10.0.0.0\" is no prefix: no '/'","value":"10.0.0.0"}`, nil,
+		},
+		{
+			"POST", "/v1/endpoints", `{"ports":[{"hostPort":65536}]}`, 400,
+			`{"code":"invalid","message":"read request: key \"ports.hostPort\": a whole number is wanted, not number 65536","key":"ports.hostPort"}`, nil,
 		},
 		{
 			"POST", "/v1/endpoints", `{"wanted":["10.0.0"]}`, 400,
@@ -282,7 +299,7 @@ func TestHandlerBoundsBodies(t *testing.T) {
 // a success is an Error, and the same request twice has the same answer.
 func FuzzHandler(f *testing.F) {
 	for _, body := range []string{
-		`{"containerID":"c1","ifName":"eth0","netns":"/n","network":{"name":"n","driver":"routed","ipMasq":true,"ranges":[[{"subnet":"10.0.0.0/8","gateway":"10.0.0.1"}]]},"wanted":["10.0.0.9"],"labels":{"a":"b"}}`,
+		`{"containerID":"c1","ifName":"eth0","netns":"/n","network":{"name":"n","driver":"routed","ipMasq":true,"ranges":[[{"subnet":"10.0.0.0/8","gateway":"10.0.0.1"}]]},"wanted":["10.0.0.9"],"labels":{"a":"b"},"ports":[{"hostIP":"::","hostPort":8080,"containerPort":80,"protocol":"tcp"}]}`,
 		`{"hostIfIndex":7}`,
 		`{"network":"n","valid":[{"containerID":"c1","ifName":"eth0"}]}`,
 		`{"name":"n","driver":"routed","ipMasq":false,"ranges":[[{"subnet":"fd00::/64"}]]}`,

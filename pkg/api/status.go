@@ -94,7 +94,7 @@ type Flow struct {
 	Destination netip.AddrPort `json:"destination"`
 	// IfIndex of the endpoint's host side, 0 for what comes from uplinks.
 	IfIndex int `json:"ifIndex"`
-	// Action is what becomes of the packet: deliver, forward, pass.
+	// Action is what becomes of the packet: deliver, forward, return, pass.
 	Action string `json:"action"`
 	// Translated is the source or destination that replaces the packet's;
 	// absent where nothing is translated.

@@ -17,7 +17,10 @@ import (
 type change struct {
 	uplinks bool // the set of uplinks, or an address, may be another
 	routes  bool // the kernel may route a packet differently
-	gone    int  // interface index of a device of our own that has ended
+	// addresses says that the host has an address more or less; those of our own
+	// devices do not count.
+	addresses bool
+	gone      int // interface index of a device of our own that has ended
 }
 
 // linkState is what of a link matters to routing.
@@ -71,7 +74,8 @@ func (t *tracker) read(m syscall.NetlinkMessage) change {
 			return change{}
 		}
 		index := nl.DeserializeIfAddrmsg(m.Data).Index
-		return change{uplinks: !t.links[int(index)].own}
+		others := !t.links[int(index)].own
+		return change{uplinks: others, addresses: others}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		return t.readRoute(m)
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:

@@ -84,7 +84,7 @@ func TestTrackerRead(t *testing.T) {
 		"multicast":                   {route("ff00::/8", otherIndex, func(m *nl.RtMsg) { m.Type = unix.RTN_MULTICAST }), change{}},
 		"link-local":                  {route("fe80::/64", otherIndex, nil), change{}},
 		"MPLS":                        {route("198.51.100.0/24", otherIndex, func(m *nl.RtMsg) { m.Family = unix.AF_MPLS }), change{}},
-		"address":                     {addressMessage(otherIndex), change{uplinks: true}},
+		"address":                     {addressMessage(otherIndex), change{uplinks: true, addresses: true}},
 		"address of ours":             {addressMessage(ownIndex), change{}},
 		"new link":                    {linkMessage(unix.RTM_NEWLINK, unix.AF_UNSPEC, 9, "eth1", 1500), everything},
 		"new link of ours":            {linkMessage(unix.RTM_NEWLINK, unix.AF_UNSPEC, 9, "own2", 1500), change{}},

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	// interval is the least time between two reports of uplinks or routes:
+	// interval is the least time between two reports of uplinks, routes or addresses:
 	// the first change is reported at once, a storm ten times a second.
 	interval = 100 * time.Millisecond
 	// retry is the pause before the uplinks are looked for again after the
@@ -35,6 +35,9 @@ type Events struct {
 	// Routes says that a route, rule or link has changed in a way that may
 	// send packets elsewhere. Routes of OwnProtocol do not count.
 	Routes func()
+	// Addresses says that a device which is not an own one has got an address
+	// or lost one.
+	Addresses func()
 	// LinkGone gets the index of an own link that has left the namespace.
 	LinkGone func(index int)
 	// Overrun says that events were lost: own links may be gone unnoticed.
@@ -57,9 +60,10 @@ type Watcher struct {
 
 // pending is what was received and not yet reported.
 type pending struct {
-	uplinks, routes, overrun bool
-	gone                     []int
-	err                      error // the socket is of no more use
+	uplinks, routes, addresses, overrun bool
+
+	gone []int
+	err  error // the socket is of no more use
 }
 
 // Open subscribes to the changes of a namespace and then looks at it, so that
@@ -165,7 +169,7 @@ func (w *Watcher) Run(ctx context.Context, events Events) error {
 			events.LinkGone(index)
 		}
 		todo.gone = nil
-		if !todo.uplinks && !todo.routes {
+		if !todo.uplinks && !todo.routes && !todo.addresses {
 			continue
 		}
 		if wait := time.Until(next); wait > 0 {
@@ -173,6 +177,10 @@ func (w *Watcher) Run(ctx context.Context, events Events) error {
 			continue
 		}
 		next = time.Now().Add(interval)
+		if todo.addresses {
+			todo.addresses = false
+			events.Addresses()
+		}
 		if todo.uplinks && !w.report(events) {
 			next = time.Now().Add(retry)
 			timer.Reset(retry)
@@ -210,7 +218,7 @@ func (w *Watcher) receive() {
 				w.add(pending{err: fmt.Errorf("after lost netlink events: %w", err)})
 				return
 			}
-			w.add(pending{uplinks: true, routes: true, overrun: true})
+			w.add(pending{uplinks: true, routes: true, addresses: true, overrun: true})
 			continue
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 			continue
@@ -226,11 +234,12 @@ func (w *Watcher) receive() {
 			c := w.track.read(m)
 			p.uplinks = p.uplinks || c.uplinks
 			p.routes = p.routes || c.routes
+			p.addresses = p.addresses || c.addresses
 			if c.gone != 0 {
 				p.gone = append(p.gone, c.gone)
 			}
 		}
-		if p.uplinks || p.routes || p.gone != nil {
+		if p.uplinks || p.routes || p.addresses || p.gone != nil {
 			w.add(p)
 		}
 	}
@@ -239,6 +248,7 @@ func (w *Watcher) receive() {
 func (p *pending) merge(o pending) {
 	p.uplinks = p.uplinks || o.uplinks
 	p.routes = p.routes || o.routes
+	p.addresses = p.addresses || o.addresses
 	p.overrun = p.overrun || o.overrun
 	p.gone = append(p.gone, o.gone...)
 	p.err = errors.Join(p.err, o.err)

@@ -20,6 +20,7 @@ type events struct {
 	uplinks chan []Uplink
 	flaws   chan []Flaw
 	routes  chan struct{}
+	addrs   chan struct{}
 	gone    chan int
 }
 
@@ -36,15 +37,16 @@ func watch(t *testing.T, ns *nstest.NS, names ...string) (*events, []Uplink) {
 		t.Fatal(err)
 	}
 	found := w.Found().Uplinks
-	e := &events{uplinks: make(chan []Uplink, 100), flaws: make(chan []Flaw, 100), routes: make(chan struct{}, 100), gone: make(chan int, 100)}
+	e := &events{uplinks: make(chan []Uplink, 100), flaws: make(chan []Flaw, 100), routes: make(chan struct{}, 100), addrs: make(chan struct{}, 100), gone: make(chan int, 100)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
 		done <- w.Run(ctx, Events{
-			Uplinks:  func(f Found) { e.uplinks <- f.Uplinks; e.flaws <- f.Flaws },
-			Routes:   func() { e.routes <- struct{}{} },
-			LinkGone: func(index int) { e.gone <- index },
-			Overrun:  func() { t.Error("netlink events were lost") },
+			Uplinks:   func(f Found) { e.uplinks <- f.Uplinks; e.flaws <- f.Flaws },
+			Routes:    func() { e.routes <- struct{}{} },
+			Addresses: func() { e.addrs <- struct{}{} },
+			LinkGone:  func(index int) { e.gone <- index },
+			Overrun:   func() { t.Error("netlink events were lost") },
 		})
 	}()
 	t.Cleanup(func() {
@@ -161,6 +163,24 @@ func TestWatchRoutes(t *testing.T) {
 	}
 }
 
+func TestWatchAddresses(t *testing.T) {
+	ns := nstest.New(t, "watch")
+	device(t, ns, "a0")
+	e, _ := watch(t, ns)
+	for _, command := range [][]string{
+		{"addr", "add", "192.0.2.2/24", "dev", "a0"},
+		{"addr", "add", "2001:db8::2/64", "dev", "a0", "nodad"},
+		{"addr", "del", "192.0.2.2/24", "dev", "a0"},
+		{"link", "del", "a0"},
+	} {
+		for len(e.addrs) > 0 { // of the step before
+			<-e.addrs
+		}
+		ip(t, ns, command)
+		await(t, e.addrs, "addresses changed by ip "+strings.Join(command, " "))
+	}
+}
+
 func TestWatchOwnLinks(t *testing.T) {
 	ns := nstest.New(t, "watch")
 	device(t, ns, "own1")
@@ -216,15 +236,18 @@ func TestOverrun(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	overrun := make(chan struct{}, 10)
 	uplinks := make(chan []Uplink, 10)
+	addresses := make(chan struct{}, 10)
 	done := make(chan error, 1)
 	go func() {
 		done <- w.Run(ctx, Events{
 			Uplinks: func(f Found) { uplinks <- f.Uplinks },
 			Routes:  func() {}, LinkGone: func(int) {},
-			Overrun: func() { overrun <- struct{}{} },
+			Addresses: func() { addresses <- struct{}{} },
+			Overrun:   func() { overrun <- struct{}{} },
 		})
 	}()
 	await(t, overrun, "overrun")
+	await(t, addresses, "addresses after the overrun")
 	got := await(t, uplinks, "uplinks after the overrun")
 	cancel()
 	if err := <-done; err != nil {

@@ -174,14 +174,18 @@ func (n *node) run(tb testing.TB, script string) string {
 const network = `{"cniVersion": "1.1.0", "name": "pods", "type": "tendril-cni", "ipMasq": true,
   "ipam": {"type": "tendril", "ranges": [[{"subnet": "10.10.0.0/16"}], [{"subnet": "fd00:10::/64"}]]}}`
 
-// containers attaches c1 and c2 to it, which have then talked to the world.
+// containers attaches c1 and c2 to it, which have then talked to the world. c2 has
+// ports of the host.
 const containers = `cat >/run/pods.json <<'END'
 ` + network + `
 END
+jq '. + {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80},
+	{"hostPort": 5300, "containerPort": 53, "protocol": "udp", "hostIP": "127.0.0.1"}]}}' /run/pods.json >/run/c2.json
+ln -s pods.json /run/c1.json
 for name in c1 c2; do
 	ip netns add $name
 	CNI_COMMAND=ADD CNI_CONTAINERID=$name CNI_NETNS=/run/netns/$name CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin \
-		/opt/cni/bin/tendril-cni </run/pods.json
+		/opt/cni/bin/tendril-cni </run/$name.json
 	ip netns exec $name ping -c 1 192.0.2.1
 done`
 

@@ -134,6 +134,10 @@ func testKeys(t *testing.T, n *node) {
 		{"dns", `{"dns": {"zzzzzzzz": 1}}`, codes(dns)[1:]},
 		{"ipam", `{"ipam": {"type": "tendril", "zzzzzzzz": 1}}`, inRanges[:split]},
 		{"a range", `{"ipam": {"type": "tendril", "ranges": [[{"subnet": "10.10.0.0/16", "zzzzzzzz": 1}]]}}`, inRanges[split:]},
+		{
+			"a port mapping", `{"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "zzzzzzzz": 1}]}}`,
+			firstCodes(p.table(t, "### Port mappings", "key")),
+		},
 		{"a route", `{"routes": [{"dst": "0.0.0.0/0", "zzzzzzzz": 1}]}`, firstCodes(p.table(t, "### Routes", "key"))},
 	} {
 		slices.Sort(test.documented)
