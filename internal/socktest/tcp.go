@@ -77,9 +77,15 @@ func DialTCP(tb testing.TB, ns *nstest.NS, to netip.AddrPort) *Stream {
 }
 
 // TryTCP is DialTCP that says what went wrong. from may be zero.
-func TryTCP(tb testing.TB, ns *nstest.NS, from, to netip.AddrPort) (s *Stream, err error) {
+func TryTCP(tb testing.TB, ns *nstest.NS, from, to netip.AddrPort) (*Stream, error) {
 	tb.Helper()
-	dialer := net.Dialer{Timeout: nodetest.Patience}
+	return TryTCPWithin(tb, ns, from, to, nodetest.Patience)
+}
+
+// TryTCPWithin is TryTCP; patience bounds the wait for the connection.
+func TryTCPWithin(tb testing.TB, ns *nstest.NS, from, to netip.AddrPort, patience time.Duration) (s *Stream, err error) {
+	tb.Helper()
+	dialer := net.Dialer{Timeout: patience}
 	if from.IsValid() {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(from)
 	}

@@ -87,6 +87,39 @@ func decodeSeen(b []byte) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[:16])).Unmap(), binary.BigEndian.Uint16(b[16:]))
 }
 
+// FreeUDP opens a socket of the address's family alone that is not connected.
+func FreeUDP(tb testing.TB, ns *nstest.NS, of netip.Addr) *net.UDPConn {
+	tb.Helper()
+	network := "udp4"
+	if of.Is6() {
+		network = "udp6"
+	}
+	conn := In(tb, ns, func() (*net.UDPConn, error) { return net.ListenUDP(network, nil) })
+	CloseAtEnd(tb, conn)
+	enlarge(tb, conn)
+	return conn
+}
+
+// TryUDPTo is TryUDP with a socket that is not connected. It returns also who answered.
+func TryUDPTo(conn *net.UDPConn, to netip.AddrPort, payload []byte, patience time.Duration) (peer, seen netip.AddrPort, err error) {
+	if _, err := conn.WriteToUDPAddrPort(payload, to); err != nil {
+		return peer, seen, err
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return peer, seen, err
+	}
+	answer := make([]byte, 1<<16)
+	n, peer, err := conn.ReadFromUDPAddrPort(answer)
+	if err != nil {
+		return peer, seen, err
+	}
+	peer = netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port())
+	if n < seenSize || !bytes.Equal(answer[seenSize:n], payload) {
+		return peer, seen, fmt.Errorf("the answer of %d bytes has another payload", n)
+	}
+	return peer, decodeSeen(answer), nil
+}
+
 // AskUDP sends a datagram to a ServeUDP and returns from where it came there.
 func AskUDP(tb testing.TB, conn *net.UDPConn, payload []byte) netip.AddrPort {
 	tb.Helper()

@@ -207,7 +207,7 @@ func probe(t *testing.T, ns *nstest.NS, f family, ttl int) hop {
 	var answer hop
 	nodetest.Eventually(t, fmt.Sprintf("%s: an error about a probe of %d hops", f.name, ttl), func() (err error) {
 		control(t, conn, func(fd int) error {
-			answer, err = readError(fd, f, sent)
+			answer, err = readError(fd, f.far(), sent)
 			return nil
 		})
 		return err
@@ -215,14 +215,15 @@ func probe(t *testing.T, ns *nstest.NS, f family, ttl int) hop {
 	return answer
 }
 
-func readError(fd int, f family, sent []byte) (hop, error) {
+// readError reads an ICMP error about what was sent to an address.
+func readError(fd int, want netip.Addr, sent []byte) (hop, error) {
 	data, oob := make([]byte, 200), make([]byte, 512)
 	n, oobn, _, to, err := unix.Recvmsg(fd, data, oob, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
 	if err != nil {
 		return hop{}, err
 	}
 	// The quoted packet is the container's own: to whom it sent, and what.
-	if want := f.far(); addressOf(to) != want {
+	if addressOf(to) != want {
 		return hop{}, fmt.Errorf("the error is about a packet to %v, not to %s", to, want)
 	}
 	if !slices.Equal(data[:n], sent[:min(n, len(sent))]) || n == 0 {

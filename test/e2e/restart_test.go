@@ -176,9 +176,14 @@ type load struct {
 
 func newLoad(t *testing.T, name string, from, to *nstest.NS, at netip.Addr) *load {
 	t.Helper()
-	l := &load{name: name, from: from}
 	server := listenUDP(t, to, netip.AddrPortFrom(at, 0))
-	l.at = server.LocalAddr().(*net.UDPAddr).AddrPort()
+	return loadOn(t, name, from, server, addrPort(server.LocalAddr()), serveTCP(t, to, netip.AddrPortFrom(at, 0)))
+}
+
+// loadOn is traffic to a socket and a serveTCP by way of these addresses.
+func loadOn(t *testing.T, name string, from *nstest.NS, server *net.UDPConn, udp, tcp netip.AddrPort) *load {
+	t.Helper()
+	l := &load{name: name, from: from, at: udp}
 	var group sync.WaitGroup
 	group.Go(func() {
 		buffer := make([]byte, 1500)
@@ -198,8 +203,8 @@ func newLoad(t *testing.T, name string, from, to *nstest.NS, at netip.Addr) *loa
 		_ = server.Close()
 		group.Wait()
 	})
-	l.conn = dialUDP(t, from, netip.AddrPort{}, l.at)
-	l.stream = dialTCP(t, from, serveTCP(t, to, netip.AddrPortFrom(at, 0)))
+	l.conn = dialUDP(t, from, netip.AddrPort{}, udp)
+	l.stream = dialTCP(t, from, tcp)
 	return l
 }
 

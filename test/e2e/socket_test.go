@@ -14,19 +14,22 @@ import (
 type stream = socktest.Stream
 
 var (
-	closeAtEnd = socktest.CloseAtEnd
-	control    = socktest.Control
-	listenUDP  = socktest.ListenUDP
-	dialUDP    = socktest.DialUDP
-	serveUDP   = socktest.ServeUDP
-	watchUDP   = socktest.WatchUDP
-	askUDP     = socktest.AskUDP
-	tryUDP     = socktest.TryUDP
-	pattern    = socktest.Pattern
-	serveTCP   = socktest.ServeTCP
-	dialTCP    = socktest.DialTCP
-	openEcho   = socktest.OpenEcho
-	discover   = socktest.Discover
+	closeAtEnd   = socktest.CloseAtEnd
+	control      = socktest.Control
+	listenUDP    = socktest.ListenUDP
+	dialUDP      = socktest.DialUDP
+	serveUDP     = socktest.ServeUDP
+	watchUDP     = socktest.WatchUDP
+	askUDP       = socktest.AskUDP
+	tryUDP       = socktest.TryUDP
+	pattern      = socktest.Pattern
+	serveTCP     = socktest.ServeTCP
+	dialTCP      = socktest.DialTCP
+	tryTCP       = socktest.TryTCP
+	tryTCPWithin = socktest.TryTCPWithin
+	freeUDP      = socktest.FreeUDP
+	openEcho     = socktest.OpenEcho
+	discover     = socktest.Discover
 )
 
 func must[T any](value T, err error) func(testing.TB) T { return socktest.Must(value, err) }
