@@ -23,6 +23,9 @@ VAGRANT     ?=
 FUZZ        ?= .
 FUZZTIME    ?= 30s
 STORIES     ?= 1000000
+# SOAKTIME is how long the load lasts, SOAKFLAGS go to test/soak.
+SOAKTIME    ?= 1h
+SOAKFLAGS   ?=
 
 # The folders whose tests run on every kernel of the matrix, and the tests of whole
 # journeys that do: an agent takes a while to start there.
@@ -124,6 +127,12 @@ mutations: ## put faults into the programs, one by one, and see that a test catc
 .PHONY: stories
 stories: ## show the programs a million mutated packets, always the same, and judge what becomes of them (as root)
 	TENDRIL_TEST_PRIVILEGED=1 TENDRIL_TEST_STORIES=$(STORIES) $(GO) test -count=1 -timeout 30m -run '^TestStories$$' ./pkg/datapath
+
+.PHONY: soak
+soak: build ## load and disturb a node for SOAKTIME, then see that nothing leaked and no flow was mistranslated (as root)
+	$(DEPS) test
+	$(BUILD) -o bin/soak ./test/soak
+	bin/soak -for $(SOAKTIME) $(SOAKFLAGS)
 
 .PHONY: fuzz
 fuzz: ## run each fuzz test whose name matches FUZZ for FUZZTIME (as root)
