@@ -204,9 +204,11 @@ func testPortOfItself(t *testing.T, n *node, f family, p mappedProtocol) {
 		step{"answer", answer, toB(answered, "decided")},
 		step{"second answer", answer, toB(answered)},
 		step{"second", ask, toB(asked)},
-		step{"error", fromB(ip(inside.Addr(), seen.Addr(), 64, packet.Unreachable(packet.PortUnreachable), packet.Quote(delivered(n.b, asked...)))...),
+		step{
+			"error", fromB(ip(inside.Addr(), seen.Addr(), 64, packet.Unreachable(packet.PortUnreachable), packet.Quote(delivered(n.b, asked...)))...),
 			toB(ip(dialled.Addr(), client.Addr(), 63, packet.Unreachable(packet.PortUnreachable),
-				packet.Quote(sent(n.b, ip(client.Addr(), dialled.Addr(), 57, p.datagram(low, hostPort)...)...))), "decided")},
+				packet.Quote(sent(n.b, ip(client.Addr(), dialled.Addr(), 57, p.datagram(low, hostPort)...)...))), "decided"),
+		},
 	)
 }
 

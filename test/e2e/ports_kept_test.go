@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"testing"
 	"time"
-
-	"github.com/tendril-net/tendril/internal/nstest"
 )
 
 // What the host itself has begun from a port that is mapped later goes on.
@@ -62,24 +60,6 @@ func TestPortsOfAServerThatAsks(t *testing.T) {
 			}
 			if from := passUDP(t, "the server answers", server, peer, at); from != mapped {
 				t.Errorf("the peer was answered by %s, not %s", from, mapped)
-			}
-		}
-	})
-}
-
-// One socket of a client asks at several addresses of the host, and is answered by each.
-func TestPortsAskedAtSeveralAddresses(t *testing.T) {
-	s, _ := twoUplinks(t)
-	s.publish(t, "c", s.pods, both()...)
-	near := s.Attach(t, "near", s.pods)
-	eachFamily(t, func(t *testing.T, f family) {
-		for name, from := range map[string]*nstest.NS{"world": s.world, "container": near.NS} {
-			conn := freeUDP(t, from, f.world)
-			for _, at := range []netip.Addr{f.uplink, f.another(), f.second(), f.uplink} {
-				want := netip.AddrPortFrom(at, hostUDP)
-				if got, err := askFrom(conn, want, pattern(100)); err != nil || got.Peer != want {
-					t.Errorf("%s to %s: %v; answered by %s", name, want, err, got.Peer)
-				}
 			}
 		}
 	})
