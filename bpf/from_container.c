@@ -67,6 +67,25 @@ __noinline int decide_host(struct __sk_buff *skb)
 	return APPLY;
 }
 
+/*
+ * Whether the world has asked for scratch->packet just now, at the sender's own address.
+ * What says so in flows may have been evicted since, and the answer must not be
+ * masqueraded: it would be as lost as all that follow.
+ */
+__noinline bool is_asked_for(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct flow *question;
+
+	if (!s || !skb || s->packet.icmp_kind || begins_tcp(&s->packet))
+		return false;
+	reply_key(&s->other, &s->packet.key, &s->packet.key.source, s->packet.key.source_port);
+	question = bpf_map_lookup_elem(&flows, &s->other);
+	return question && question->action == ACTION_DELIVER &&
+	       !(question->flags & FLOW_TRANSLATE_DESTINATION) &&
+	       (__s32)(now() - question->decided) <= (__s32)(2 * DECISION_AGE);
+}
+
 /* Decides for scratch->packet, whose sender is who it says. Returns a TC action or APPLY. */
 static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 {
@@ -106,6 +125,10 @@ static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 	if (!endpoint)
 		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
 	masked = masquerades(endpoint, &s->packet) && !(s->decision.flags & FLOW_REPLY);
+	if (masked && is_asked_for(skb)) {
+		s->decision.flags |= FLOW_REPLY;
+		masked = false;
+	}
 	/* An uplink may be too new for the agent, or the agent gone: nothing leaves unhidden. */
 	if (way == WAY_GATEWAY && masked)
 		return drop(skb, FROM_CONTAINER, DROP_NO_UPLINK);

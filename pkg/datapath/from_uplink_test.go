@@ -27,6 +27,7 @@ func testFromUplink(t *testing.T, n *node) {
 		t.Run("endpoint gone", func(t *testing.T) { testEndpointGone(t, n, f) })
 		t.Run("answers that are none", func(t *testing.T) { testNoAnswers(t, n, f) })
 		t.Run("evicted decision", func(t *testing.T) { testEvicted(t, n, f) })
+		t.Run("evicted note", func(t *testing.T) { testAskedThenEvicted(t, n, f) })
 	})
 }
 
@@ -228,6 +229,24 @@ func testNoAnswers(t *testing.T, n *node, f family) {
 }
 
 // testEvicted: decisions are a cache, the packets of either side bring them back.
+// testAskedThenEvicted: the cache forgets that what the world has asked for at the
+// endpoint's own address is an answer, before it comes.
+func testAskedThenEvicted(t *testing.T, n *node, f family) {
+	n.forget(t)
+	n.check(t, n.fromWorld(ip(f.world, f.a, 58, udp(low, server)...)...),
+		deliveredAs(delivered(n.a, ip(f.world, f.a, 57, udp(low, server)...)...), "decided"))
+	var notes []maps.FlowKey
+	must(t, each(n.maps.Flows, func(key maps.FlowKey, _ maps.Flow) bool {
+		if key.Ifindex != 0 {
+			notes = append(notes, key)
+		}
+		return true
+	}))
+	must(t, removeAll(n.maps.Flows, notes))
+	n.check(t, n.fromA(ip(f.a, f.world, 64, udp(server, low)...)...),
+		forwarded(sent(n.a, ip(f.a, f.world, 63, udp(server, low)...)...), "decided"))
+}
+
 func testEvicted(t *testing.T, n *node, f family) {
 	for _, tr := range transports() {
 		t.Run(tr.name, func(t *testing.T) {

@@ -65,6 +65,7 @@ func mutations() []mutation {
 		{"another's port taken for masquerade", "lib/translation.h", "	if (is_others_port(s))\n		return 0;\n", ""},
 		{"SYN answered by anybody opens a port's connection", "lib/translation.h", "		if (mapped && tcp)", "		if (0)"},
 		{"two ports of the host for one answer", "lib/port.h", "		if (!weaker)\n			return -DROP_PORT_CLASH;\n", ""},
+		{"answer masqueraded after eviction", "from_container.c", "masked && is_asked_for(skb)", "false && is_asked_for(skb)"},
 		{"answer of a port masqueraded", "from_container.c", "	if (has_ports) {", "	if (0) {"},
 		{"answer of a port by the stack", "to_uplink.c", "	if (endpoint->flags & ENDPOINT_PORTS) {", "	if (0) {"},
 		{"answer by another uplink than the question's", "lib/port.h", "	if (route_back(skb, s->where) == WAY_UPLINK)\n		return 0;\n", "	if (route(skb) == WAY_UPLINK)\n		return 0;\n"},
