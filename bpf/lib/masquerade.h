@@ -100,9 +100,12 @@ static __always_inline bool can_masquerade(const struct packet *packet)
 static __always_inline void translation_follow(struct scratch *s, struct translation *t,
 					       const struct flow_key *back, bool inbound)
 {
-	__u8 state = t->state;
+	__u8 state = t->state, flags = t->flags;
 
 	translation_note(t, &s->packet, inbound);
+	/* Whether the client of a mapped port speaks again, the slow path must see. */
+	if (t->flags & ~flags & TRANSLATION_ANSWERED)
+		flow_forget(back);
 	if (t->flags & (inbound ? TRANSLATION_FIN_IN : TRANSLATION_FIN_OUT))
 		s->decision.flags |= FLOW_CLOSING;
 	/* Of one that is not open yet, the next packet says whether somebody is there. */

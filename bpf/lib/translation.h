@@ -31,7 +31,8 @@
  * Timeouts in seconds. TCP: RFC 5382 REQ-5, 2 h 4 min established and 4 min
  * transitory; opening as Linux keeps SYN_SENT. A closed one keeps its port as
  * long as nobody needs it, in case the RST was forged. UDP: RFC 4787 REQ-5, 5 min once
- * both ends have spoken, 30 s before as Linux. ICMP: RFC 5508 REQ-1, 60 s.
+ * both ends have spoken, at a mapped port once the client has spoken after an answer; 30 s
+ * before as Linux. ICMP: RFC 5508 REQ-1, 60 s.
  */
 static __always_inline __u32 translation_timeout(__u8 protocol, __u8 state)
 {
@@ -140,6 +141,8 @@ enum need {
 };
 
 #define REST SECONDS(2)
+/* Of what goes on by the fast path, seen is as old as a decision gets. */
+#define SILENCE (DECISION_AGE + REST)
 
 /* First is for the first attempt. */
 static __always_inline enum need need_at(int attempt, enum need first)
@@ -152,8 +155,13 @@ static __always_inline bool expendable(const struct translation *t, __u8 protoco
 	const __u8 fins = TRANSLATION_FIN_OUT | TRANSLATION_FIN_IN;
 	bool finished = (t->flags & fins) == fins;
 
-	/* What the world begins, anybody may begin: it is begun again. */
-	if (need == NEED_CLOSED && t->flags & TRANSLATION_PORT && t->state == TRANSLATION_OPENING)
+	/*
+	 * What the world begins, anybody may begin, with as many ports as there are. It is begun
+	 * again by the client's next packet; but for TCP, also what has rested for a while is.
+	 */
+	if (need == NEED_CLOSED && t->flags & TRANSLATION_PORT &&
+	    (t->state == TRANSLATION_OPENING ||
+	     (protocol != IPPROTO_TCP && (__s32)(now() - t->seen) > (__s32)SILENCE)))
 		return true;
 	if (t->state == TRANSLATION_CLOSED &&
 	    (need == NEED_CLOSED || (need == NEED_FINISHED && finished) ||
@@ -343,16 +351,23 @@ static __always_inline void translation_note(struct translation *t, const struct
 	t->seen = now();
 	if (packet->icmp_kind == ICMP_KIND_ERROR)
 		return;
-	/* A SYN is answered whoever has sent it, so for a mapped port the ACK that follows counts.
+	/*
+	 * A SYN is answered whoever has sent it, and so is a datagram that asks once, so for a
+	 * mapped port it counts that the client speaks again.
 	 */
 	if (t->state == TRANSLATION_OPENING && !by_beginner) {
-		if (mapped && tcp)
+		if (mapped)
 			t->flags |= TRANSLATION_ANSWERED;
 		else
 			t->state = TRANSLATION_ESTABLISHED;
 	}
-	if (!tcp || packet->fragment == FRAGMENT_LATER)
+	if (packet->fragment == FRAGMENT_LATER)
 		return;
+	if (!tcp) {
+		if (by_beginner && t->flags & TRANSLATION_ANSWERED)
+			t->state = TRANSLATION_ESTABLISHED;
+		return;
+	}
 	if (packet->tcp_flags & TCP_RST) {
 		t->state = TRANSLATION_CLOSED;
 	} else if (packet->tcp_flags & TCP_FIN) {

@@ -78,7 +78,7 @@ _Static_assert(sizeof(struct flow) == 96, "flow has no hidden padding");
 
 enum translation_state {
 	TRANSLATION_OPENING,	 /* nothing came back yet */
-	TRANSLATION_ESTABLISHED, /* both ends have spoken */
+	TRANSLATION_ESTABLISHED, /* both ends have spoken, of a mapped port the client after it */
 	TRANSLATION_CLOSING,	 /* TCP: one end sent FIN */
 	TRANSLATION_CLOSED,	 /* TCP: both ends sent FIN, or one RST */
 };

@@ -138,14 +138,13 @@ func testPortFromWorld(t *testing.T, n *node, f family, p mappedProtocol) {
 			step{"second", ask, toB(asked)},
 			step{"answer", answer, toWorld(answered, "decided")},
 			step{"second answer", answer, toWorld(answered)},
+			step{"third", ask, toB(asked, p.decidedUnlessTCP()...)},
+			step{"fourth", ask, toB(asked)},
+			step{"third answer", answer, toWorld(answered)},
 		)...)
-		state := maps.TranslationEstablished
-		flags := uint8(translationPort)
-		if p.tcp {
-			flags |= translationAnswered
-		}
 		n.wantTranslations(t, translation{
-			protocol: p.number, inside: inside, outside: dialled, world: client, state: state, flags: flags,
+			protocol: p.number, inside: inside, outside: dialled, world: client,
+			state: maps.TranslationEstablished, flags: translationPort | translationAnswered,
 		})
 	}
 }
@@ -235,7 +234,7 @@ func testPortClash(t *testing.T, n *node, f family, p mappedProtocol) {
 			"answer", n.from(n.b, ip(f.b, f.world, 64, p.datagram(server, low)...)...),
 			forwarded(sent(n.b, ip(f.host, f.world, 63, p.datagram(hostPort, low)...)...), "decided"),
 		},
-		step{"confirmed", n.fromWorld(open...), deliveredAs(delivered(n.b, ip(f.world, f.b, 57, p.datagram(low, server)...)...), p.decidedIfTCP()...)},
+		step{"confirmed", n.fromWorld(open...), deliveredAs(delivered(n.b, ip(f.world, f.b, 57, p.datagram(low, server)...)...), "decided")},
 		step{"by another port", n.fromWorld(ip(f.world, f.host, 58, p.datagram(low, onePort)...)...), drops("port_clash")},
 		step{
 			"the first goes on", n.from(n.b, ip(f.b, f.world, 64, p.datagram(server, low)...)...),
@@ -249,6 +248,15 @@ func (p mappedProtocol) decidedIfTCP() []string {
 		return []string{"decided"}
 	}
 	return nil
+}
+
+// decidedUnlessTCP is for what comes after the answer: it makes a stream of the flow,
+// which for TCP the end of the handshake has done.
+func (p mappedProtocol) decidedUnlessTCP() []string {
+	if p.tcp {
+		return nil
+	}
+	return []string{"decided"}
 }
 
 // testPortReplaced: the next packet of an old client finds the endpoint that has the
@@ -286,7 +294,7 @@ func testPortErrors(t *testing.T, n *node, f family, p mappedProtocol) {
 	answer := ip(f.b, f.world, 64, p.datagram(server, low)...)
 	answered := ip(f.host, f.world, 63, p.datagram(hostPort, low)...)
 	n.check(t, n.from(n.b, answer...), forwarded(sent(n.b, answered...), "decided"))
-	n.check(t, n.fromWorld(inbound...), deliveredAs(delivered(n.b, toB...), p.decidedIfTCP()...))
+	n.check(t, n.fromWorld(inbound...), deliveredAs(delivered(n.b, toB...), "decided"))
 	// The endpoint about what the client sent, a router about what the endpoint answered.
 	n.check(t,
 		n.from(n.b, ip(f.b, f.world, 64, packet.Unreachable(packet.PortUnreachable), packet.Quote(delivered(n.b, toB...)))...),
@@ -335,14 +343,12 @@ func testPortWayBack(t *testing.T, n *node, f family, p mappedProtocol) {
 }
 
 // testPortByStack: what is too big for the way is fragmented by the stack, and is an
-// answer of the port all the same. A SYN with its answer is no connection yet.
+// answer of the port all the same. A question with its answer is no connection yet.
 func testPortByStack(t *testing.T, n *node, f family, p mappedProtocol) {
 	question, reply := p.datagram, p.datagram
-	flags, state := uint8(translationPort), maps.TranslationEstablished
 	if p.tcp {
 		question = func(from, to uint16) []packet.Layer { return tcp(from, to, packet.SYN) }
 		reply = func(from, to uint16) []packet.Layer { return tcp(from, to, packet.SYN, packet.ACK) }
-		flags, state = flags|translationAnswered, maps.TranslationOpening
 	}
 	n.story(t,
 		step{
@@ -355,7 +361,8 @@ func testPortByStack(t *testing.T, n *node, f family, p mappedProtocol) {
 		},
 	)
 	n.wantTranslations(t, translation{
-		protocol: p.number, inside: port(f.b, server), outside: port(f.host, hostPort), world: port(f.world, low), state: state, flags: flags,
+		protocol: p.number, inside: port(f.b, server), outside: port(f.host, hostPort), world: port(f.world, low),
+		state: maps.TranslationOpening, flags: translationPort | translationAnswered,
 	})
 }
 
