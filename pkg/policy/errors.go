@@ -45,6 +45,12 @@ func (e *InvalidError) Error() string {
 	return out + ": " + e.Reason
 }
 
+// of fills in which object the error is of.
+func (e *InvalidError) of(source, object string) *InvalidError {
+	e.Source, e.Object = source, object
+	return e
+}
+
 // TooBigError says that what was asked for is more than the maps, or the
 // engine's own bounds, hold. Nothing was changed.
 type TooBigError struct {

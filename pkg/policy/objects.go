@@ -54,6 +54,22 @@ func (o *Objects) Merge(others ...*Objects) (*Objects, error) {
 	return all, nil
 }
 
+// check finds what Parse would have refused, in objects made otherwise.
+func (o *Objects) check() error {
+	for i := range o.Policies {
+		p := &o.Policies[i]
+		if e := validatePolicy(p.Object); e != nil {
+			return e.of(p.Source, p.Name())
+		}
+	}
+	for _, n := range o.Namespaces {
+		if e := validateNamespace(n.Object); e != nil {
+			return e.of(n.Source, namespaceObject(n.Object.Name))
+		}
+	}
+	return o.checkDuplicates()
+}
+
 func (o *Objects) checkDuplicates() error {
 	policies := make(map[string]string, len(o.Policies))
 	for i := range o.Policies {
