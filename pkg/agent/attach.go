@@ -60,30 +60,45 @@ func (s *Service) Attach(_ context.Context, a api.Attachment, req api.AttachRequ
 	return ready.Endpoint, nil
 }
 
-// attach is the change of state from pending to ready.
+// attach is the change of state from pending to ready. What a failure leaves in the
+// datapath would lead to whoever has the endpoint's number next, so it is undone.
 func (s *Service) attach(ready *record) error {
+	before := s.lookup(ready.Attachment)
+	serves := before.State == api.Ready && !s.isDetached(ready.Attachment) // the repair sees to that one
 	served := ready.datapath()
-	if err := s.opts.Datapath.Endpoints.AttachEndpoint(served); err != nil {
-		return fmt.Errorf("attach endpoint %s: %w", recordKey(ready.Attachment), err)
-	}
-	err := s.opts.DB.Update(func(tx *bbolt.Tx) error { return putRecord(tx, ready) })
-	if err == nil {
+	err := s.opts.Datapath.Endpoints.AttachEndpoint(served)
+	if err != nil {
+		err = attachError(ready, err)
+	} else if err = s.opts.DB.Update(func(tx *bbolt.Tx) error { return putRecord(tx, ready) }); err == nil {
 		s.put(ready)
 		// From here on LinkGone finds the endpoint by its link; what happened
 		// before is found by looking again.
 		err = s.checkLink(ready)
 	}
-	if err != nil {
-		err = errors.Join(err, s.opts.Datapath.Endpoints.DetachEndpoint(served))
+	var left error
+	if err != nil && !serves {
+		left = s.opts.Datapath.Endpoints.DetachEndpoint(served)
+		err = errors.Join(err, left)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err == nil {
+	switch {
+	case err == nil:
 		delete(s.index.detached, ready.Attachment)
-	} else if s.index.records[ready.Attachment] == ready {
+		delete(s.index.half, ready.Attachment)
+	case left != nil:
+		s.index.half[ready.Attachment] = ready
+	case !serves && s.index.records[ready.Attachment].State == api.Ready:
 		s.index.detached[ready.Attachment] = true
 	}
 	return err
+}
+
+func attachError(r *record, err error) error {
+	if full := (*datapath.FullError)(nil); errors.As(err, &full) {
+		return &api.Error{Code: api.CodeExhausted, Message: err.Error()}
+	}
+	return fmt.Errorf("attach endpoint %s: %w", recordKey(r.Attachment), err)
 }
 
 // checkLink compares the host's side of the veth pair with the record. The
@@ -159,9 +174,16 @@ func (s *Service) remove(r *record) error {
 	return s.release(r)
 }
 
-// detach has the datapath serve the endpoint no more.
+// detach has the datapath serve the endpoint no more, or takes from it what an ADD that
+// failed has left.
 func (s *Service) detach(r *record) error {
-	if r.State != api.Ready || s.isDetached(r.Attachment) {
+	s.mu.Lock()
+	half := s.index.half[r.Attachment]
+	s.mu.Unlock()
+	switch {
+	case half != nil:
+		r = half
+	case r.State != api.Ready || s.isDetached(r.Attachment):
 		return nil
 	}
 	if err := s.opts.Datapath.Endpoints.DetachEndpoint(r.datapath()); err != nil {
@@ -171,6 +193,7 @@ func (s *Service) detach(r *record) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.index.detached[r.Attachment] = true
+	delete(s.index.half, r.Attachment)
 	return nil
 }
 

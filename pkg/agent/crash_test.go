@@ -87,6 +87,93 @@ func testCrash(t *testing.T, step failpoint.Point, keepLink bool, cure string, r
 	must(t, s.Check(ctx, e.Attachment))
 }
 
+// TestAttachFails has the datapath, or what comes after it, fail in the middle of an
+// attach. Whatever ends the endpoint then, nothing of it is left.
+func TestAttachFails(t *testing.T) {
+	refused := errors.New("refused")
+	for _, call := range []string{"AttachEndpoint", "AttachEndpoint, half done", "Link, the second time"} {
+		for _, stuck := range []bool{false, true} {
+			for _, cure := range []string{"DEL", "GC", "ADD again", "tidy", "restart"} {
+				t.Run(fmt.Sprintf("%s/detach fails too %v/%s", call, stuck, cure), func(t *testing.T) {
+					testAttachFails(t, call, stuck, cure, refused)
+				})
+			}
+		}
+	}
+}
+
+func testAttachFails(t *testing.T, call string, stuck bool, cure string, refused error) {
+	w := newWorld(t)
+	s, stop := w.boot(t)
+	req := withPorts(request("c1"), mapped("", 8080, 80, "tcp"))
+	e, err := s.Prepare(ctx, req)
+	must(t, err)
+	link := w.wire(e)
+	w.fail[call] = refused
+	if call == "Link, the second time" {
+		w.during = func(string) { w.fail["Link"] = refused }
+	}
+	if stuck {
+		w.fail["DetachEndpoint"] = errors.New("stuck")
+	}
+	_, err = s.Attach(ctx, e.Attachment, api.AttachRequest{HostIfIndex: link.Index})
+	if !errors.Is(err, refused) || stuck != errors.Is(err, w.fail["DetachEndpoint"]) {
+		t.Errorf("attach: %v", err)
+	}
+	if got := len(w.remains(t, s).Attached); got != 0 && !stuck {
+		t.Errorf("%d endpoints are attached after the attach that failed", got)
+	}
+	w.during = func(string) {}
+	clear(w.fail)
+	if cure == "ADD again" {
+		if s.lookup(e.Attachment).State == api.Ready {
+			w.unwire(e.Attachment)
+			must(t, s.Delete(ctx, e.Attachment)) // DEL must come first
+		}
+		again := w.mustAdd(t, s, req)
+		if d := cmp.Diff([]uint16{again.ID}, w.remains(t, s).Attached); d != "" {
+			t.Errorf("attached (-want +got):\n%s", d)
+		}
+		must(t, s.Check(ctx, e.Attachment))
+		cure = "DEL"
+	}
+	switch cure {
+	case "DEL":
+		w.unwire(e.Attachment)
+		must(t, s.Delete(ctx, e.Attachment))
+	case "GC":
+		_, err := s.GC(ctx, api.GCRequest{Network: "pods", Valid: []api.Attachment{}})
+		must(t, err)
+	case "tidy":
+		w.unwire(e.Attachment)
+		w.clock = w.clock.Add(abandoned + 1)
+		s.tidy()
+		must(t, s.Delete(ctx, e.Attachment)) // a ready one waits for it
+	case "restart":
+		stop()
+		w.unwire(e.Attachment)
+		s, _ = w.boot(t)
+	}
+	must(t, s.purge())
+	w.mustRemain(t, s, nothing())
+	if len(s.index.half) != 0 || len(s.index.detached) != 0 || s.index.entries != 0 {
+		t.Errorf("the index still knows %d half attached, %d detached endpoints and %d entries of ports",
+			len(s.index.half), len(s.index.detached), s.index.entries)
+	}
+}
+
+// TestAttachAgainFails leaves an endpoint that is served to the repair.
+func TestAttachAgainFails(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	e := w.mustAdd(t, s, request("c1"))
+	w.fail["AttachEndpoint"] = errors.New("refused")
+	if _, err := s.Attach(ctx, e.Attachment, api.AttachRequest{HostIfIndex: e.HostIfIndex}); !errors.Is(err, w.fail["AttachEndpoint"]) {
+		t.Errorf("attach: %v", err)
+	}
+	must(t, s.Check(ctx, e.Attachment))
+}
+
 // TestRestart keeps what lives and releases what does not.
 func TestRestart(t *testing.T) {
 	w := newWorld(t)

@@ -18,8 +18,10 @@ type index struct {
 	byAddress map[netip.Addr]api.Attachment
 	byLink    map[int]api.Attachment // interface index of ready endpoints
 	detached  map[api.Attachment]bool
+	half      map[api.Attachment]*record // what a failed attach has left in the datapath
 	networks  map[string]api.Network // as the latest record has them
 	ports     portTable
+	entries   int // of map ports
 	ids       *idPool
 }
 
@@ -29,6 +31,7 @@ func newIndex() *index {
 		byAddress: make(map[netip.Addr]api.Attachment),
 		byLink:    make(map[int]api.Attachment),
 		detached:  make(map[api.Attachment]bool),
+		half:      make(map[api.Attachment]*record),
 		networks:  make(map[string]api.Network),
 		ports:     make(portTable),
 		ids:       newIDPool(),
@@ -44,8 +47,10 @@ func (x *index) put(r *record) {
 	}
 	if old := x.records[r.Attachment]; old != nil {
 		x.ports.remove(old)
+		x.entries -= old.portEntries()
 	}
 	x.ports.add(r)
+	x.entries += r.portEntries()
 	x.records[r.Attachment] = r
 	for _, a := range r.Addresses {
 		x.byAddress[a.Address.Addr()] = r.Attachment
@@ -58,8 +63,10 @@ func (x *index) put(r *record) {
 // drop removes a record; its id is left to the caller.
 func (x *index) drop(r *record) {
 	x.ports.remove(r)
+	x.entries -= r.portEntries()
 	delete(x.records, r.Attachment)
 	delete(x.detached, r.Attachment)
+	delete(x.half, r.Attachment)
 	for _, a := range r.Addresses {
 		delete(x.byAddress, a.Address.Addr())
 	}

@@ -185,6 +185,9 @@ func (s *Service) claim(r *record, ports []portClaim) error {
 	if err := s.index.portTaken(ports); err != nil {
 		return err
 	}
+	if err := s.index.roomForPorts(r); err != nil {
+		return err
+	}
 	s.index.put(r)
 	return nil
 }
@@ -227,7 +230,7 @@ func (s *Service) undo(r *record, keepLinks bool) error {
 			return fmt.Errorf("remove device %s: %w", r.HostIfName, err)
 		}
 	}
-	return s.release(r)
+	return s.remove(r)
 }
 
 // release frees what an endpoint holds that the datapath does not serve any

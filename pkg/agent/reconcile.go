@@ -176,7 +176,7 @@ func (s *Service) tidyOne(r *record) error {
 		return fmt.Errorf("read device %s: %w", r.HostIfName, err)
 	}
 	s.log.Info("unfinished endpoint undone", "container", r.ContainerID, "interface", r.IfName)
-	return s.release(r)
+	return s.remove(r)
 }
 
 // SetUplinks has the datapath use these uplinks.

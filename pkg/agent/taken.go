@@ -71,6 +71,24 @@ func (x *index) portTaken(claims []portClaim) error {
 	return nil
 }
 
+// portEntries is how many entries of map ports the record comes to.
+func (r *record) portEntries() int {
+	if len(r.Ports) == 0 {
+		return 0
+	}
+	served := r.datapath()
+	return served.PortEntries()
+}
+
+// roomForPorts returns an *api.Error when map ports has no room for those of a record.
+func (x *index) roomForPorts(r *record) error {
+	full := datapath.FullError{Map: "ports", Entries: x.entries, Max: datapath.PortsMax, Wanted: r.portEntries()}
+	if full.Entries+full.Wanted <= full.Max {
+		return nil
+	}
+	return &api.Error{Code: api.CodeExhausted, Key: "ports", Message: full.Error()}
+}
+
 // yieldPorts takes from a request the mappings whose port the same container has by
 // another interface: a runtime asks each of a container's networks for all of its
 // ports, and the first one serves.

@@ -128,6 +128,43 @@ func TestPortsOfUnfinishedADD(t *testing.T) {
 	}
 }
 
+// Ports for which the map has no room are refused before anything is done.
+func TestNoRoomForPorts(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.boot(t)
+	many := func(container string, first uint16, protocol string) api.PrepareRequest {
+		ports := make([]api.PortMapping, maxPorts)
+		for i := range ports {
+			ports[i] = mapped("", first+uint16(i), 80, protocol)
+		}
+		return withPorts(request(container), ports...)
+	}
+	for i := range uint16(8) { // of both families
+		for _, protocol := range []string{"tcp", "udp"} {
+			if i == 7 && protocol == "udp" {
+				break
+			}
+			_, err := s.Prepare(ctx, many(fmt.Sprint(protocol, i), 1+i*maxPorts, protocol))
+			must(t, err)
+		}
+	}
+	_, err := s.Prepare(ctx, withPorts(request("small"), mapped("", 50000, 80, "tcp")))
+	must(t, err)
+	before := w.remains(t, s)
+	last := many("last", 40000, "udp")
+	_, err = s.Prepare(ctx, last)
+	want := api.Error{Code: api.CodeExhausted, Key: "ports", Message: "map ports is full: 122882 of 131072 entries, and 8192 are wanted"}
+	if d := cmp.Diff(want, faultOf(t, err, api.CodeExhausted)); d != "" {
+		t.Errorf("refusal (-want +got):\n%s", d)
+	}
+	w.mustRemain(t, s, before)
+	// One of loopback takes two, one of them to shut the container's own port.
+	last.Ports[0] = mapped("127.0.0.1", 50001, 81, "tcp")
+	last.Ports = last.Ports[:maxPorts-1]
+	_, err = s.Prepare(ctx, last)
+	must(t, err)
+}
+
 // Of those that ask for a port at the same time one gets it.
 func TestPortTakenAtOnce(t *testing.T) {
 	w := newWorld(t)

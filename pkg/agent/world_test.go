@@ -134,7 +134,7 @@ func (w *world) AttachEndpoint(e datapath.Endpoint) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.attached[e.ID] = e
-	return nil
+	return w.fail["AttachEndpoint, half done"]
 }
 
 func (w *world) DetachEndpoint(e datapath.Endpoint) error {

@@ -46,3 +46,14 @@ func (e *MismatchError) Error() string {
 	}
 	return fmt.Sprintf("%s is %s, not %s", e.What, e.Got, e.Want)
 }
+
+// FullError says that a map has no room for what is to be written.
+type FullError struct {
+	Map string
+	// Entries are in the map, Max is how many it takes, Wanted how many are to be written.
+	Entries, Max, Wanted int
+}
+
+func (e *FullError) Error() string {
+	return fmt.Sprintf("map %s is full: %d of %d entries, and %d are wanted", e.Map, e.Entries, e.Max, e.Wanted)
+}

@@ -43,6 +43,13 @@ func (p Port) validate() error {
 // plain tells whether a is an address that a packet can carry.
 func plain(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && a.Zone() == "" }
 
+// PortsMax is how many entries map ports takes.
+const PortsMax = 131072
+
+// PortEntries is how many entries of map ports the endpoint has: one for each of its
+// ports, and one for each of its own that only loopback addresses lead to.
+func (e *Endpoint) PortEntries() int { return len(e.portEntries()) }
+
 // portEntries are the entries of map ports that an endpoint has: one for each of its
 // ports of the host, and one for each port of its own that only loopback addresses of
 // the host lead to.
@@ -89,10 +96,26 @@ func (d *Datapath) writePorts(e Endpoint) error {
 	for i, key := range keys {
 		values[i] = entries[key]
 	}
-	if _, err := d.maps.Ports.BatchUpdate(keys, values, nil); err != nil {
+	_, err := d.maps.Ports.BatchUpdate(keys, values, nil)
+	if errors.Is(err, unix.E2BIG) {
+		return d.portsFull(entries)
+	}
+	if err != nil {
 		return fmt.Errorf("write map ports: %w", err)
 	}
 	return nil
+}
+
+// portsFull says how full map ports was before some of the entries were written to it.
+func (d *Datapath) portsFull(wanted map[bpfmaps.PortKey]bpfmaps.MappedPort) error {
+	full := &FullError{Map: "ports", Max: int(d.maps.Ports.MaxEntries()), Wanted: len(wanted)}
+	err := each(d.maps.Ports, func(key bpfmaps.PortKey, _ bpfmaps.MappedPort) bool {
+		if _, written := wanted[key]; !written {
+			full.Entries++
+		}
+		return true
+	})
+	return errors.Join(full, err)
 }
 
 // removePorts removes the endpoint's entries, but none that are another's by now.

@@ -4,9 +4,15 @@ package datapath
 
 import (
 	"bytes"
+	"errors"
+	"net/netip"
 	"testing"
 
+	gocmp "github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
 	"github.com/tendril-net/tendril/internal/packet"
+	"github.com/tendril-net/tendril/pkg/maps"
 )
 
 // TestPortsScarce has more clients than an endpoint may hold translations, which is two.
@@ -104,4 +110,47 @@ func testPortLifetimes(t *testing.T, n *node, f family) {
 			}
 		})
 	}
+}
+
+// TestPortsFull attaches an endpoint to which more ports lead than there is room for.
+func TestPortsFull(t *testing.T) {
+	n := newNode(t, Config{Masquerade: true})
+	if got := n.maps.Ports.MaxEntries(); got != PortsMax {
+		t.Fatalf("PortsMax is %d, and the map takes %d", PortsMax, got)
+	}
+	const left = 10
+	keys := make([]maps.PortKey, PortsMax-left)
+	for i := range keys {
+		address := netip.AddrFrom4([4]byte{203, 0, 113, byte(i >> 16)})
+		keys[i] = maps.PortKey{Address: maps.NewAddress(address), Port: uint16(i), Protocol: unix.IPPROTO_TCP}
+	}
+	_, err := n.maps.Ports.BatchUpdate(keys, make([]maps.MappedPort, len(keys)), nil)
+	must(t, err)
+	before := n.served(t)
+	full := n.a
+	for i := range uint16(left + 1) {
+		full.Ports = append(full.Ports, Port{netip.IPv4Unspecified(), 8000 + i, unix.IPPROTO_TCP, v4().a, 80})
+	}
+	n.do(t, func() error {
+		err := n.AttachEndpoint(full)
+		want := FullError{Map: "ports", Entries: PortsMax - left, Max: PortsMax, Wanted: left + 1}
+		if got := (*FullError)(nil); !errors.As(err, &got) {
+			t.Errorf("attach: %v, want %v", err, &want)
+		} else if diff := gocmp.Diff(want, *got); diff != "" {
+			t.Errorf("attach (-want +got):\n%s", diff)
+		}
+		return n.DetachEndpoint(full)
+	})
+	if got := n.served(t); got != [3]int{before[0] - 1, before[1] - 2, before[2]} {
+		t.Errorf("entries of interfaces, endpoints and ports: before %v, after the attach that failed was undone %v", before, got)
+	}
+}
+
+// served counts the entries of interfaces, endpoints and ports.
+func (n *node) served(t *testing.T) (found [3]int) {
+	t.Helper()
+	must(t, each(n.maps.Interfaces, func(uint32, maps.Interface) bool { found[0]++; return true }))
+	must(t, each(n.maps.Endpoints, func(maps.Address, maps.Endpoint) bool { found[1]++; return true }))
+	must(t, each(n.maps.Ports, func(maps.PortKey, maps.MappedPort) bool { found[2]++; return true }))
+	return found
 }

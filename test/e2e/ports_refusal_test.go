@@ -78,6 +78,41 @@ func TestPortTaken(t *testing.T) {
 	s.Attach(t, "free", publishing(s.pods, mapping{"", hostTCP, 80, "udp"}, mapping{"127.0.0.1", 9001, 80, "tcp"}, mapping{"::", 9001, 80, "tcp"}))
 }
 
+// What an ADD has written before it finds the map of ports full leads nowhere afterwards.
+func TestPortsMapFull(t *testing.T) {
+	s := running(t)
+	s.Attach(t, "keeper", s.pods)
+	before := s.State(t)
+	m := s.Map(t, "ports")
+	closeAtEnd(t, m)
+	const room = 100
+	others := make([]maps.PortKey, int(m.MaxEntries())-room)
+	for i := range others {
+		address := netip.AddrFrom4([4]byte{198, 51, 100, byte(i >> 16)})
+		others[i] = maps.PortKey{Address: maps.NewAddress(address), Port: uint16(i), Protocol: unix.IPPROTO_TCP}
+	}
+	must(m.BatchUpdate(others, make([]maps.MappedPort, len(others)), nil))(t)
+	var ports []mapping
+	for i := range uint16(room) { // of two families
+		ports = append(ports, mapping{"", 10000 + i, 80 + i, "tcp"})
+	}
+	c := &nodetest.Container{NS: nstest.New(t, "full"), Network: publishing(s.pods, ports...)}
+	c.ContainerID, c.IfName = "full", "eth0"
+	want := refusal{11, fmt.Sprintf("attach: map ports is full: %d of %d entries, and %d are wanted", len(others), m.MaxEntries(), 2*room), ""}
+	if diff := cmp.Diff(want, refusalOf(s.Call(t, c.Call("ADD")))); diff != "" {
+		t.Errorf("error (-want +got):\n%s", diff)
+	}
+	for _, key := range others {
+		if err := m.Delete(key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.BecomesRecorded(t, before)
+	if got, want := s.State(t).Entries, before.Entries; !cmp.Equal(want, got) {
+		t.Errorf("entries of maps (-before +after):\n%s", cmp.Diff(want, got))
+	}
+}
+
 // DEL and GC leave nothing of mapped ports, used or not.
 func TestPortsLeaveNothing(t *testing.T) {
 	for _, how := range []string{"DEL", "GC"} {
