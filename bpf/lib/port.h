@@ -144,11 +144,11 @@ __noinline int port_dialled(struct __sk_buff *skb)
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->port.address);
 	if (!endpoint || endpoint->id != s->port.endpoint)
 		return 1;
+	s->reply = s->packet.key;
+	if (host_uses(skb, s->reply.protocol, true))
+		return 1;
 	if (endpoint->ifindex == s->packet.key.ifindex)
 		return PORT_OF_ITSELF;
-	s->reply = s->packet.key;
-	if (!s->packet.key.ifindex && host_uses(skb, s->reply.protocol, true))
-		return 1;
 	__builtin_memset(&s->to, 0, sizeof(s->to));
 	s->to.address = s->port.address;
 	s->to.port = s->port.port;

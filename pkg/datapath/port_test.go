@@ -3,9 +3,11 @@
 package datapath
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/packet"
@@ -90,6 +92,7 @@ func TestPorts(t *testing.T) {
 					"way back":           testPortWayBack,
 					"by the stack":       testPortByStack,
 					"shut":               testPortShut,
+					"host's connection":  testPortOfHostsConnection,
 				} {
 					t.Run(name, func(t *testing.T) { n.forget(t); test(t, n, f, p) })
 				}
@@ -437,4 +440,67 @@ func testPortShut(t *testing.T, n *node, f family, p mappedProtocol) {
 			deliveredAs(delivered(n.b, ip(f.a, f.b, 57, p.datagram(low, shutPort)...)...), "decided"),
 		},
 	)
+}
+
+// testPortOfHostsConnection: what a socket of the host is connected to speaks with that
+// socket, by the world or an endpoint, although its port is mapped. Others of the same
+// peer are led to the endpoint.
+func testPortOfHostsConnection(t *testing.T, n *node, f family, p mappedProtocol) {
+	for _, peer := range []netip.Addr{f.a, f.b} {
+		way := netlink.Route{Dst: ipNet(netip.PrefixFrom(peer, peer.BitLen())), LinkIndex: n.other.Attrs().Index}
+		must(t, n.ns.Handle.RouteAdd(&way))
+		defer func() { must(t, n.ns.Handle.RouteDel(&way)) }()
+	}
+	fromB := func(layers ...packet.Layer) run { return n.from(n.b, layers...) }
+	for _, peer := range []struct {
+		name string
+		netip.Addr
+		sends func(...packet.Layer) run
+		own   want
+	}{
+		{"world", f.world, n.fromWorld, untouched()},
+		{"endpoint", f.a, n.fromA, passed(seenNot, "decided")},
+		{"the one that has the port", f.b, fromB, passed(seenNot, "decided")},
+	} {
+		closeSocket := n.connection(t, p, port(f.host, hostPort), port(peer.Addr, low))
+		n.check(t, peer.sends(ip(peer.Addr, f.host, 58, p.datagram(low, hostPort)...)...), peer.own)
+		const other = low + 1
+		if got := n.run(t, peer.sends(ip(peer.Addr, f.host, 58, p.datagram(other, hostPort)...)...)); got.verdict != redirect {
+			t.Errorf("%s, from another port: verdict %d, %v", peer.name, got.verdict, got.counts)
+		}
+		closeSocket()
+	}
+}
+
+// connection makes a socket of the host that is connected, or with TCP about to be, and
+// returns what closes it.
+func (n *node) connection(t *testing.T, p mappedProtocol, from, to netip.AddrPort) func() {
+	t.Helper()
+	sockaddr := func(a netip.AddrPort) unix.Sockaddr {
+		if a.Addr().Is4() {
+			return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+		}
+		return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	}
+	domain, kind := unix.AF_INET, unix.SOCK_DGRAM
+	if from.Addr().Is6() {
+		domain = unix.AF_INET6
+	}
+	if p.tcp {
+		kind = unix.SOCK_STREAM
+	}
+	var fd int
+	n.do(t, func() (err error) {
+		if fd, err = unix.Socket(domain, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+			return err
+		}
+		if err := unix.Bind(fd, sockaddr(from)); err != nil {
+			return err
+		}
+		if err := unix.Connect(fd, sockaddr(to)); !errors.Is(err, unix.EINPROGRESS) {
+			return err
+		}
+		return nil
+	})
+	return func() { must(t, unix.Close(fd)) }
 }

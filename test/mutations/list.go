@@ -67,6 +67,7 @@ func mutations() []mutation {
 		{"datagram answered once is a stream", "lib/translation.h", "if (by_beginner && t->flags & TRANSLATION_ANSWERED)\n", "if (t->flags & TRANSLATION_ANSWERED)\n"},
 		{"stream at a mapped port not noticed", "lib/masquerade.h", "	if (t->flags & ~flags & TRANSLATION_ANSWERED)\n		flow_forget(back);\n", "	(void)flags;\n"},
 		{"silent stream keeps its place", "lib/translation.h", "(protocol != IPPROTO_TCP && (__s32)(now() - t->seen) > (__s32)SILENCE)", "0"},
+		{"host's connection to an endpoint ends when its port is mapped", "lib/port.h", "	if (host_uses(skb,", "	if (!s->packet.key.ifindex && host_uses(skb,"},
 		{"two ports of the host for one answer", "lib/port.h", "		if (!weaker)\n			return -DROP_PORT_CLASH;\n", ""},
 		{"answer masqueraded after eviction", "from_container.c", "masked && is_asked_for(skb)", "false && is_asked_for(skb)"},
 		{"answer of a port masqueraded", "from_container.c", "	if (has_ports) {", "	if (0) {"},
