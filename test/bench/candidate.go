@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,8 @@ var (
 // candidate is one way to wire containers, wired.
 type candidate struct {
 	name string
+	// label is its name in the report, if that is another.
+	label string
 	// node is nil for the bare pair, which has the world in the place of the
 	// second container.
 	node    *namespace
@@ -42,6 +45,9 @@ type candidate struct {
 	namespaces        []*namespace
 	links             []link.Link
 }
+
+// called is its name in the report.
+func (c *candidate) called() string { return cmp.Or(c.label, c.name) }
 
 func (c *candidate) close() error {
 	var errs []error
@@ -120,17 +126,18 @@ func newNode(name string) (_ *candidate, err error) {
 	return c, nil
 }
 
-// join gives the node its network: for tendril with an agent.
-func (b *bench) join(ctx context.Context, c *candidate) (err error) {
+// join gives the node its network, of one of the kinds that are compared: for
+// tendril with an agent.
+func (b *bench) join(ctx context.Context, c *candidate, kind string) (err error) {
 	c.network = &network{node: c.node, name: c.name, folder: b.plugins}
-	switch c.name {
+	switch kind {
 	case chain:
-		c.network.plugins = chainPlugins()
+		c.network.plugins = chainPlugins(c.name)
 	case ptp:
-		c.network.plugins = ptpPlugins()
+		c.network.plugins = ptpPlugins(c.name)
 	default:
 		c.network.folder = b.tendril
-		if c.name == beside {
+		if kind == beside {
 			c.network.folder = b.beside
 		}
 		if c.agent, err = startAgent(ctx, filepath.Join(c.network.folder, "tendril-agent"), c.node, c.name); err != nil {
@@ -152,7 +159,7 @@ func (b *bench) wire(ctx context.Context, name string) (_ *candidate, err error)
 			err = errors.Join(err, c.close())
 		}
 	}()
-	if err := b.join(ctx, c); err != nil {
+	if err := b.join(ctx, c, name); err != nil {
 		return nil, err
 	}
 	var containers [2]*namespace
@@ -162,7 +169,7 @@ func (b *bench) wire(ctx context.Context, name string) (_ *candidate, err error)
 			return nil, err
 		}
 		// The last is the server.
-		if c.sameNode.address, err = c.network.add(ctx, name+"-"+role, containers[i]); err != nil {
+		if c.sameNode.address, err = c.network.add(ctx, container{id: name + "-" + role, ns: containers[i]}); err != nil {
 			return nil, err
 		}
 	}

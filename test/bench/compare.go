@@ -20,8 +20,24 @@ type comparison struct {
 
 func ratio(atLeast float64) goal { return goal{Of: "ratio", AtLeast: atLeast} }
 
+// scene is where the traffic of a section goes, and how that is judged.
+type scene struct {
+	section    string
+	candidates []*candidate
+	// over is the path of a candidate; one without a client takes no part.
+	over func(*candidate) path
+	// against is the candidate that ratios are to.
+	against string
+	// subject is the candidate that goals are for, tendril if empty.
+	subject string
+}
+
 func (b *bench) sameNode(ctx context.Context) error {
-	return b.compare(ctx, "same-node", func(c *candidate) path { return c.sameNode }, []comparison{
+	if err := b.need(ctx); err != nil {
+		return err
+	}
+	over := func(c *candidate) path { return c.sameNode }
+	return b.compare(ctx, scene{section: "same-node", candidates: b.candidates, over: over, against: rawVeth}, []comparison{
 		{throughput, "Gbit/s", 1e9 / 8, ratio(0.95)},
 		{packets, "k/s", 1e3, ratio(0.90)},
 		{requestResponse, "k/s", 1e3, ratio(0.96)},
@@ -30,7 +46,11 @@ func (b *bench) sameNode(ctx context.Context) error {
 }
 
 func (b *bench) masquerade(ctx context.Context) error {
-	return b.compare(ctx, "masquerade", func(c *candidate) path { return c.toWorld }, []comparison{
+	if err := b.need(ctx); err != nil {
+		return err
+	}
+	over := func(c *candidate) path { return c.toWorld }
+	return b.compare(ctx, scene{section: "masquerade", candidates: b.candidates, over: over, against: rawVeth}, []comparison{
 		{throughput, "Gbit/s", 1e9 / 8, goal{}},
 		{packets, "k/s", 1e3, ratio(0.80)},
 		{requestResponse, "k/s", 1e3, goal{}},
@@ -39,30 +59,28 @@ func (b *bench) masquerade(ctx context.Context) error {
 }
 
 // compare takes samples of all traffic over a path of all candidates in turn.
-func (b *bench) compare(ctx context.Context, name string, over func(*candidate) path, comparisons []comparison) error {
-	if err := b.need(ctx); err != nil {
-		return err
-	}
+func (b *bench) compare(ctx context.Context, s scene, comparisons []comparison) error {
 	for _, one := range comparisons {
 		if !slices.Contains(b.traffic, string(one.traffic)) {
 			continue
 		}
-		before, err := b.drops(ctx)
+		before, err := drops(ctx, s.candidates)
 		if err != nil {
 			return err
 		}
-		m := metric{Section: name, Name: string(one.traffic), Unit: one.unit, against: rawVeth, goal: one.goal}
+		m := metric{Section: s.section, Name: string(one.traffic), Unit: one.unit, against: s.against, subject: s.subject, goal: one.goal}
 		for round := range b.rounds {
-			for _, c := range b.candidates {
-				if over(c).client == nil {
+			for _, c := range s.candidates {
+				p := s.over(c)
+				if p.client == nil {
 					continue
 				}
-				o, err := b.measure(ctx, one.traffic, over(c))
+				o, err := b.measure(ctx, one.traffic, p)
 				if err != nil {
-					return fmt.Errorf("measure %s of %s: %w", one.traffic, c.name, err)
+					return fmt.Errorf("measure %s of %s: %w", one.traffic, c.called(), err)
 				}
 				sample := o.rate() / one.scale
-				b.book.add(m, c.name, sample)
+				b.book.add(m, c.called(), sample)
 				note := ""
 				if o.Sent > 0 {
 					note = fmt.Sprintf(", %.0f %% of those sent", 100*o.rate()/(float64(o.Sent)/(b.window+b.window/5+200*time.Millisecond).Seconds()))
@@ -70,38 +88,41 @@ func (b *bench) compare(ctx context.Context, name string, over func(*candidate) 
 				if o.Stalls > 0 {
 					note = fmt.Sprintf(", %d took 100 ms or more", o.Stalls)
 				}
-				b.progress("%s %s, round %d of %d: %s: %s %s%s", name, one.traffic, round+1, b.rounds, c.name, figure(sample), one.unit, note)
+				b.progress("%s %s, round %d of %d: %s: %s %s%s", s.section, one.traffic, round+1, b.rounds, c.called(), figure(sample), one.unit, note)
 			}
 		}
-		after, err := b.drops(ctx)
+		after, err := drops(ctx, s.candidates)
 		if err != nil {
 			return err
 		}
-		for reason, n := range after {
-			if n > before[reason] {
-				b.progress("%s %s: tendril dropped %d packets: %s", name, one.traffic, n-before[reason], reason)
+		for d, n := range after {
+			if n > before[d] {
+				b.progress("%s %s: %s dropped %d packets: %s %s", s.section, one.traffic, d.candidate, n-before[d], d.journey, d.reason)
 			}
 		}
 	}
 	return nil
 }
 
-// drops are the packets that tendril's datapath has refused, by reason.
-func (b *bench) drops(ctx context.Context) (map[string]uint64, error) {
-	drops := make(map[string]uint64)
-	for _, c := range b.candidates {
-		if c.name != tendril {
+// drop is why a datapath refuses packets.
+type drop struct{ candidate, journey, reason string }
+
+// drops are the packets that the datapaths of tendril have refused.
+func drops(ctx context.Context, candidates []*candidate) (map[drop]uint64, error) {
+	refused := make(map[drop]uint64)
+	for _, c := range candidates {
+		if c.agent == nil {
 			continue
 		}
 		status, err := c.agent.Status(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("read counters of %s: %w", c.name, err)
+			return nil, fmt.Errorf("read counters of %s: %w", c.called(), err)
 		}
 		for _, counter := range status.Counters {
 			if counter.Dropped {
-				drops[counter.Journey+" "+counter.Reason] += counter.Packets
+				refused[drop{c.called(), counter.Journey, counter.Reason}] += counter.Packets
 			}
 		}
 	}
-	return drops, nil
+	return refused, nil
 }

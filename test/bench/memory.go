@@ -21,7 +21,7 @@ func (b *bench) memory(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	if err := b.join(ctx, c); err != nil {
+	if err := b.join(ctx, c, tendril); err != nil {
 		return err
 	}
 	note := func(name, unit string, value float64, g goal) {
@@ -40,7 +40,7 @@ func (b *bench) memory(ctx context.Context) (err error) {
 			return err
 		}
 		began := time.Now()
-		if _, err := c.network.add(ctx, fmt.Sprintf("many-%d", i), ns); err != nil {
+		if _, err := c.network.add(ctx, container{id: fmt.Sprintf("many-%d", i), ns: ns}); err != nil {
 			return err
 		}
 		if i >= b.endpoints-b.endpoints/10 {

@@ -34,21 +34,29 @@ type network struct {
 	results map[string]json.RawMessage
 }
 
+// container is one to be attached.
+type container struct {
+	id string
+	ns *namespace
+	// ports of the host that lead to it: what the runtime passes as portMappings.
+	ports []object
+}
+
 // add attaches a container and returns its address.
-func (n *network) add(ctx context.Context, container string, ns *namespace) (netip.Addr, error) {
+func (n *network) add(ctx context.Context, c container) (netip.Addr, error) {
 	var (
 		result json.RawMessage
 		err    error
 	)
 	for _, p := range n.plugins {
-		if result, err = n.execute(ctx, "ADD", p, container, ns, result); err != nil {
+		if result, err = n.execute(ctx, "ADD", p, c, result); err != nil {
 			return netip.Addr{}, err
 		}
 	}
 	if n.results == nil {
 		n.results = make(map[string]json.RawMessage)
 	}
-	n.results[container] = result
+	n.results[c.id] = result
 	var answer struct {
 		IPs []struct{ Address netip.Prefix }
 	}
@@ -59,35 +67,38 @@ func (n *network) add(ctx context.Context, container string, ns *namespace) (net
 }
 
 // del detaches a container.
-func (n *network) del(ctx context.Context, container string, ns *namespace) error {
+func (n *network) del(ctx context.Context, c container) error {
 	for _, p := range slices.Backward(n.plugins) {
-		if _, err := n.execute(ctx, "DEL", p, container, ns, n.results[container]); err != nil {
+		if _, err := n.execute(ctx, "DEL", p, c, n.results[c.id]); err != nil {
 			return err
 		}
 	}
-	delete(n.results, container)
+	delete(n.results, c.id)
 	return nil
 }
 
 // execute runs one plugin in the node.
-func (n *network) execute(ctx context.Context, command string, plugin object, container string, ns *namespace, previous json.RawMessage) (json.RawMessage, error) {
+func (n *network) execute(ctx context.Context, command string, plugin object, c container, previous json.RawMessage) (json.RawMessage, error) {
 	config := maps.Clone(plugin)
 	config["cniVersion"], config["name"] = "1.0.0", n.name
 	if previous != nil {
 		config["prevResult"] = previous
+	}
+	if plugin["capabilities"] != nil && len(c.ports) > 0 {
+		config["runtimeConfig"] = object{"portMappings": c.ports}
 	}
 	text, err := json.Marshal(config)
 	if err != nil {
 		return nil, err
 	}
 	binary := filepath.Join(n.folder, plugin["type"].(string))
-	c := exec.CommandContext(ctx, binary)
-	c.Stdin = bytes.NewReader(text)
-	c.Env = append(os.Environ(), "CNI_COMMAND="+command, "CNI_CONTAINERID="+container, "CNI_NETNS="+ns.path,
+	process := exec.CommandContext(ctx, binary)
+	process.Stdin = bytes.NewReader(text)
+	process.Env = append(os.Environ(), "CNI_COMMAND="+command, "CNI_CONTAINERID="+c.id, "CNI_NETNS="+c.ns.path,
 		"CNI_IFNAME=eth0", "CNI_PATH="+n.folder)
 	var out, log bytes.Buffer
-	c.Stdout, c.Stderr = &out, &log
-	if err := n.node.do(c.Run); err != nil {
+	process.Stdout, process.Stderr = &out, &log
+	if err := n.node.do(process.Run); err != nil {
 		return nil, fmt.Errorf("%s of %s: %w: %s%s", command, binary, err, out.Bytes(), log.Bytes())
 	}
 	return out.Bytes(), nil
@@ -103,23 +114,23 @@ func hostLocal(name string) object {
 	}
 }
 
-// chainPlugins is what Podman and containerd's examples configure. portmap has
-// no mapping to make.
-func chainPlugins() []object {
+// chainPlugins is what Podman and containerd's examples configure.
+func chainPlugins(name string) []object {
 	return []object{
-		{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true, "ipam": hostLocal(chain)},
+		{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true, "ipam": hostLocal(name)},
 		{"type": "portmap", "capabilities": object{"portMappings": true}},
 		{"type": "firewall"},
 	}
 }
 
-func ptpPlugins() []object {
-	return []object{{"type": "ptp", "ipMasq": true, "ipam": hostLocal(ptp)}}
+func ptpPlugins(name string) []object {
+	return []object{{"type": "ptp", "ipMasq": true, "ipam": hostLocal(name)}}
 }
 
 func tendrilPlugins(socket string) []object {
 	return []object{{
 		"type": "tendril-cni", "driver": "routed", "socket": socket, "ipMasq": true,
-		"ipam": object{"type": "tendril", "ranges": [][]object{{{"subnet": podSubnet}}}},
+		"ipam":         object{"type": "tendril", "ranges": [][]object{{{"subnet": podSubnet}}}},
+		"capabilities": object{"portMappings": true},
 	}}
 }

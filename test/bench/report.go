@@ -23,8 +23,10 @@ type metric struct {
 	Unit    string `json:"unit"`
 	// against is the candidate that ratios are to.
 	against string
-	// goal of tendril's row; the zero goal is none.
-	goal goal
+	// goal of the row of the candidate subject, which is tendril if empty; the zero
+	// goal is none.
+	goal    goal
+	subject string
 	// latency has its 95th percentile told, not its highest.
 	latency bool
 }
@@ -108,7 +110,7 @@ func (b *book) report() *report {
 				r.RatioQuartiles = quartiles(r.Samples, other.Samples)
 			}
 		}
-		if r.goal.Of == "" || r.Candidate != tendril || r.goal.Of == "ratio" && r.Against == "" {
+		if r.goal.Of == "" || r.Candidate != cmp.Or(r.subject, tendril) || r.goal.Of == "ratio" && r.Against == "" {
 			continue
 		}
 		value := r.Median

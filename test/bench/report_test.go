@@ -58,6 +58,29 @@ func TestReport(t *testing.T) {
 	}
 }
 
+// TestGoalOfSubject: where builds or sizes of tendril are compared, the goal is for
+// one of them.
+func TestGoalOfSubject(t *testing.T) {
+	m := metric{Section: "ports", Name: "connect", Unit: "k/s", against: "one", subject: "many", goal: ratio(0.97)}
+	var b book
+	b.add(m, "one", 10)
+	b.add(m, "many", 9)
+	b.add(m, tendril, 5)
+	no := false
+	half := [2]float64{0.5, 0.5}
+	want := []*row{
+		{metric: m, Candidate: "one", Samples: []float64{10}, Median: 10, Low: 10, High: 10},
+		{
+			metric: m, Candidate: "many", Samples: []float64{9}, Median: 9, Low: 9, High: 9,
+			Against: "one", Ratio: 0.9, RatioQuartiles: &[2]float64{0.9, 0.9}, Goal: &m.goal, Met: &no,
+		},
+		{metric: m, Candidate: tendril, Samples: []float64{5}, Median: 5, Low: 5, High: 5, Against: "one", Ratio: 0.5, RatioQuartiles: &half},
+	}
+	if diff := cmp.Diff(want, b.report().Rows, cmp.AllowUnexported(row{}, metric{})); diff != "" {
+		t.Errorf("rows (-want +got):\n%s", diff)
+	}
+}
+
 func TestPercentile(t *testing.T) {
 	for _, c := range []struct {
 		samples []float64
