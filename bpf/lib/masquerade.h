@@ -246,6 +246,20 @@ static __always_inline bool is_closing(const struct packet *packet, const struct
 	       (packet->tcp_flags & TCP_FIN || flow->flags & FLOW_CLOSING);
 }
 
+/* Whether the endpoint that the decision delivers scratch->packet to is there. */
+static __always_inline bool receiver_is_there(const struct scratch *s)
+{
+	const struct address *address = s->decision.flags & FLOW_TRANSLATE_DESTINATION
+						? &s->decision.address
+						: &s->packet.key.destination;
+	struct endpoint *endpoint;
+
+	if (s->decision.action != ACTION_DELIVER || s->decision.flags & FLOW_HAIRPIN)
+		return true;
+	endpoint = bpf_map_lookup_elem(&endpoints, address);
+	return endpoint && endpoint->ifindex == s->decision.out_ifindex;
+}
+
 /*
  * Keeps a decision for the packets that follow. Errors are decided each by
  * itself, and a closed connection is followed packet by packet.
@@ -263,6 +277,9 @@ static __always_inline void remember(const struct __sk_buff *skb, struct scratch
 	}
 	account(skb, &s->decision);
 	s->decision.epoch = s->epoch + epoch_of(s->decision.endpoint);
+	/* Had it gone before its epoch was read, the decision would outlive it. */
+	if (!receiver_is_there(s))
+		return;
 	s->decision.decided = now();
 	bpf_map_update_elem(&flows, &s->packet.key, &s->decision, BPF_ANY);
 }

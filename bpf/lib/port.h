@@ -45,7 +45,7 @@ __noinline int port_enter(struct __sk_buff *skb, __u32 endpoint)
 			break;
 		if (error == -EEXIST) {
 			old = bpf_map_lookup_elem(&translations, &s->reply);
-			if (old && translation_alive(old, s->reply.protocol))
+			if (old && translation_alive(old, s->reply.protocol) && !is_orphan(old))
 				return 1;
 			s->victim = s->reply;
 			translation_remove(skb);
@@ -129,6 +129,7 @@ __noinline int port_dialled(struct __sk_buff *skb)
 	struct scratch *s = scratch_get();
 	struct endpoint *endpoint;
 	struct port *port;
+	__u32 epoch;
 	int error;
 
 	if (!s || s->packet.icmp_kind)
@@ -141,6 +142,8 @@ __noinline int port_dialled(struct __sk_buff *skb)
 	if (!port || !is_host(&s->packet.key.destination))
 		return 1;
 	s->port = *port;
+	/* Before the endpoint, which may go meanwhile. */
+	epoch = epoch_of(s->port.endpoint);
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->port.address);
 	if (!endpoint || endpoint->id != s->port.endpoint)
 		return 1;
@@ -153,7 +156,7 @@ __noinline int port_dialled(struct __sk_buff *skb)
 	s->to.address = s->port.address;
 	s->to.port = s->port.port;
 	s->to.endpoint = endpoint->id;
-	s->to.epoch = epoch_of(endpoint->id);
+	s->to.epoch = epoch;
 	s->to.ifindex = endpoint->ifindex;
 	s->to.seen = now();
 	s->to.flags = TRANSLATION_PORT;

@@ -54,6 +54,17 @@ static __always_inline bool translation_alive(const struct translation *t, __u8 
 	       idle <= (__s32)translation_timeout(protocol, t->state);
 }
 
+/*
+ * Whether its endpoint has gone although its epoch says otherwise: it was taken in that
+ * very moment. Whoever wants its key asks.
+ */
+static __always_inline bool is_orphan(const struct translation *t)
+{
+	struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &t->address);
+
+	return !endpoint || endpoint->ifindex != t->ifindex;
+}
+
 /* The reply's key of a translation, from the key as the endpoint sends. */
 static __always_inline void reply_key(struct flow_key *reply, const struct flow_key *sent,
 				      const struct address *address, __be16 port)
@@ -468,7 +479,7 @@ __noinline int port_try(struct __sk_buff *skb, __u32 candidate, __u32 need)
 		return 0;
 	old = bpf_map_lookup_elem(&translations, &s->reply);
 	if (old) {
-		if (!expendable(old, s->reply.protocol, need))
+		if (!expendable(old, s->reply.protocol, need) && !is_orphan(old))
 			return 0;
 		s->victim = s->reply;
 		translation_remove(skb);

@@ -19,7 +19,7 @@ type index struct {
 	byLink    map[int]api.Attachment // interface index of ready endpoints
 	detached  map[api.Attachment]bool
 	half      map[api.Attachment]*record // what a failed attach has left in the datapath
-	networks  map[string]api.Network // as the latest record has them
+	networks  map[string]api.Network     // as the latest record has them
 	ports     portTable
 	entries   int // of map ports
 	ids       *idPool

@@ -93,6 +93,7 @@ func TestPorts(t *testing.T) {
 					"by the stack":       testPortByStack,
 					"shut":               testPortShut,
 					"host's connection":  testPortOfHostsConnection,
+					"orphan":             testPortOrphan,
 				} {
 					t.Run(name, func(t *testing.T) { n.forget(t); test(t, n, f, p) })
 				}
@@ -279,6 +280,32 @@ func testPortReplaced(t *testing.T, n *node, f family, p mappedProtocol) {
 		next.Ports[0].HostIP = netip.IPv6Unspecified()
 	}
 	n.do(t, func() error { return n.DetachEndpoint(old) })
+	n.check(t, in, untouched())
+	n.do(t, func() error { return n.AttachEndpoint(next) })
+	n.check(t, in, deliveredAs(delivered(n.c, ip(f.world, f.c, 57, p.datagram(low, server)...)...), "decided"))
+	n.do(t, func() error {
+		if err := n.DetachEndpoint(next); err != nil {
+			return err
+		}
+		return n.ReconcileEndpoints([]Endpoint{n.a, n.b, n.c})
+	})
+}
+
+// testPortOrphan: a connection that was entered in the moment in which its endpoint went,
+// and has the epoch from after it, is not in the way of who has the port next.
+func testPortOrphan(t *testing.T, n *node, f family, p mappedProtocol) {
+	in := n.fromWorld(ip(f.world, f.host, 58, p.datagram(low, hostPort)...)...)
+	n.check(t, in, deliveredAs(delivered(n.b, ip(f.world, f.b, 57, p.datagram(low, server)...)...), "decided"))
+	old, next := n.b, n.c
+	next.Ports = []Port{{f.nobody(), hostPort, p.number, f.c, server}}
+	n.do(t, func() error { return n.DetachEndpoint(old) })
+	var epoch uint32
+	must(t, n.maps.Epochs.Lookup(uint32(old.ID), &epoch))
+	change(t, n.maps.Translations, func(_ maps.FlowKey, v *maps.Translation) {
+		if v.Seen != 0 {
+			v.Epoch, v.State = epoch, maps.TranslationEstablished
+		}
+	})
 	n.check(t, in, untouched())
 	n.do(t, func() error { return n.AttachEndpoint(next) })
 	n.check(t, in, deliveredAs(delivered(n.c, ip(f.world, f.c, 57, p.datagram(low, server)...)...), "decided"))
