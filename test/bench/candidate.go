@@ -42,8 +42,10 @@ type candidate struct {
 	// sameNode is from container to container, toWorld from the first container
 	// to the world; without a client there is no such path.
 	sameNode, toWorld path
-	namespaces        []*namespace
-	links             []link.Link
+	// toPort is from the world to a mapped port of the node.
+	toPort     path
+	namespaces []*namespace
+	links      []link.Link
 }
 
 // called is its name in the report.

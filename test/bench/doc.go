@@ -22,6 +22,9 @@
 //     puts the ends.
 //   - masquerade: container to a peer behind the uplink, with no way back but
 //     to the node's address. The bare pair has the peer at its other end.
+//   - ports: a peer behind the uplink to a mapped port of the node, which has no
+//     other, beside a node that has 10,000 of them (-ports), 100 for a container.
+//     The chain has 1 and 1,000.
 //   - cni: latency of ADD and DEL, each plugin executed as container runtimes do.
 //   - memory: the agent and its maps with 1,000 endpoints.
 //
@@ -32,7 +35,8 @@
 // "packets" are UDP with 64 bytes of payload, counted where they arrive.
 // "connect" is connect, one byte there, one byte back, and a close begun by the
 // client. Its side keeps TIME_WAIT, so connections go to 16 ports of the server
-// in turn: otherwise a client would run out of source ports.
+// in turn, or to one mapped port from 16 addresses of the client: otherwise it
+// would run out of source ports.
 //
 // The command runs in mount, PID and network namespaces of its own, with tmpfs
 // on /run. All that it makes, processes included, goes with them, also when it

@@ -69,6 +69,8 @@ type settings struct {
 	// calls is how many ADDs and DELs each plugin gets.
 	calls     int
 	endpoints int
+	// ports is how many a node has mapped that has many.
+	ports int
 	// tendril and plugins are folders of binaries.
 	tendril, plugins string
 	// beside is a folder of other binaries of tendril, "" for none.
@@ -91,6 +93,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	f.IntVar(&s.repeat, "repeat", 1_000_000, "runs of a program for one sample")
 	f.IntVar(&s.calls, "calls", 40, "ADDs and DELs of each plugin")
 	f.IntVar(&s.endpoints, "endpoints", 1000, "endpoints of section memory")
+	f.IntVar(&s.ports, "ports", 10_000, "mapped ports of section ports")
 	f.StringVar(&s.tendril, "tendril", "bin", "`folder` of tendril-agent and tendril-cni")
 	f.StringVar(&s.beside, "beside", "", "`folder` of another build of tendril, to compare with")
 	f.StringVar(&s.plugins, "plugins", "/usr/lib/cni", "`folder` of the reference plugins")
@@ -106,6 +109,9 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	}
 	if s.rounds < 1 || s.calls < 1 || s.repeat < 1 || s.endpoints < 1 || s.window <= 0 {
 		return nil, errors.New("rounds, calls, repeat, endpoints and window must be positive")
+	}
+	if s.ports < 2 || s.ports > maxPorts {
+		return nil, fmt.Errorf("ports must be between 2 and %d", maxPorts)
 	}
 	var err error
 	if s.only, err = some(*only, sectionNames()); err != nil {
@@ -150,6 +156,7 @@ func sections() []section {
 		{"packet", (*bench).packet},
 		{"same-node", (*bench).sameNode},
 		{"masquerade", (*bench).masquerade},
+		{"ports", (*bench).mappedPorts},
 		{"cni", (*bench).cni},
 		{"memory", (*bench).memory},
 	}

@@ -12,6 +12,7 @@ func TestParseRefuses(t *testing.T) {
 		`unknown argument "packet"`:                                    {"packet"},
 		`-only: unknown name "cpu": want some of ` + allSections:       {"-only", "packet,cpu"},
 		`-against: unknown name "": want some of ` + allOthers:         {"-against", ""},
+		"ports must be between 2 and 20000":                            {"-ports", "20001"},
 		"rounds, calls, repeat, endpoints and window must be positive": {"-rounds", "0"},
 	} {
 		if _, err := parse(args, io.Discard); err == nil || err.Error() != want {
@@ -21,6 +22,6 @@ func TestParseRefuses(t *testing.T) {
 }
 
 const (
-	allSections = "packet, same-node, masquerade, cni, memory"
+	allSections = "packet, same-node, masquerade, ports, cni, memory"
 	allOthers   = "raw, redirect, chain, ptp"
 )

@@ -48,9 +48,12 @@ func closeSocket(socket int) error {
 	return err
 }
 
-func noDelay(conn int) error {
+func noDelay(conn int) error { return switchOn(conn, unix.IPPROTO_TCP, unix.TCP_NODELAY) }
+
+// switchOn sets an option of a socket to 1.
+func switchOn(socket int, level, option uintptr) error {
 	on := int32(1)
-	_, err := call(unix.SYS_SETSOCKOPT, uintptr(conn), unix.IPPROTO_TCP, unix.TCP_NODELAY, uintptr(unsafe.Pointer(&on)), unsafe.Sizeof(on))
+	_, err := call(unix.SYS_SETSOCKOPT, uintptr(socket), level, option, uintptr(unsafe.Pointer(&on)), unsafe.Sizeof(on))
 	return err
 }
 
@@ -65,11 +68,16 @@ func socket(kind int) (int, error) {
 	return call(unix.SYS_SOCKET, unix.AF_INET, uintptr(kind|unix.SOCK_CLOEXEC), 0, 0, 0)
 }
 
-// dial returns a connected socket.
-func dial(kind int, to netip.AddrPort) (int, error) {
+// dial returns a connected socket, whose own address is from unless that is none.
+func dial(kind int, from netip.Addr, to netip.AddrPort) (int, error) {
 	s, err := socket(kind)
 	if err != nil {
 		return -1, err
+	}
+	if from.IsValid() {
+		if err := bindAddress(s, from); err != nil {
+			return -1, fmt.Errorf("bind to %s: %w", from, err)
+		}
 	}
 	address := raw4(to)
 	if _, err := call(unix.SYS_CONNECT, uintptr(s), uintptr(unsafe.Pointer(&address)), unsafe.Sizeof(address), 0, 0); err != nil {
@@ -79,6 +87,17 @@ func dial(kind int, to netip.AddrPort) (int, error) {
 		return s, noDelay(s)
 	}
 	return s, nil
+}
+
+// bindAddress gives a socket its address and leaves the port to connect, which knows
+// that one port can go to several destinations.
+func bindAddress(s int, a netip.Addr) error {
+	if err := switchOn(s, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT); err != nil {
+		return err
+	}
+	address := raw4(netip.AddrPortFrom(a, 0))
+	_, err := call(unix.SYS_BIND, uintptr(s), uintptr(unsafe.Pointer(&address)), unsafe.Sizeof(address), 0, 0)
+	return err
 }
 
 // listen returns a socket bound to at, which listens if its kind does.

@@ -20,7 +20,7 @@ import (
 // serverPort is the first port of the servers.
 const serverPort = 5000
 
-// connectPorts is how many ports the server of connect has.
+// connectPorts is how many ports the server of connect has, or the client addresses.
 const connectPorts = 16
 
 // path is between whom traffic goes.
@@ -28,6 +28,11 @@ type path struct {
 	client, server *namespace
 	// address of the server, as the client knows it.
 	address netip.Addr
+	// sources are addresses of the client that connections are to come from, if not
+	// from the one that the kernel chooses.
+	sources []netip.Addr
+	// inside is the server's own address where a port of the other is mapped to it.
+	inside netip.Addr
 }
 
 // measure sends traffic over a path and returns what arrived per second.
@@ -37,7 +42,10 @@ func (b *bench) measure(ctx context.Context, kind traffic, p path) (outcome, err
 	if kind == requestResponse || kind == connections {
 		serverCPU = clientCPU
 	}
-	if kind == connections {
+	switch {
+	case p.sources != nil:
+		j.Sources = p.sources
+	case kind == connections:
 		j.Ports = connectPorts
 	}
 	// Nothing takes longer than this but what hangs.
@@ -46,6 +54,9 @@ func (b *bench) measure(ctx context.Context, kind traffic, p path) (outcome, err
 
 	serve := j
 	serve.Serve = true
+	if p.inside.IsValid() {
+		serve.At = netip.AddrPortFrom(p.inside, serverPort)
+	}
 	server, err := startWorker(ctx, p.server, serverCPU, serve)
 	if err != nil {
 		return outcome{}, err

@@ -37,9 +37,11 @@ type job struct {
 	// At is the server's address with its first port.
 	At netip.AddrPort
 	// Ports is how many of them it has; the client takes them in turn.
-	Ports  int
-	Warmup time.Duration
-	Window time.Duration
+	Ports int
+	// Sources are the client's addresses, taken in turn; with none the kernel chooses.
+	Sources []netip.Addr
+	Warmup  time.Duration
+	Window  time.Duration
 }
 
 // outcome is what a worker says when it is done.
@@ -153,7 +155,7 @@ func receiveStream(out io.Writer, j job) (outcome, error) {
 }
 
 func sendStream(j job) error {
-	conn, err := dial(unix.SOCK_STREAM, j.At)
+	conn, err := dial(unix.SOCK_STREAM, netip.Addr{}, j.At)
 	if err != nil {
 		return err
 	}
@@ -196,7 +198,7 @@ func receivePackets(out io.Writer, j job) (outcome, error) {
 }
 
 func sendPackets(j job) (outcome, error) {
-	socket, err := dial(unix.SOCK_DGRAM, j.At)
+	socket, err := dial(unix.SOCK_DGRAM, netip.Addr{}, j.At)
 	if err != nil {
 		return outcome{}, err
 	}
@@ -224,7 +226,7 @@ func sendPackets(j job) (outcome, error) {
 func answer(out io.Writer, j job) error {
 	failed := make(chan error)
 	for i := range j.Ports {
-		listener, err := listen(unix.SOCK_STREAM, port(j, i))
+		listener, err := listen(unix.SOCK_STREAM, j.port(i))
 		if err != nil {
 			return err
 		}
@@ -269,7 +271,7 @@ func ask(j job) (outcome, error) {
 	for i := 0; ; i++ {
 		began := time.Now()
 		if conn < 0 {
-			if conn, err = dial(unix.SOCK_STREAM, port(j, i%j.Ports)); err != nil {
+			if conn, err = dial(unix.SOCK_STREAM, j.source(i), j.port(i)); err != nil {
 				return outcome{}, err
 			}
 		}
@@ -294,6 +296,15 @@ func ask(j job) (outcome, error) {
 	}
 }
 
-func port(j job, i int) netip.AddrPort {
-	return netip.AddrPortFrom(j.At.Addr(), j.At.Port()+uint16(i))
+// port is the server's whose turn it is.
+func (j job) port(i int) netip.AddrPort {
+	return netip.AddrPortFrom(j.At.Addr(), j.At.Port()+uint16(i%j.Ports))
+}
+
+// source is the client's address whose turn it is; the zero value is any.
+func (j job) source(i int) netip.Addr {
+	if len(j.Sources) == 0 {
+		return netip.Addr{}
+	}
+	return j.Sources[i%len(j.Sources)]
 }
