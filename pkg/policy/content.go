@@ -18,7 +18,12 @@ func (d digest) compare(other digest) int { return bytes.Compare(d[:], other[:])
 // sequence of parts has the same bytes.
 type content struct{ data []byte }
 
-func (c *content) number(n uint64) { c.data = binary.AppendUvarint(c.data, n) }
+func (c *content) number(n uint64) {
+	if c.data == nil {
+		c.data = make([]byte, 0, 128)
+	}
+	c.data = binary.AppendUvarint(c.data, n)
+}
 
 func (c *content) text(s string) {
 	c.number(uint64(len(s)))

@@ -67,8 +67,11 @@ func checked(e Endpoint) (Endpoint, error) {
 	refuse := func(field string, value any, reason string) (Endpoint, error) {
 		return Endpoint{}, &InvalidError{Object: object, Field: field, Value: fmt.Sprint(value), Reason: reason}
 	}
-	if (e.ID == 0) == (e.Key == "") {
-		return refuse("Key", e.Key, "does not fit: an endpoint has an ID on this node, or a Key on another")
+	switch {
+	case e.ID == 0 && e.Key == "":
+		return refuse("Key", "", "is missing, and so is the ID")
+	case e.ID != 0 && e.Key != "":
+		return refuse("Key", e.Key, "is of another node's endpoints, but there is an ID")
 	}
 	e.Namespace = namespaceOf(e.Namespace)
 	e.Labels, e.Ports = maps.Clone(e.Labels), slices.Clone(e.Ports)

@@ -59,12 +59,12 @@ func (o *Objects) check() error {
 	for i := range o.Policies {
 		p := &o.Policies[i]
 		if e := validatePolicy(p.Object); e != nil {
-			return e.of(p.Source, p.Name())
+			return e.of(p.Source, shorten(p.Name()))
 		}
 	}
 	for _, n := range o.Namespaces {
 		if e := validateNamespace(n.Object); e != nil {
-			return e.of(n.Source, namespaceObject(n.Object.Name))
+			return e.of(n.Source, shorten(namespaceObject(n.Object.Name)))
 		}
 	}
 	return o.checkDuplicates()

@@ -24,6 +24,7 @@ type program struct {
 	selected index[*peer]
 	groups   []*group
 	cells    cells
+	// policies is how many there are.
 	policies int
 }
 
@@ -59,13 +60,14 @@ func newProgram(o *Objects) (*program, error) {
 		groups:     make(map[digest]*group),
 	}
 	// Rules are numbered by name, so that no order of files matters.
-	sorted := make([]*Policy, len(o.Policies))
+	names := make([]string, len(o.Policies))
+	byName := make([]int, len(o.Policies))
 	for i := range o.Policies {
-		sorted[i] = &o.Policies[i]
+		names[i], byName[i] = o.Policies[i].Name(), i
 	}
-	slices.SortFunc(sorted, func(a, b *Policy) int { return strings.Compare(a.Name(), b.Name()) })
-	for _, policy := range sorted {
-		b.addPolicy(policy)
+	slices.SortFunc(byName, func(a, b int) int { return strings.Compare(names[a], names[b]) })
+	for _, i := range byName {
+		b.addPolicy(names[i], &o.Policies[i])
 	}
 	return p, b.finish()
 }
@@ -96,24 +98,22 @@ type builder struct {
 	groups     map[digest]*group
 }
 
-func (b *builder) addPolicy(policy *Policy) {
+func (b *builder) addPolicy(name string, policy *Policy) {
 	spec := &policy.Object.Spec
 	s := b.selectionOf(policy)
 	var lengths [2]int
 	ingress, egress := isolates(spec)
 	if ingress {
-		s.isolates[Ingress] = append(s.isolates[Ingress], policy.Name())
+		s.isolates[Ingress] = append(s.isolates[Ingress], name)
 		lengths[Ingress] = len(spec.Ingress)
 	}
 	if egress {
-		s.isolates[Egress] = append(s.isolates[Egress], policy.Name())
+		s.isolates[Egress] = append(s.isolates[Egress], name)
 		lengths[Egress] = len(spec.Egress)
 	}
 	for _, direction := range []Direction{Ingress, Egress} {
 		for i := range lengths[direction] {
-			r := &rule{
-				policy: policy, name: policy.Name(), direction: direction, index: i, order: len(b.rules),
-			}
+			r := &rule{policy: policy, name: name, direction: direction, index: i, order: len(b.rules)}
 			b.addRule(r)
 			s.rules[direction] = append(s.rules[direction], r)
 			if direction == Ingress {
@@ -164,7 +164,7 @@ func (b *builder) addRule(r *rule) {
 }
 
 func (b *builder) groupOf(r *rule, parts []groupPart) *group {
-	g := &group{identities: make(map[*identity]*part), sets: make(map[*set][]setRule)}
+	g := new(group)
 	if r.direction == Egress {
 		g.names = r.names
 		g.namesOnly = r.everybody || len(r.ranges) == 0
@@ -179,6 +179,7 @@ func (b *builder) groupOf(r *rule, parts []groupPart) *group {
 	if known, ok := b.groups[g.digest]; ok {
 		return known
 	}
+	g.identities, g.sets = make(map[*identity]*part), make(map[*set][]setRule)
 	b.groups[g.digest] = g
 	for _, part := range parts {
 		if part.block != nil {

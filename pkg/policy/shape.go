@@ -100,7 +100,7 @@ func checkStruct(path string, value any, t reflect.Type) *InvalidError {
 		}
 		inner, ok := fields[key]
 		if !ok {
-			reason := "is no field of a " + t.Name()
+			reason := "is no field of " + t.Name()
 			if guess := closest(key, sortedKeys(fields)); guess != "" {
 				reason += fmt.Sprintf("; did you mean %s?", guess)
 			}
