@@ -38,7 +38,26 @@ type set struct {
 	number uint32
 	digest digest
 	uses   int
-	rules  []setRule
+	rules  []setRule // those without a group first, then by group
+}
+
+// setRules are the rules of a set that have one group.
+type setRules struct {
+	set   *set
+	rules []setRule
+}
+
+// byGroup yields the rules of each group.
+func (s *set) byGroup(yield func(*group, []setRule) bool) {
+	for i := 0; i < len(s.rules); {
+		g, start := s.rules[i].group, i
+		for i < len(s.rules) && s.rules[i].group == g {
+			i++
+		}
+		if g != nil && !yield(g, s.rules[start:i]) {
+			return
+		}
+	}
 }
 
 // numberOf is 0 for no set, which is no isolation.
@@ -56,45 +75,51 @@ type setRule struct {
 	ranges []portRange
 }
 
-// allowed collects what the rules of a set allow one identity.
-type allowed struct {
-	ranges []ruleRange
-}
+// allowed collects what the rules of one set allow identities, or what sets
+// allow one identity: number is of the other.
+type allowed []allowedRange
 
-type ruleRange struct {
+type allowedRange struct {
+	number uint32
 	portRange
-	order int
-	hash  uint64
+	rule *rule
 }
 
-func (a *allowed) add(r *rule, ranges []portRange) {
+func (a *allowed) add(number uint32, r *rule, ranges []portRange) {
 	for _, p := range ranges {
-		a.ranges = append(a.ranges, ruleRange{p, r.order, r.hash})
+		*a = append(*a, allowedRange{number, p, r})
 	}
 }
 
 // addFor adds what a rule allows an identity that has its group.
-func (a *allowed) addFor(r setRule, p *part) {
+func (a *allowed) addFor(number uint32, r setRule, p *part) {
 	if r.everybody {
-		a.add(r.rule, p.ranges) // its numbers are for identity 0
+		a.add(number, r.rule, p.ranges) // its other ranges are for identity 0
 		return
 	}
-	a.add(r.rule, union(r.ranges, p.ranges))
+	a.add(number, r.rule, union(r.ranges, p.ranges))
 }
 
-// entry puts the widest first and leaves out what another range covers: the
-// first that matches decides, and no rule of a set can say less than another.
-func (a *allowed) entry() []Range {
-	slices.SortFunc(a.ranges, func(a, b ruleRange) int {
-		return cmp.Or(cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.first, b.first),
-			cmp.Compare(b.last, a.last), cmp.Compare(a.order, b.order))
+// entries yields the entry of each number. It puts the widest ranges first and
+// leaves out what another covers: the first that matches decides, and no rule
+// of a set can take back what another allows.
+func (a allowed) entries(yield func(number uint32, ranges []Range) bool) {
+	slices.SortFunc(a, func(a, b allowedRange) int {
+		return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.protocol, b.protocol),
+			cmp.Compare(a.first, b.first), cmp.Compare(b.last, a.last), cmp.Compare(a.rule.order, b.rule.order))
 	})
-	var out []Range
-	for _, r := range a.ranges {
-		if n := len(out); n > 0 && (out[0].Protocol == 0 || out[n-1].Protocol == r.protocol && r.last <= out[n-1].Last) {
-			continue
+	all := make([]Range, 0, len(a)) // the entries share it
+	for i := 0; i < len(a); {
+		number, start := a[i].number, len(all)
+		for ; i < len(a) && a[i].number == number; i++ {
+			r, out := a[i], all[start:]
+			if n := len(out); n > 0 && (out[0].Protocol == 0 || out[n-1].Protocol == r.protocol && r.last <= out[n-1].Last) {
+				continue
+			}
+			all = append(all, Range{r.first, r.last, r.protocol, r.rule.hash})
 		}
-		out = append(out, Range{r.first, r.last, r.protocol, r.hash})
+		if !yield(number, all[start:len(all):len(all)]) {
+			return
+		}
 	}
-	return out
 }

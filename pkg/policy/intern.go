@@ -29,19 +29,18 @@ func (e *Engine) useIdentity(parts []part) (*identity, error) {
 		return nil, err
 	}
 	e.identities[d] = id
-	// What each set with a rule of some part allows it.
-	all := make(map[*set]*allowed)
+	var all allowed
 	for i := range parts {
 		p := &parts[i]
 		p.group.identities[id] = p
-		for s, rules := range p.group.sets {
-			for _, r := range rules {
-				collect(all, s).addFor(r, p)
+		for _, of := range p.group.sets {
+			for _, r := range of.rules {
+				all.addFor(of.set.number, r, p)
 			}
 		}
 	}
-	for s, a := range all {
-		if err := e.addEntry(Pair{s.number, id.number}, a.entry()); err != nil {
+	for set, ranges := range all.entries {
+		if err := e.addEntry(Pair{set, id.number}, ranges); err != nil {
 			id.uses = 0
 			e.forgetIdentity(id)
 			return nil, err
@@ -63,41 +62,28 @@ func (e *Engine) useSet(d digest, rules func() []setRule) (*set, error) {
 		return nil, err
 	}
 	e.sets[d] = s
-	everybody := new(allowed)
-	all := make(map[*identity]*allowed)
+	var all allowed
 	for _, r := range s.rules {
 		if r.everybody {
-			everybody.add(r.rule, r.ranges)
-		}
-		if r.group == nil {
-			continue
-		}
-		r.group.sets[s] = append(r.group.sets[s], r)
-		for id, p := range r.group.identities {
-			collect(all, id).addFor(r, p)
+			all.add(0, r.rule, r.ranges)
 		}
 	}
-	err = e.addEntry(Pair{s.number, 0}, everybody.entry())
-	for id, a := range all {
-		if err == nil {
-			err = e.addEntry(Pair{s.number, id.number}, a.entry())
+	for g, rules := range s.byGroup {
+		g.sets = append(g.sets, setRules{s, rules})
+		for id, p := range g.identities {
+			for _, r := range rules {
+				all.addFor(id.number, r, p)
+			}
 		}
 	}
-	if err != nil {
-		s.uses = 0
-		e.forgetSet(s)
-		return nil, err
+	for identity, ranges := range all.entries {
+		if err := e.addEntry(Pair{s.number, identity}, ranges); err != nil {
+			s.uses = 0
+			e.forgetSet(s)
+			return nil, err
+		}
 	}
 	return s, nil
-}
-
-func collect[K comparable](all map[K]*allowed, key K) *allowed {
-	a := all[key]
-	if a == nil {
-		a = new(allowed)
-		all[key] = a
-	}
-	return a
 }
 
 // numberOf is the number that an equal content has already, or the next.
@@ -190,10 +176,8 @@ func (e *Engine) forgetSet(s *set) {
 	for at := range e.pairsOfSet(s) {
 		e.removeEntry(at)
 	}
-	for _, r := range s.rules {
-		if r.group != nil {
-			delete(r.group.sets, s)
-		}
+	for g := range s.byGroup {
+		g.sets = slices.DeleteFunc(g.sets, func(of setRules) bool { return of.set == s })
 	}
 	delete(e.sets, s.digest)
 }
@@ -217,11 +201,8 @@ func (e *Engine) pairsOfSet(s *set) func(yield func(Pair) bool) {
 		if !yield(Pair{s.number, 0}) {
 			return
 		}
-		for _, r := range s.rules {
-			if r.group == nil {
-				continue
-			}
-			for id := range r.group.identities {
+		for g := range s.byGroup {
+			for id := range g.identities {
 				if !yield(Pair{s.number, id.number}) {
 					return
 				}
@@ -235,8 +216,8 @@ func (e *Engine) pairsOfSet(s *set) func(yield func(Pair) bool) {
 func (e *Engine) pairsOfIdentity(id *identity) func(yield func(Pair) bool) {
 	return func(yield func(Pair) bool) {
 		for _, p := range id.parts {
-			for s := range p.group.sets {
-				if !yield(Pair{s.number, id.number}) {
+			for _, of := range p.group.sets {
+				if !yield(Pair{of.set.number, id.number}) {
 					return
 				}
 			}

@@ -207,7 +207,7 @@ func rulesFor(endpoint *Endpoint, selections []*selection, direction Direction) 
 			out = append(out, setRule{r, ranges})
 		}
 	}
-	slices.SortFunc(out, func(a, b setRule) int { return a.order - b.order })
+	slices.SortFunc(out, func(a, b setRule) int { return a.group.number() - b.group.number() })
 	return out
 }
 

@@ -179,7 +179,7 @@ func (b *builder) groupOf(r *rule, parts []groupPart) *group {
 	if known, ok := b.groups[g.digest]; ok {
 		return known
 	}
-	g.identities, g.sets = make(map[*identity]*part), make(map[*set][]setRule)
+	g.identities = make(map[*identity]*part)
 	b.groups[g.digest] = g
 	for _, part := range parts {
 		if part.block != nil {

@@ -77,7 +77,15 @@ type group struct {
 	// identities are those with the group as a part, and sets those with rules
 	// of it.
 	identities map[*identity]*part
-	sets       map[*set][]setRule
+	sets       []setRules
+}
+
+// number is the id; -1 for no group.
+func (g *group) number() int {
+	if g == nil {
+		return -1
+	}
+	return g.id
 }
 
 // peer is all endpoints that a podSelector and a namespaceSelector select.
