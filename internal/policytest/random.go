@@ -16,9 +16,9 @@ import (
 )
 
 var (
-	namespaces = []string{"default", "blue", "green"}
+	namespaces = []string{"default", "default", "default", "blue"}
 	keys       = []string{"app", "tier", "env"}
-	values     = []string{"a", "b", "c"}
+	values     = []string{"a", "a", "b"}
 	names      = []string{"web", "dns", "admin"}
 	networks   = []string{"pods", "edge"}
 	protocols  = []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}
@@ -30,11 +30,11 @@ func one[T any](rng *rand.Rand, of []T) T { return of[rng.IntN(len(of))] }
 // chance is true once in n times.
 func chance(rng *rand.Rand, n int) bool { return rng.IntN(n) == 0 }
 
-// RandomObjects makes up to seven policies, and labels of some namespaces. All
+// RandomObjects makes up to eleven policies, and labels of some namespaces. All
 // are valid.
 func RandomObjects(rng *rand.Rand) *policy.Objects {
 	o := new(policy.Objects)
-	for _, name := range namespaces {
+	for _, name := range []string{"default", "blue"} {
 		if chance(rng, 2) {
 			o.Namespaces = append(o.Namespaces, policy.Namespace{Source: "random", Object: &corev1.Namespace{
 				TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"},
@@ -42,18 +42,18 @@ func RandomObjects(rng *rand.Rand) *policy.Objects {
 			}})
 		}
 	}
-	for i := range rng.IntN(8) {
+	for i := range rng.IntN(12) {
 		p := &networkingv1.NetworkPolicy{
 			TypeMeta:   metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"},
 			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("policy-%d", i), Namespace: one(rng, namespaces)},
 			Spec:       networkingv1.NetworkPolicySpec{PodSelector: randomSelector(rng)},
 		}
-		for range rng.IntN(3) {
+		for range 1 + rng.IntN(3) {
 			p.Spec.Ingress = append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{
 				From: randomPeers(rng), Ports: randomPorts(rng),
 			})
 		}
-		for range rng.IntN(3) {
+		for range rng.IntN(4) {
 			p.Spec.Egress = append(p.Spec.Egress, networkingv1.NetworkPolicyEgressRule{
 				To: randomPeers(rng), Ports: randomPorts(rng),
 			})
@@ -126,7 +126,7 @@ func (m *Model) RandomFlow(rng *rand.Rand) policy.Flow {
 }
 
 func (m *Model) randomEnd(rng *rand.Rand, six bool) (id uint16, address netip.Addr) {
-	if !chance(rng, 4) {
+	if !chance(rng, 3) {
 		e := one(rng, m.Endpoints)
 		for _, a := range e.Addresses {
 			if a.Is6() == six {

@@ -3,8 +3,11 @@
 package policy_test
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -25,11 +28,35 @@ func TestModel(t *testing.T) {
 	for seed := uint64(0); cases > 0; seed++ {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		m := &policytest.Model{Objects: new(policy.Objects)}
-		e := policy.New(policy.Limits{}, uint32(1+rng.IntN(1000)))
+		limits := policy.Limits{PerEntry: rng.IntN(4)}
+		if rng.IntN(3) == 0 {
+			limits = []policy.Limits{{Subjects: 4}, {Prefixes: 8}, {Entries: 30}, {Entries: 50, PerEntry: 2}, {Rules: 16}}[rng.IntN(5)]
+		}
+		e := policy.New(limits, uint32(1+rng.IntN(1000)))
 		all := policytest.RandomEndpoints(rng)
 		numbers := make(map[uint32]string)
+		for _, x := range all {
+			if rng.IntN(4) != 0 && e.Add(x) == nil {
+				m.Endpoints = append(m.Endpoints, x)
+			}
+		}
 		for range 12 {
-			e = randomStep(t, rng, m, e, all)
+			before := e.Tables()
+			next, err := randomStep(rng, m, e, all)
+			var tooBig *policy.TooBigError
+			switch {
+			case errors.As(err, &tooBig):
+				seen["too many "+tooBig.What]++
+				if diff := cmp.Diff(before, e.Tables(), prefixes); diff != "" {
+					t.Fatalf("seed %d: %v, but (-before +after)\n%s", seed, err, diff)
+				}
+			case err != nil:
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			e = next
+			if err := e.Check(); err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
 			tables := e.Tables()
 			checkTables(t, tables, numbers)
 			rules := ruleNames(e)
@@ -47,54 +74,53 @@ func TestModel(t *testing.T) {
 			}
 		}
 	}
-	for _, what := range []string{"allowed", "by rules of both", "refused egress", "refused ingress", "isolation"} {
-		if seen[what] < 100 {
+	for _, what := range []string{
+		"allowed", "by rules of both", "refused egress", "refused ingress", "isolation",
+		"too many subjects", "too many prefixes", "too many entries", "too many rules",
+	} {
+		if seen[what] < 10 {
 			t.Errorf("%s: only %d cases", what, seen[what])
 		}
 	}
+	t.Logf("cases: %v", seen)
 }
 
-// randomStep changes the model and the engine alike.
+var prefixes = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+
+// randomStep changes the model and the engine alike; if it fails, neither.
 func randomStep(
-	t *testing.T, rng *rand.Rand, m *policytest.Model, e *policy.Engine, all []policy.Endpoint,
-) *policy.Engine {
-	t.Helper()
-	at := func(x policy.Endpoint) int {
-		return slices.IndexFunc(m.Endpoints, func(y policy.Endpoint) bool { return x.ID == y.ID && x.Key == y.Key })
-	}
+	rng *rand.Rand, m *policytest.Model, e *policy.Engine, all []policy.Endpoint,
+) (*policy.Engine, error) {
 	x := all[rng.IntN(len(all))]
+	others := slices.DeleteFunc(slices.Clone(m.Endpoints), func(y policy.Endpoint) bool {
+		return x.ID == y.ID && x.Key == y.Key
+	})
 	switch rng.IntN(6) {
 	case 0, 1:
 		objects := policytest.RandomObjects(rng)
 		next, err := e.With(objects)
-		if err != nil {
-			t.Fatal(err)
+		if err != nil || rng.IntN(4) == 0 {
+			return e, err // a new one is dropped
 		}
-		if rng.IntN(4) == 0 {
-			return e // the new one is dropped
-		}
-		m.Objects, e = objects, next
+		m.Objects = objects
+		return next, nil
 	case 2:
-		if i := at(x); i >= 0 {
-			m.Endpoints = slices.Delete(m.Endpoints, i, i+1)
-		}
+		m.Endpoints = others
 		if x.ID != 0 {
 			e.Remove(x.ID)
 		} else {
 			e.RemoveRemote(x.Key)
 		}
 	default:
-		// One that is there has other labels, or none of its addresses.
-		if i := at(x); i >= 0 {
-			m.Endpoints = slices.Delete(m.Endpoints, i, i+1)
-			x.Labels = policytest.RandomEndpoints(rng)[0].Labels
+		if len(others) < len(m.Endpoints) {
+			x.Labels = policytest.RandomEndpoints(rng)[0].Labels // it is there, and is another now
 		}
-		m.Endpoints = append(m.Endpoints, x)
 		if err := e.Add(x); err != nil {
-			t.Fatal(err)
+			return e, err
 		}
+		m.Endpoints = append(others, x)
 	}
-	return e
+	return e, nil
 }
 
 // checkTables fails if a number stands for another content than before.
@@ -170,4 +196,41 @@ func describe(m *policytest.Model, f policy.Flow) string {
 		out += fmt.Sprintf("%s %+v\n", p.Name(), p.Object.Spec)
 	}
 	return out
+}
+
+// What the generators make up is what Parse reads.
+func TestRandomObjectsParse(t *testing.T) {
+	for seed := range uint64(300) {
+		o := policytest.RandomObjects(rand.New(rand.NewPCG(seed, 2)))
+		var text []byte
+		for _, p := range o.Policies {
+			text = appendJSON(t, text, p.Object)
+		}
+		for _, n := range o.Namespaces {
+			text = appendJSON(t, text, n.Object)
+		}
+		got, err := policy.Parse("random", text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var again []byte
+		for _, p := range got.Policies {
+			again = appendJSON(t, again, p.Object)
+		}
+		for _, n := range got.Namespaces {
+			again = appendJSON(t, again, n.Object)
+		}
+		if diff := cmp.Diff(string(text), string(again)); diff != "" {
+			t.Errorf("seed %d (-want +got)\n%s", seed, diff)
+		}
+	}
+}
+
+func appendJSON(tb testing.TB, to []byte, object any) []byte {
+	tb.Helper()
+	data, err := json.Marshal(object)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return append(append(to, data...), '\n')
 }
