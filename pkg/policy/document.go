@@ -17,7 +17,7 @@ import (
 
 const (
 	// maxSize is what one source may have, and what its aliases may make of it.
-	maxSize = 16 << 20
+	maxSize = 8 << 20
 	// maxDepth is how deep mappings and lists may be nested. A policy needs ten.
 	maxDepth = 64
 )

@@ -81,9 +81,12 @@ func newEngine(limits Limits, numbers *numbers, program *program) *Engine {
 // With returns another engine, with these objects in place of those of e, for
 // the same endpoints. What is equal in both has the same number. e stays as it
 // is, so the caller may drop the new one and go on; but it may not change both.
-// The objects must not be changed later. Errors are *InvalidError, for what
+// The objects must not be changed later; nil has none. Errors are *InvalidError, for what
 // Parse would refuse, and *TooBigError.
 func (e *Engine) With(o *Objects) (*Engine, error) {
+	if o == nil {
+		o = new(Objects)
+	}
 	program, err := newProgram(o)
 	if err != nil {
 		return nil, err

@@ -264,7 +264,10 @@ func TestPrefixes(t *testing.T) {
 			- {ipBlock: {cidr: "fd00::/8", except: ["fd00:1::/32"]}}
 			- {ipBlock: {cidr: "fd00:1::1/128"}}
 			- {ipBlock: {cidr: 172.16.0.0/12, except: [172.16.0.0/16]}}
-			- {ipBlock: {cidr: 172.16.0.0/16}}`)))
+			- {ipBlock: {cidr: 172.16.0.0/16}}
+		egress:
+		- to: [{ipBlock: {cidr: 198.51.100.0/24}}, {ipBlock: {cidr: 10.2.0.0/16}}]
+			ports: [{port: http}] # nobody's there`)))
 	var got []string
 	for p, identity := range e.Tables().Prefixes {
 		got = append(got, fmt.Sprint(p, " ", identity))
@@ -508,5 +511,104 @@ func TestMemberships(t *testing.T) {
 	}
 	if _, err := New(Limits{}, 1).With(mustParse(t, "p", spec(text.String()))); !errors.As(err, &got) || got.What != "memberships" {
 		t.Errorf("got %v", err)
+	}
+}
+
+// What is left in an entry of two policies, of which a is asked before b when
+// they are as wide.
+func TestEntry(t *testing.T) {
+	for _, test := range []struct{ a, b, want string }{
+		{"[{port: 80}]", "[{port: 80}]", "6:80-80 a"},
+		{"[{port: 80}]", "[{port: 80, protocol: UDP}]", "6:80-80 a, 17:80-80 b"},
+		{"[{port: 80}]", "[{port: 81}]", "6:80-80 a, 6:81-81 b"},
+		{"[{port: 80}]", "[]", "0:0-65535 b"},
+		{"[]", "[{port: 80}, {protocol: UDP}]", "0:0-65535 a"},
+		{"[]", "[]", "0:0-65535 a"},
+		{"[{port: 80, endPort: 90}]", "[{port: 85, endPort: 95}]", "6:80-90 a, 6:85-95 b"},
+		{"[{port: 80, endPort: 90}]", "[{port: 81, endPort: 90}]", "6:80-90 a"},
+		{"[{port: 81, endPort: 90}]", "[{port: 80, endPort: 90}]", "6:80-90 b"},
+		{"[{port: 81}, {port: 443}]", "[{}, {port: 443, protocol: SCTP}]", "6:0-65535 b, 132:443-443 b"},
+		{"[{port: 80, endPort: 90}, {port: 91}, {port: 85, endPort: 92}]", "[{port: 93}]", "6:80-92 a, 6:93-93 b"},
+	} {
+		text := func(name, ports string) string {
+			return strings.Replace(spec("podSelector: {}\ningress: [{from: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: "+ports+"}]"), "name: p", "name: "+name, 1)
+		}
+		e := mustWith(t, New(Limits{}, 1), mustParse(t, "p", text("b", test.b)+"---\n"+text("a", test.a)))
+		mustAdd(t, e, ends["web"])
+		var got []string
+		for _, ranges := range e.Tables().Entries {
+			for _, r := range ranges {
+				name := "a"
+				if r.Rule == e.Rules()[1].Hash {
+					name = "b"
+				}
+				got = append(got, fmt.Sprintf("%d:%d-%d %s", r.Protocol, r.First, r.Last, name))
+			}
+		}
+		if diff := cmp.Diff(test.want, strings.Join(got, ", ")); diff != "" {
+			t.Errorf("%s and %s (-want +got)\n%s", test.a, test.b, diff)
+		}
+	}
+}
+
+// What becomes free is counted once, though both the set and the identity of an
+// entry go.
+func TestLimitsOfReplacingBoth(t *testing.T) {
+	e := mustWith(t, New(Limits{Entries: 2}, 1), mustParse(t, "p", spec(`
+		podSelector: {matchLabels: {a: one}}
+		ingress: [{from: [{podSelector: {matchLabels: {a: one}}}]}]`)+"---\n"+strings.Replace(spec(`
+		podSelector: {matchLabels: {a: two}}
+		ingress:
+		- {from: [{podSelector: {matchLabels: {a: two}}}]}
+		- {from: [{ipBlock: {cidr: 192.0.2.0/24}}]}
+		- {from: [{ipBlock: {cidr: 192.0.3.0/24}}]}`), "name: p", "name: q", 1)))
+	mustAdd(t, e, Endpoint{ID: 1, Labels: map[string]string{"a": "one"}})
+	expectTooBig(t, &TooBigError{"entries", 3, 2}, e.Add(Endpoint{ID: 1, Labels: map[string]string{"a": "two"}}))
+	if err := e.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// An endpoint of this node is not taken for one of another that claims its
+// address.
+func TestAddressOfLocal(t *testing.T) {
+	e := mustWith(t, world(t), mustParse(t, "p", spec(`
+		podSelector: {matchLabels: {app: web}}
+		ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/24}}, {podSelector: {matchLabels: {app: thief}}}]}]`)))
+	mustAdd(t, e, Endpoint{Key: "thief", Namespace: "default", Labels: map[string]string{"app": "thief"}, Addresses: ends["db"].Addresses})
+	for i, want := range []string{"allowed ingress p 0", "refused by 1 ingress"} {
+		if got := told(e, e.Tables().Verdict(parseFlow(t, "db > web tcp 80", i))); got != want {
+			t.Errorf("family %d: got %s, want %s", i, got, want)
+		}
+	}
+}
+
+// With refuses what Parse would, in objects that were made otherwise.
+func TestWithValidates(t *testing.T) {
+	bad := mustParse(t, "p", spec("podSelector: {}\ningress: [{ports: [{port: 80}]}]"))
+	bad.Policies[0].Object.Spec.Ingress[0].Ports[0].Port.IntVal = 0
+	ns := mustParse(t, "p", "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}")
+	ns.Namespaces[0].Object.Name = ""
+	twice := mustParse(t, "p", spec("podSelector: {}"))
+	twice.Policies = append(twice.Policies, twice.Policies[0])
+	for _, test := range []struct {
+		objects *Objects
+		want    *InvalidError
+	}{
+		{bad, &InvalidError{"p", "default/p", "spec.ingress[0].ports[0].port", "0", "is not between 1 and 65535"}},
+		{ns, &InvalidError{"p", "namespace ", "metadata.name", "", "is missing"}},
+		{twice, &InvalidError{"p", "default/p", "", "", "is given twice"}},
+		{&Objects{Policies: []Policy{{Source: "p"}}}, &InvalidError{Source: "p", Reason: "has an element without an object"}},
+		{&Objects{Namespaces: []Namespace{{Source: "p"}}}, &InvalidError{Source: "p", Reason: "has an element without an object"}},
+		{nil, nil},
+	} {
+		_, err := world(t).With(test.objects)
+		var got *InvalidError
+		if err != nil && !errors.As(err, &got) {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(test.want, got); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
 	}
 }

@@ -33,6 +33,18 @@ func (e *Engine) Check() error {
 			return fmt.Errorf("identity %d is used %d times, not %d", id.number, uses[id], id.uses)
 		}
 	}
+	for _, g := range e.program.groups {
+		for id := range g.identities {
+			if e.identities[id.digest] != id {
+				return fmt.Errorf("a group has identity %d, which is forgotten", id.number)
+			}
+		}
+		for _, of := range g.sets {
+			if e.sets[of.set.digest] != of.set {
+				return fmt.Errorf("a group has set %d, which is forgotten", of.set.number)
+			}
+		}
+	}
 	entries := 0
 	for at, ranges := range e.entries {
 		entries += e.cost(ranges)

@@ -21,13 +21,26 @@ type Policy struct {
 	Object *networkingv1.NetworkPolicy
 }
 
-// Name is "namespace/name".
-func (p *Policy) Name() string { return namespaceOf(p.Object.Namespace) + "/" + p.Object.Name }
+// Name is "namespace/name"; "" without an object.
+func (p *Policy) Name() string {
+	if p.Object == nil {
+		return ""
+	}
+	return namespaceOf(p.Object.Namespace) + "/" + p.Object.Name
+}
 
 // Namespace is a Namespace and what it was read from. Only its labels count.
 type Namespace struct {
 	Source string
 	Object *corev1.Namespace
+}
+
+// name is "" without an object.
+func (n *Namespace) name() string {
+	if n.Object == nil {
+		return ""
+	}
+	return n.Object.Name
 }
 
 func namespaceOf(name string) string {
@@ -58,11 +71,17 @@ func (o *Objects) Merge(others ...*Objects) (*Objects, error) {
 func (o *Objects) check() error {
 	for i := range o.Policies {
 		p := &o.Policies[i]
+		if p.Object == nil {
+			return errNoObject(p.Source)
+		}
 		if e := validatePolicy(p.Object); e != nil {
 			return e.of(p.Source, shorten(p.Name()))
 		}
 	}
 	for _, n := range o.Namespaces {
+		if n.Object == nil {
+			return errNoObject(n.Source)
+		}
 		if e := validateNamespace(n.Object); e != nil {
 			return e.of(n.Source, shorten(namespaceObject(n.Object.Name)))
 		}
@@ -81,12 +100,16 @@ func (o *Objects) checkDuplicates() error {
 	}
 	namespaces := make(map[string]string, len(o.Namespaces))
 	for _, n := range o.Namespaces {
-		if other, ok := namespaces[n.Object.Name]; ok {
-			return duplicate(n.Source, namespaceObject(n.Object.Name), other)
+		if other, ok := namespaces[n.name()]; ok {
+			return duplicate(n.Source, namespaceObject(n.name()), other)
 		}
-		namespaces[n.Object.Name] = n.Source
+		namespaces[n.name()] = n.Source
 	}
 	return nil
+}
+
+func errNoObject(source string) *InvalidError {
+	return &InvalidError{Source: source, Reason: "has an element without an object"}
 }
 
 func duplicate(source, object, other string) *InvalidError {

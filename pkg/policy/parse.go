@@ -15,7 +15,7 @@ import (
 	kjson "sigs.k8s.io/json"
 )
 
-// Parse reads documents in YAML or JSON, of at most 16 MiB: NetworkPolicy of
+// Parse reads documents in YAML or JSON, of at most 8 MiB: NetworkPolicy of
 // networking.k8s.io/v1, Namespace of v1, and lists of these (kind List,
 // NetworkPolicyList or NamespaceList). name names the source, such as a file, in
 // errors.

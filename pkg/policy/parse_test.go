@@ -80,6 +80,7 @@ func TestParseRefuses(t *testing.T) {
 		{"no apiVersion", "kind: NetworkPolicy", InvalidError{Object: "document 1", Field: "apiVersion", Reason: "is missing: a NetworkPolicy is of networking.k8s.io/v1"}},
 		{"wrong apiVersion", "apiVersion: extensions/v1beta1\nkind: NetworkPolicy", InvalidError{Object: "document 1", Field: "apiVersion", Value: "extensions/v1beta1", Reason: "is not networking.k8s.io/v1, which a NetworkPolicy is of"}},
 		{"no object", "- a", InvalidError{Object: "document 1", Reason: "is a list, no object"}},
+		{"a field of more than a line", spec("podSelector: {}\n\"a\\nb\": 1"), InvalidError{Field: "spec.a.b", Reason: "is no field of NetworkPolicySpec"}},
 		{"no YAML", "a: [", InvalidError{Object: "document 1", Reason: "is no YAML: "}},
 		{"a key that is no string", spec("podSelector: {matchLabels: {1: a}}"), InvalidError{Object: "document 1", Reason: "key 1 is no string: put it in quotes"}},
 		{"within a list", "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Namespace\n  metadata: {name: a}\n- apiVersion: v1\n  kind: Pod", InvalidError{Object: "document 1 items[1]", Field: "kind", Value: "Pod", Reason: "is none of List, Namespace, NamespaceList, NetworkPolicy, NetworkPolicyList"}},
@@ -90,8 +91,8 @@ func TestParseRefuses(t *testing.T) {
 		{"twice", spec("podSelector: {}") + "---\n" + spec("podSelector: {}"), InvalidError{Reason: "is given twice"}},
 		{"too deep", "a: " + strings.Repeat("[", 100) + strings.Repeat("]", 100), InvalidError{Object: "document 1", Reason: "is nested more than 64 deep"}},
 		{"too deep, JSON", `{"a": ` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + "}", InvalidError{Object: "document 1", Reason: "is nested more than 64 deep"}},
-		{"too long", strings.Repeat(" ", maxSize+1), InvalidError{Object: "-", Reason: "has 16777217 bytes, more than 16777216"}},
-		{"aliases that repeat", aliases(), InvalidError{Object: "document 1", Reason: "aliases make it larger than 16777216 bytes"}},
+		{"too long", strings.Repeat(" ", maxSize+1), InvalidError{Object: "-", Reason: "has 8388609 bytes, more than 8388608"}},
+		{"aliases that repeat", aliases(), InvalidError{Object: "document 1", Reason: "aliases make it larger than 8388608 bytes"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			want := test.want

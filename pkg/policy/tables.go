@@ -46,8 +46,8 @@ type Subject struct {
 	// that include them.
 	Identity uint32
 	// ByAddress says that not all of the endpoint's addresses lie in the same
-	// ipBlocks. Each has a prefix of full length in Prefixes then, and Identity
-	// is of the rules that include all of them.
+	// ipBlocks. Prefixes has the identity of each then, and Identity is of the
+	// rules that include all of them: it allows too little.
 	ByAddress bool
 	// Network is a number for the name of the endpoint's network, never 0.
 	Network uint32

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"unicode"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -31,10 +32,16 @@ func invalid(path *field.Path, value any, format string, args ...any) *InvalidEr
 // shorten keeps an error to a line, whatever the input is.
 func shorten(s string) string {
 	const most = 100
+	end := ""
 	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most], "") + "..."
+		s, end = strings.ToValidUTF8(s[:most], ""), "..."
 	}
-	return s
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '.'
+	}, s) + end
 }
 
 // firstOf turns a list of apimachinery into one error. The list of a map is in
