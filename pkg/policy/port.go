@@ -76,9 +76,6 @@ func normal(ranges []portRange) []portRange {
 	slices.SortFunc(ranges, func(a, b portRange) int {
 		return cmp.Or(cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.first, b.first), cmp.Compare(b.last, a.last))
 	})
-	if len(ranges) > 0 && ranges[0].protocol == 0 {
-		return ranges[:1]
-	}
 	out := ranges[:0]
 	for _, r := range ranges {
 		if n := len(out); n > 0 && out[n-1].protocol == r.protocol && int(r.first) <= int(out[n-1].last)+1 {
