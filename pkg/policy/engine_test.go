@@ -446,6 +446,14 @@ func expectTooBig(t *testing.T, want *TooBigError, err error) {
 	}
 }
 
+// What is far too big is given up before it is all there.
+func TestLimitsGiveUp(t *testing.T) {
+	e := New(Limits{Entries: 10}, 1)
+	mustAdd(t, e, numbered(0))
+	_, err := e.With(large[1].make())
+	expectTooBig(t, &TooBigError{"entries", 21, 10}, err)
+}
+
 // Replacing an endpoint counts what the old one no longer needs, and when it
 // fails the old one is there with its numbers.
 func TestLimitsOfReplacing(t *testing.T) {
