@@ -373,7 +373,7 @@ func TestAddRefuses(t *testing.T) {
 func TestAddCopies(t *testing.T) {
 	e := mustWith(t, New(Limits{}, 1), mustParse(t, "p", spec(`
 		podSelector: {}
-		ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/24}}, {podSelector: {matchLabels: {app: web}}}]}]`)))
+		ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/24}}]}, {from: [{podSelector: {matchLabels: {app: web}}}]}]`)))
 	x := Endpoint{
 		ID: 1, Labels: map[string]string{"app": "db"}, Ports: []NamedPort{{"http", TCP, 80}},
 		Addresses: []netip.Addr{netip.MustParseAddr("::ffff:10.0.0.9")},
@@ -386,7 +386,7 @@ func TestAddCopies(t *testing.T) {
 	x.Labels["app"], x.Ports[0].Port, x.Addresses[0] = "web", 81, netip.MustParseAddr("192.0.2.1")
 	again := mustWith(t, e, mustParse(t, "p", spec(`
 		podSelector: {}
-		ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/24}}, {podSelector: {matchLabels: {app: web}}}]}]`)))
+		ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/24}}]}, {from: [{podSelector: {matchLabels: {app: web}}}]}]`)))
 	if diff := cmp.Diff(before, again.Tables(), netips); diff != "" {
 		t.Errorf("(-before +after)\n%s", diff)
 	}
