@@ -57,6 +57,21 @@ __noinline int finish(struct __sk_buff *skb, int error)
 	return TC_ACT_UNSPEC;
 }
 
+/*
+ * Whether scratch->packet, an answer of a mapped port, is to leave by another uplink than its
+ * client came by: it was too big for that one, and the routes of the stack lead by this.
+ */
+static __always_inline bool is_astray(const struct __sk_buff *skb, const struct scratch *s)
+{
+	__u32 where = s->where;
+	struct interface *uplink;
+
+	if (s->local || where == skb->ifindex)
+		return false;
+	uplink = bpf_map_lookup_elem(&interfaces, &where);
+	return uplink && uplink->role == INTERFACE_UPLINK;
+}
+
 /* Masquerades scratch->packet. */
 __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 {
@@ -73,7 +88,8 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	if (endpoint->flags & ENDPOINT_PORTS) {
 		__builtin_memset(&s->decision, 0, sizeof(s->decision));
 		if (!port_answered(skb))
-			return finish(skb, port_quote(skb, s));
+			return finish(skb,
+				      is_astray(skb, s) ? -DROP_NO_UPLINK : port_quote(skb, s));
 	}
 	before = before_this(skb);
 	if (!masquerades(endpoint, &s->packet) || before_says_reply(before, &s->packet))

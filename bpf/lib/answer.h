@@ -55,6 +55,29 @@ __noinline int answer_error(struct __sk_buff *skb)
 	return translate_quote(skb, false) ? -DROP_REWRITE : 0;
 }
 
+/*
+ * Has the answers of a mapped port follow their client: scratch->packet came from the world,
+ * and scratch->other is the key of its answer. An RST or SYN may be anybody's.
+ */
+static __always_inline void client_came_by(struct __sk_buff *skb, struct scratch *s)
+{
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct ethhdr *ethernet = data;
+	struct translation *pointer;
+
+	if (s->packet.key.ifindex || s->packet.tcp_flags & (TCP_SYN | TCP_RST) ||
+	    (void *)(ethernet + 1) > data_end)
+		return;
+	pointer = bpf_map_lookup_elem(&translations, &s->other);
+	if (!pointer || !(pointer->flags & TRANSLATION_PORT) ||
+	    (pointer->ifindex == skb->ifindex &&
+	     same_mac(&pointer->neighbour, (struct mac *)ethernet->h_source)))
+		return;
+	pointer->ifindex = skb->ifindex;
+	__builtin_memcpy(&pointer->neighbour, ethernet->h_source, sizeof(pointer->neighbour));
+	flow_forget(&s->other);
+}
+
 /* A packet whose key has a translation. Returns 0, or 1 when it has none. */
 __noinline int answer(struct __sk_buff *skb)
 {
@@ -85,5 +108,7 @@ __noinline int answer(struct __sk_buff *skb)
 	s->decision.checksum_diff = address_diff(&s->packet.key.destination, &t->address);
 	sent_key(&s->other, &s->packet.key, t);
 	translation_follow(s, t, &s->other, true);
+	if (t->flags & TRANSLATION_PORT)
+		client_came_by(skb, s);
 	return 0;
 }

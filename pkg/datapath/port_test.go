@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"bytes"
 	"errors"
 	"net/netip"
 	"testing"
@@ -90,7 +91,9 @@ func TestPorts(t *testing.T) {
 					"errors":             testPortErrors,
 					"fragments":          testPortFragments,
 					"way back":           testPortWayBack,
+					"client moves":       testPortClientMoves,
 					"by the stack":       testPortByStack,
+					"astray":             testPortAstray,
 					"shut":               testPortShut,
 					"host's connection":  testPortOfHostsConnection,
 					"orphan":             testPortOrphan,
@@ -372,6 +375,50 @@ func testPortWayBack(t *testing.T, n *node, f family, p mappedProtocol) {
 	)
 }
 
+// testPortClientMoves: the answers follow a client that comes by another uplink, and one
+// whose packets somebody else hands over.
+func testPortClientMoves(t *testing.T, n *node, f family, p mappedProtocol) {
+	other := Uplink{Name: "other0", IfIndex: n.other.Attrs().Index, MTU: 1500, MAC: n.other.Attrs().HardwareAddr}
+	n.do(t, func() error { return n.ReconcileUplinks([]Uplink{n.uplink, other}) })
+	defer n.do(t, func() error { return n.ReconcileUplinks([]Uplink{n.uplink}) })
+	client, inside := port(f.elsewhere, low), port(f.b, server)
+	by := func(u Uplink, neighbour string) run {
+		frame := append([]packet.Layer{packet.Eth(packet.MAC(neighbour), u.MAC)}, ip(f.elsewhere, f.host, 58, p.datagram(low, hostPort)...)...)
+		return run{program: fromUplink, device: u.IfIndex, in: packet.New(frame...)}
+	}
+	for _, way := range []struct {
+		Uplink
+		neighbour string
+	}{
+		{n.uplink, "02:00:00:00:fe:01"},
+		{other, "02:00:00:00:fe:02"},
+		{n.uplink, "02:00:00:00:fe:03"},
+		{n.uplink, "02:00:00:00:fe:04"},
+		{other, "02:00:00:00:fe:05"},
+	} {
+		for range 3 { // the last by the fast path
+			if got := n.run(t, by(way.Uplink, way.neighbour)); got.verdict != redirect {
+				t.Fatalf("by %s from %s: verdict %d, %v", way.Name, way.neighbour, got.verdict, got.counts)
+			}
+			answer := n.run(t, n.from(n.b, ip(f.b, f.elsewhere, 64, p.datagram(server, low)...)...))
+			// With IPv6 the kernel finds no other way than the best, so it is the neighbour's.
+			want := packet.New(append([]packet.Layer{packet.Eth(way.MAC, packet.MAC(way.neighbour))},
+				ip(f.host, f.elsewhere, 63, p.datagram(hostPort, low)...)...)...)
+			if f.v6() && way.IfIndex == n.uplink.IfIndex && !bytes.Equal(answer.out, want) {
+				t.Errorf("by %s from %s, the answer:\n%s", way.Name, way.neighbour, packet.Diff(want, answer.out))
+			}
+			flows, err := n.Flows(100)
+			must(t, err)
+			for _, flow := range flows {
+				if flow.Source == inside && flow.Destination == client && flow.OutIfIndex != way.IfIndex {
+					t.Errorf("answered by device %d, and the client came by %s, %d", flow.OutIfIndex, way.Name, way.IfIndex)
+				}
+			}
+		}
+		n.elapse(t, 11) // it moves: what comes next is decided anew
+	}
+}
+
 // testPortByStack: what is too big for the way is fragmented by the stack, and is an
 // answer of the port all the same. A question with its answer is no connection yet.
 func testPortByStack(t *testing.T, n *node, f family, p mappedProtocol) {
@@ -394,6 +441,33 @@ func testPortByStack(t *testing.T, n *node, f family, p mappedProtocol) {
 		protocol: p.number, inside: port(f.b, server), outside: port(f.host, hostPort), world: port(f.world, low),
 		state: maps.TranslationOpening, flags: translationPort | translationAnswered,
 	})
+}
+
+// testPortAstray: an answer that is too big for the uplink its client came by is left to
+// the stack, whose routes lead by another uplink, where it is counted and does not leave.
+func testPortAstray(t *testing.T, n *node, f family, p mappedProtocol) {
+	other := Uplink{Name: "other0", IfIndex: n.other.Attrs().Index, MTU: 1500, MAC: n.other.Attrs().HardwareAddr}
+	n.do(t, func() error { return n.ReconcileUplinks([]Uplink{n.uplink, other}) })
+	defer n.do(t, func() error { return n.ReconcileUplinks([]Uplink{n.uplink}) })
+	frame := append([]packet.Layer{packet.Eth(routerMAC(), other.MAC)}, ip(f.elsewhere, f.host, 58, p.datagram(low, hostPort)...)...)
+	ask := run{program: fromUplink, device: other.IfIndex, in: packet.New(frame...)}
+	bulk := func(from, to uint16) []packet.Layer { return []packet.Layer{packet.UDP(from, to), packet.Payload(1300)} }
+	if p.tcp {
+		bulk = func(from, to uint16) []packet.Layer {
+			return []packet.Layer{packet.TCP(from, to, packet.ACK), packet.Payload(1300)}
+		}
+	}
+	inside, outside := ip(f.b, f.elsewhere, 63, bulk(server, low)...), ip(f.host, f.elsewhere, 63, bulk(hostPort, low)...)
+	right := n.toWorld(seenDecided, inside...)
+	right.device = other.IfIndex
+	n.story(t,
+		step{"question", ask, deliveredAs(delivered(n.b, ip(f.elsewhere, f.b, 57, p.datagram(low, server)...)...), "decided")},
+		step{"by the other uplink", n.toWorld(seenDecided, inside...), drops("no_uplink")},
+		step{"by the client's", right, leaves(n.left(outside...))},
+	)
+	// One that is no uplink any more has nothing to be kept for.
+	n.do(t, func() error { return n.ReconcileUplinks([]Uplink{n.uplink}) })
+	n.check(t, n.toWorld(seenDecided, inside...), leaves(n.left(outside...)))
 }
 
 // TestPortsAndMasquerade: a port that leads to one endpoint is not taken for another;
