@@ -89,20 +89,34 @@ func (x *index) roomForPorts(r *record) error {
 	return &api.Error{Code: api.CodeExhausted, Key: "ports", Message: full.Error()}
 }
 
-// yieldPorts takes from a request the mappings whose port the same container has by
-// another interface: a runtime asks each of a container's networks for all of its
-// ports, and the first one serves.
+// yieldPorts takes from a request the ports that the same container has by another
+// interface: a runtime asks each of a container's networks for all of its ports, and the
+// first one serves. Of a mapping of both families one may be left.
 func (x *index) yieldPorts(in *intent) {
-	served := make(map[api.PortMapping]bool)
-	for _, c := range in.claims {
-		for _, h := range x.ports[keyOf(c.protocol, c.host)] {
-			if h.attachment.ContainerID == in.attachment.ContainerID && h.attachment != in.attachment && overlaps(h.host, c.host.Addr()) {
-				served[c.mapping] = true
+	served := func(protocol string, host netip.AddrPort) bool {
+		return slices.ContainsFunc(x.ports[keyOf(protocol, host)], func(h portHolder) bool {
+			return h.attachment.ContainerID == in.attachment.ContainerID && h.attachment != in.attachment && overlaps(h.host, host.Addr())
+		})
+	}
+	has := familiesOf(in.network.Ranges, in.addresses)
+	var left []api.PortMapping
+	for _, m := range in.ports {
+		hosts := has.hosts(m)
+		free := slices.DeleteFunc(slices.Clone(hosts), func(host netip.Addr) bool {
+			return served(m.Protocol, netip.AddrPortFrom(host, m.HostPort))
+		})
+		if len(free) == len(hosts) {
+			left = append(left, m)
+			continue
+		}
+		for _, m.HostIP = range free {
+			if !slices.Contains(in.ports, m) {
+				left = append(left, m)
 			}
 		}
 	}
-	in.ports = slices.DeleteFunc(in.ports, func(m api.PortMapping) bool { return served[m] })
-	in.claims = slices.DeleteFunc(in.claims, func(c portClaim) bool { return served[c.mapping] })
+	in.ports = left
+	in.claims = slices.DeleteFunc(in.claims, func(c portClaim) bool { return served(c.protocol, c.host) })
 }
 
 func (c portClaim) taken(whose string) *api.Error {

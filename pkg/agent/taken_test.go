@@ -77,6 +77,39 @@ func TestPortOfAnotherInterface(t *testing.T) {
 	}
 }
 
+// Where the first interface serves one family only, the second serves the other, however
+// that was asked for.
+func TestPortOfAnotherFamily(t *testing.T) {
+	for name, test := range map[string]struct {
+		wanted, stored []api.PortMapping
+	}{
+		"both":              {[]api.PortMapping{mapped("", 80, 80, "tcp")}, []api.PortMapping{mapped("::", 80, 80, "tcp")}},
+		"both and one":      {[]api.PortMapping{mapped("", 80, 80, "tcp"), mapped("0.0.0.0", 80, 80, "tcp")}, []api.PortMapping{mapped("::", 80, 80, "tcp")}},
+		"both and the free": {[]api.PortMapping{mapped("", 80, 80, "tcp"), mapped("::", 80, 80, "tcp")}, []api.PortMapping{mapped("::", 80, 80, "tcp")}},
+		"one address":       {[]api.PortMapping{mapped("192.0.2.1", 80, 80, "tcp"), mapped("2001:db8::1", 80, 80, "tcp")}, []api.PortMapping{mapped("2001:db8::1", 80, 80, "tcp")}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			s, _ := w.boot(t)
+			w.mustAdd(t, s, withPorts(delegated("c1", "198.51.100.7/24"), mapped("", 80, 80, "tcp")))
+			again := request("c1")
+			again.IfName = "eth1"
+			added := w.mustAdd(t, s, withPorts(again, test.wanted...))
+			if d := cmp.Diff(test.stored, added.Ports, equate...); d != "" {
+				t.Errorf("ports of the second interface (-want +got):\n%s", d)
+			}
+			served := w.attached[added.ID].Ports
+			if len(served) != 1 || served[0].HostIP.Is4() {
+				t.Errorf("the second interface serves %+v, want one port of IPv6", served)
+			}
+			for _, host := range []string{"0.0.0.0", "::"} {
+				_, err := s.Prepare(ctx, withPorts(request("c2"), mapped(host, 80, 80, "tcp")))
+				wantCode(t, err, api.CodeConflict)
+			}
+		})
+	}
+}
+
 // A port is the endpoint's from Prepare to DEL or GC, its device or not.
 func TestPortTakenUntilGone(t *testing.T) {
 	mapping := mapped("", 80, 80, "tcp")
