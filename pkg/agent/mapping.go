@@ -149,6 +149,8 @@ func hostIPFault(a netip.Addr, has families) string {
 		return "is of IPv4, and the endpoint has no IPv4 address"
 	case a.Is6() && !has.v6:
 		return "is of IPv6, and the endpoint has no IPv6 address"
+	case a.Is6() && a.IsLinkLocalUnicast():
+		return "is a link-local address: it says nothing without its link, and no port can be reached there"
 	case a.IsUnspecified(), a.IsLoopback(), a.IsLinkLocalUnicast():
 		return ""
 	}

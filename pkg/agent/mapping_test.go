@@ -57,6 +57,10 @@ func TestMappingRefused(t *testing.T) {
 		"zone": {withPorts(request("c1"), mapped("fe80::1%eth0", 80, 80, "tcp")), api.Error{
 			Key: "ports[0].hostIP", Value: "fe80::1%eth0", Message: `ports[0].hostIP "fe80::1%eth0": has a zone`,
 		}},
+		"link-local": {withPorts(request("c1"), mapped("fe80::1", 80, 80, "tcp")), api.Error{
+			Key: "ports[0].hostIP", Value: "fe80::1",
+			Message: `ports[0].hostIP "fe80::1": is a link-local address: it says nothing without its link, and no port can be reached there`,
+		}},
 		"mapped address": {withPorts(request("c1"), mapped("::ffff:192.0.2.1", 80, 80, "tcp")), api.Error{
 			Key: "ports[0].hostIP", Value: "::ffff:192.0.2.1", Message: `ports[0].hostIP "::ffff:192.0.2.1": is an IPv4 address written as IPv6`,
 		}},
