@@ -77,7 +77,7 @@ static __always_inline const struct port *mapping(const struct socket_peer *dial
 			halves(&key.address)[1] = halves(&key.address)[0] = 0;
 		port = bpf_map_lookup_elem(&ports, &key);
 	}
-	return port && !(port->flags & PORT_LOOPBACK_ONLY) ? port : NULL;
+	return port;
 }
 
 /* A socket's own end, where it matters, and its peer, if it is connected already. */

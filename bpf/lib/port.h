@@ -304,15 +304,14 @@ __noinline int is_shut(struct __sk_buff *skb)
 	struct scratch *s = scratch_get();
 	struct endpoint *endpoint;
 	struct port_key at = {};
-	struct port *port;
 
 	if (!s || !skb)
 		return true;
 	at.address = s->packet.key.destination;
 	at.port = s->packet.key.destination_port;
 	at.protocol = s->packet.key.protocol;
-	port = bpf_map_lookup_elem(&ports, &at);
-	if (!port || !(port->flags & PORT_LOOPBACK_ONLY))
+	at.flags = PORT_LOOPBACK_ONLY;
+	if (!bpf_map_lookup_elem(&ports, &at))
 		return false;
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
 	return !endpoint || (masquerade && endpoint->flags & ENDPOINT_MASQUERADE &&

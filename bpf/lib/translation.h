@@ -446,7 +446,7 @@ static __always_inline struct port *port_find(const struct flow_key *key)
 			__builtin_memset(&at.address, 0, sizeof(at.address));
 		port = bpf_map_lookup_elem(&ports, &at);
 	}
-	return port && !(port->flags & PORT_LOOPBACK_ONLY) ? port : NULL;
+	return port;
 }
 
 /* Whether the port in scratch->reply is mapped, and not to the sender of scratch->packet. */

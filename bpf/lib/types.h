@@ -152,6 +152,14 @@ struct interface {
 };
 _Static_assert(sizeof(struct interface) == 48, "interface has no hidden padding");
 
+enum port_flag {
+	/*
+	 * The key is an endpoint's own address and port, which only loopback addresses of the
+	 * host lead to: the world shall not reach it by a route either. It leads nowhere.
+	 */
+	PORT_LOOPBACK_ONLY = 1 << 0,
+};
+
 /*
  * A port of the host. The address is one of the host's, or the unspecified one of
  * a family for all of them.
@@ -160,25 +168,17 @@ struct port_key {
 	struct address address;
 	__be16 port;
 	__u8 protocol; /* IPPROTO_TCP or IPPROTO_UDP */
-	__u8 pad[5];
+	__u8 flags;    /* enum port_flag */
+	__u8 pad[4];
 };
 _Static_assert(sizeof(struct port_key) == 24, "port_key has no hidden padding");
-
-enum port_flag {
-	/*
-	 * The key is the endpoint's own address and port, which only loopback addresses
-	 * of the host lead to: the world shall not reach it by a route either.
-	 */
-	PORT_LOOPBACK_ONLY = 1 << 0,
-};
 
 /* Where a port of the host leads. */
 struct port {
 	struct address address; /* the endpoint's */
 	__be16 port;
 	__u16 endpoint; /* id */
-	__u8 flags;	/* enum port_flag */
-	__u8 pad[3];
+	__u8 pad[4];
 };
 _Static_assert(sizeof(struct port) == 24, "port has no hidden padding");
 

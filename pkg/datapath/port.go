@@ -64,13 +64,16 @@ func (e *Endpoint) portEntries() map[bpfmaps.PortKey]bpfmaps.MappedPort {
 		entries[key] = bpfmaps.MappedPort{
 			Address: bpfmaps.NewAddress(p.ContainerIP), Port: bpfmaps.Port(p.ContainerPort), Endpoint: e.ID,
 		}
-		own := bpfmaps.PortKey{Address: bpfmaps.NewAddress(p.ContainerIP), Port: bpfmaps.Port(p.ContainerPort), Protocol: p.Protocol}
+		own := bpfmaps.PortKey{
+			Address: bpfmaps.NewAddress(p.ContainerIP), Port: bpfmaps.Port(p.ContainerPort), Protocol: p.Protocol,
+			Flags: bpfmaps.PortLoopbackOnly,
+		}
 		before, known := shut[own]
 		shut[own] = p.HostIP.IsLoopback() && (before || !known)
 	}
 	for own, only := range shut {
 		if only {
-			entries[own] = bpfmaps.MappedPort{Endpoint: e.ID, Flags: bpfmaps.PortLoopbackOnly}
+			entries[own] = bpfmaps.MappedPort{Endpoint: e.ID}
 		}
 	}
 	return entries

@@ -605,3 +605,22 @@ func (n *node) connection(t *testing.T, p mappedProtocol, from, to netip.AddrPor
 	})
 	return func() { must(t, unix.Close(fd)) }
 }
+
+// TestPortOfAnothersAddress: a mapping whose host address is another endpoint's does not
+// open what that one has shut, nor does it end with it.
+func TestPortOfAnothersAddress(t *testing.T) {
+	n := withPorts(t, Config{Masquerade: true})
+	eachFamily(t, func(t *testing.T, f family) {
+		for _, p := range mappedProtocols() {
+			shut := step{p.name + ", shut", n.fromWorld(ip(f.world, f.b, 58, p.datagram(low, shutPort)...)...), drops("loopback_only")}
+			thief := n.a
+			thief.Ports = []Port{{f.b, shutPort, p.number, f.a, server}}
+			n.do(t, func() error { return n.AttachEndpoint(thief) })
+			n.table(t, shut)
+			n.do(t, func() error { return errors.Join(n.CheckEndpoint(n.b), n.CheckEndpoint(thief)) })
+			n.do(t, func() error { return n.DetachEndpoint(thief) })
+			n.table(t, shut)
+			n.do(t, func() error { return n.AttachEndpoint(n.a) })
+		}
+	})
+}

@@ -26,8 +26,8 @@ func lead(t *testing.T, d *Datapath, from, to netip.AddrPort, flags uint8) {
 func leadOne(t *testing.T, d *Datapath, kind int, from, to netip.AddrPort, flags uint8) {
 	t.Helper()
 	must(t, d.maps.Ports.Put(
-		maps.PortKey{Address: maps.NewAddress(from.Addr()), Port: maps.Port(from.Port()), Protocol: protocols[kind]},
-		maps.MappedPort{Address: maps.NewAddress(to.Addr()), Port: maps.Port(to.Port()), Endpoint: 1, Flags: flags}))
+		maps.PortKey{Address: maps.NewAddress(from.Addr()), Port: maps.Port(from.Port()), Protocol: protocols[kind], Flags: flags},
+		maps.MappedPort{Address: maps.NewAddress(to.Addr()), Port: maps.Port(to.Port()), Endpoint: 1}))
 }
 
 // Ports of the host that newMapped maps.

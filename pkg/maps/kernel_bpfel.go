@@ -193,8 +193,7 @@ type kernelPort struct {
 	Address  kernelAddress
 	Port     uint16
 	Endpoint uint16
-	Flags    uint8
-	Pad      [3]uint8
+	Pad      [4]uint8
 }
 
 type kernelPortFlag uint32
@@ -208,7 +207,8 @@ type kernelPortKey struct {
 	Address  kernelAddress
 	Port     uint16
 	Protocol uint8
-	Pad      [5]uint8
+	Flags    uint8
+	Pad      [4]uint8
 }
 
 type kernelPrefixKey struct {
