@@ -16,20 +16,26 @@
 #include "lib/port.h"
 #include "lib/translation.h"
 
-/* What others forward here, to a port that is not for them. */
+/*
+ * What others forward here, to a port that is not for them. An endpoint's address is
+ * believed where the endpoint is, and not at another device.
+ */
 static __always_inline bool is_shut_for(struct __sk_buff *skb, const struct packet *packet,
 					const struct endpoint *endpoint)
 {
+	struct endpoint *sender;
 	struct scratch *s;
 
-	if (!(endpoint->flags & ENDPOINT_PORTS) ||
-	    bpf_map_lookup_elem(&endpoints, &packet->key.source))
+	if (!(endpoint->flags & ENDPOINT_PORTS))
+		return false;
+	sender = bpf_map_lookup_elem(&endpoints, &packet->key.source);
+	if (sender && sender->ifindex == skb->ingress_ifindex)
 		return false;
 	s = scratch_get();
 	if (!s)
 		return true;
 	s->packet = *packet;
-	return is_shut(skb);
+	return sender ? is_guarded(s) : is_shut(skb);
 }
 
 /* Notes what the stack forwards. Returns 0, or the counter of a drop. */

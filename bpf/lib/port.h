@@ -295,25 +295,28 @@ __noinline int port_way(struct __sk_buff *skb)
 	return 0;
 }
 
-/*
- * Whether scratch->packet comes from outside to a port of the endpoint that was mapped
- * to loopback addresses only. The endpoint's own network may have it.
- */
-__noinline int is_shut(struct __sk_buff *skb)
+/* Whether scratch->packet is for a port of an endpoint that only loopback addresses lead to. */
+static __always_inline bool is_guarded(const struct scratch *s)
 {
-	struct scratch *s = scratch_get();
-	struct endpoint *endpoint;
 	struct port_key at = {};
 
-	if (!s || !skb)
-		return true;
 	at.address = s->packet.key.destination;
 	at.port = s->packet.key.destination_port;
 	at.protocol = s->packet.key.protocol;
 	at.flags = PORT_LOOPBACK_ONLY;
-	if (!bpf_map_lookup_elem(&ports, &at))
-		return false;
-	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
-	return !endpoint || (masquerade && endpoint->flags & ENDPOINT_MASQUERADE &&
-			     !excluded(&s->packet.key.source));
+	return bpf_map_lookup_elem(&ports, &at);
+}
+
+/*
+ * Whether scratch->packet comes from outside to a port of the endpoint that was mapped
+ * to loopback addresses only. Who is in the same cluster may have it: an address that
+ * nobody is masqueraded towards.
+ */
+__noinline int is_shut(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+
+	if (!s || !skb)
+		return true;
+	return is_guarded(s) && !excluded(&s->packet.key.source);
 }

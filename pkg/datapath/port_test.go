@@ -532,6 +532,10 @@ func testPortShut(t *testing.T, n *node, f family, p mappedProtocol) {
 			program: toContainer, device: n.b.IfIndex, ingress: n.other.Attrs().Index,
 			in: delivered(n.b, ip(f.world, f.b, 57, p.datagram(low, shutPort)...)...),
 		}, drops("loopback_only")},
+		step{"an endpoint's address by another device, by the stack", run{
+			program: toContainer, device: n.b.IfIndex, ingress: n.other.Attrs().Index,
+			in: delivered(n.b, ip(f.a, f.b, 57, p.datagram(low, shutPort)...)...),
+		}, drops("loopback_only")},
 		step{"an endpoint, by the stack", run{
 			program: toContainer, device: n.b.IfIndex, ingress: n.a.IfIndex,
 			in: delivered(n.b, ip(f.a, f.b, 57, p.datagram(low, shutPort)...)...),
@@ -604,6 +608,22 @@ func (n *node) connection(t *testing.T, p mappedProtocol, from, to netip.AddrPor
 		return nil
 	})
 	return func() { must(t, unix.Close(fd)) }
+}
+
+// TestPortShutWithoutMasquerade: that nobody is masqueraded does not open what is shut,
+// but for those who are of the same cluster.
+func TestPortShutWithoutMasquerade(t *testing.T) {
+	n := withPorts(t, Config{})
+	eachFamily(t, func(t *testing.T, f family) {
+		for _, p := range mappedProtocols() {
+			ask := n.fromWorld(ip(f.world, f.b, 58, p.datagram(low, shutPort)...)...)
+			asked := deliveredAs(delivered(n.b, ip(f.world, f.b, 57, p.datagram(low, shutPort)...)...), "decided")
+			n.table(t, step{p.name, ask, drops("loopback_only")})
+			n.do(t, func() error { return n.ReconcileExcludes([]netip.Prefix{netip.PrefixFrom(f.world, f.world.BitLen())}) })
+			n.table(t, step{p.name + " of the same cluster", ask, asked})
+			n.do(t, func() error { return n.ReconcileExcludes(nil) })
+		}
+	})
 }
 
 // TestPortOfAnothersAddress: a mapping whose host address is another endpoint's does not
