@@ -35,6 +35,12 @@ __noinline int host_error(struct __sk_buff *skb)
 	s->to = *pointer;
 	if (translate_quote(skb, false))
 		return drop(skb, TO_UPLINK, DROP_REWRITE);
+	if (s->to.flags & TRANSLATION_REMAPPED) {
+		s->to.address = s->quote.key.source;
+		s->to.port = s->to.mapped;
+		if (translate_quote(skb, true))
+			return drop(skb, TO_UPLINK, DROP_REWRITE);
+	}
 	skb->tc_index = SEEN_TRANSLATED;
 	count(skb, TO_UPLINK, COUNTER_FORWARDED);
 	return TC_ACT_UNSPEC;
@@ -50,7 +56,9 @@ __noinline int finish(struct __sk_buff *skb, int error)
 	if (error)
 		return drop(skb, TO_UPLINK, -error);
 	if (translate(skb, &s->packet, SOURCE, &s->decision.address, s->decision.port,
-		      s->decision.checksum_diff))
+		      s->decision.checksum_diff) ||
+	    (s->decision.flags & FLOW_OTHER_PORT &&
+	     change_port(skb, &s->packet, DESTINATION, s->decision.source_port)))
 		return drop(skb, TO_UPLINK, DROP_REWRITE);
 	skb->tc_index = SEEN_TRANSLATED;
 	count(skb, TO_UPLINK, COUNTER_FORWARDED);

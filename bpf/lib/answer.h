@@ -47,10 +47,13 @@ __noinline int answer_error(struct __sk_buff *skb)
 	s->decision.checksum_diff = address_diff(&s->packet.key.destination, &s->to.address);
 	if (translate_quote(skb, true))
 		return -DROP_REWRITE;
-	if (!(s->to.flags & TRANSLATION_HAIRPIN))
+	if (!(s->to.flags & (TRANSLATION_HAIRPIN | TRANSLATION_REMAPPED)))
 		return 0;
-	s->decision.flags |= FLOW_HAIRPIN;
-	s->to.address = s->reply.destination;
+	s->to.address = s->reply.source;
+	if (s->to.flags & TRANSLATION_HAIRPIN) {
+		s->decision.flags |= FLOW_HAIRPIN;
+		s->to.address = s->reply.destination;
+	}
 	s->to.port = s->to.mapped;
 	return translate_quote(skb, false) ? -DROP_REWRITE : 0;
 }
@@ -101,6 +104,10 @@ __noinline int answer(struct __sk_buff *skb)
 	}
 	if (t->flags & TRANSLATION_HAIRPIN) {
 		s->decision.flags |= FLOW_HAIRPIN;
+		s->decision.source_port = t->mapped;
+	}
+	if (t->flags & TRANSLATION_REMAPPED) {
+		s->decision.flags |= FLOW_OTHER_PORT;
 		s->decision.source_port = t->mapped;
 	}
 	s->decision.address = t->address;

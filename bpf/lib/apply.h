@@ -69,6 +69,9 @@ static __always_inline int apply(struct __sk_buff *skb, struct packet *packet, s
 		if (translate(skb, packet, DESTINATION, &flow->address, flow->port,
 			      flow->checksum_diff))
 			return drop(skb, journey, DROP_REWRITE);
+		if (flow->flags & FLOW_OTHER_PORT &&
+		    change_port(skb, packet, SOURCE, flow->source_port))
+			return drop(skb, journey, DROP_REWRITE);
 		if (flow->action == ACTION_PASS) {
 			skb->tc_index = SEEN_DECIDED;
 			return pass(skb, journey, COUNTER_TRANSLATED_TO_STACK);
@@ -84,6 +87,9 @@ static __always_inline int apply(struct __sk_buff *skb, struct packet *packet, s
 			return apply_pass(skb, journey, COUNTER_TOO_BIG);
 		if (flow->flags & FLOW_TRANSLATE_SOURCE &&
 		    translate(skb, packet, SOURCE, &flow->address, flow->port, flow->checksum_diff))
+			return drop(skb, journey, DROP_REWRITE);
+		if (flow->flags & FLOW_OTHER_PORT &&
+		    change_port(skb, packet, DESTINATION, flow->source_port))
 			return drop(skb, journey, DROP_REWRITE);
 	}
 	if (decrement_ttl(skb, packet))

@@ -77,6 +77,43 @@ static __always_inline bool client_has_gone(const struct flow_key *key)
 	return !client || client->ifindex != key->ifindex;
 }
 
+#define REMAP_TRIES 8
+#define REMAP_FIRST 1024
+
+/*
+ * The client of scratch->reply may lead to scratch->to already, by another address or port
+ * of the host, and an answer could not be told from the other's. Then the endpoint sees
+ * another port of the client's. Where that would not be right, port_point decides.
+ */
+__noinline int port_remap(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct translation *t;
+	__be16 port;
+
+	if (!s || !skb)
+		return 0;
+	sent_key(&s->answer, &s->reply, &s->to);
+	t = translation_find(&s->answer, &s->other);
+	if (!t || same_key(&s->other, &s->reply) || t->state == TRANSLATION_CLOSED ||
+	    (!(t->flags & TRANSLATION_PORT) && s->other.protocol != IPPROTO_TCP) ||
+	    client_has_gone(&s->other))
+		return 0;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < REMAP_TRIES; i++) {
+		port = bpf_htons(REMAP_FIRST + bpf_get_prandom_u32() % (65536 - REMAP_FIRST));
+		s->answer.destination_port = port;
+		if (bpf_map_lookup_elem(&translations, &s->answer))
+			continue;
+		s->to.flags |= TRANSLATION_REMAPPED;
+		s->to.mapped = port;
+		s->pointer.flags |= TRANSLATION_REMAPPED;
+		s->pointer.mapped = s->reply.source_port;
+		break;
+	}
+	return 0;
+}
+
 /*
  * Has what the endpoint will answer lead to the translation just entered, which is in
  * scratch->reply. Returns 0, or minus a counter.
@@ -169,6 +206,7 @@ __noinline int port_dialled(struct __sk_buff *skb)
 	if (bpf_skb_load_bytes(skb, offsetof(struct ethhdr, h_source), &s->pointer.neighbour,
 			       sizeof(s->pointer.neighbour)))
 		return 1;
+	port_remap(skb);
 	error = port_enter(skb, s->port.endpoint);
 	if (!error)
 		error = port_point(skb);
@@ -243,6 +281,10 @@ __noinline int port_answered(struct __sk_buff *skb)
 	if (!t || client_has_gone(&s->reply))
 		return 1;
 	s->decision.flags = FLOW_TRANSLATE_SOURCE;
+	if (t->flags & TRANSLATION_REMAPPED) {
+		s->decision.flags |= FLOW_OTHER_PORT;
+		s->decision.source_port = s->reply.source_port;
+	}
 	s->decision.address = s->reply.destination;
 	s->decision.port = s->reply.destination_port;
 	s->decision.checksum_diff = address_diff(&s->packet.key.source, &s->decision.address);
@@ -258,7 +300,14 @@ static __always_inline int port_quote(struct __sk_buff *skb, struct scratch *s)
 	s->to.address = s->decision.address;
 	s->to.port = s->decision.port;
 	s->decision.port = 0;
-	return translate_quote(skb, false) ? -DROP_REWRITE : 0;
+	if (translate_quote(skb, false))
+		return -DROP_REWRITE;
+	if (!(s->decision.flags & FLOW_OTHER_PORT))
+		return 0;
+	s->decision.flags &= ~FLOW_OTHER_PORT;
+	s->to.address = s->reply.source;
+	s->to.port = s->reply.source_port;
+	return translate_quote(skb, true) ? -DROP_REWRITE : 0;
 }
 
 /*

@@ -135,6 +135,32 @@ static __always_inline int translate(struct __sk_buff *skb, const struct packet 
 }
 
 /*
+ * Replaces the port of one end of a TCP or UDP packet whose other end was translated; an
+ * ICMP error has none. Returns as translate.
+ */
+static __noinline int change_port(struct __sk_buff *skb, struct packet *packet, __u32 end,
+				  __u32 port)
+{
+	__be16 old = end == SOURCE ? packet->key.source_port : packet->key.destination_port;
+	__u32 offset = packet->transport + checksum_offset(packet->key.protocol);
+	void *data, *data_end;
+	__be16 *field;
+
+	if (packet->fragment == FRAGMENT_LATER || packet->icmp_kind)
+		return 0;
+	if (bpf_l4_csum_replace(skb, offset, old, port,
+				zero_is_none(packet->key.protocol) | sizeof(old)))
+		return -1;
+	data = (void *)(long)skb->data;
+	data_end = (void *)(long)skb->data_end;
+	field = data + (packet->transport & 0x7fff) + (end == SOURCE ? 0 : sizeof(old));
+	if ((void *)(field + 1) > data_end)
+		return -1;
+	*field = port;
+	return 0;
+}
+
+/*
  * Has source and destination change places, which changes no checksum, and gives both
  * a new port, but for an ICMP error. Otherwise the packet is TCP or UDP. Returns as translate.
  */

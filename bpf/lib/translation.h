@@ -89,7 +89,8 @@ static __always_inline void sent_key(struct flow_key *sent, const struct flow_ke
 		sent->destination_port = t->mapped;
 	} else {
 		sent->destination = reply->source;
-		sent->destination_port = reply->source_port;
+		sent->destination_port =
+			t->flags & TRANSLATION_REMAPPED ? t->mapped : reply->source_port;
 	}
 	sent->ifindex = t->ifindex;
 	sent->protocol = reply->protocol;
@@ -409,6 +410,8 @@ static __always_inline void found_key(struct flow_key *reply, const struct flow_
 	reply_key(reply, sent, &pointer->address, pointer->port);
 	if (pointer->flags & TRANSLATION_LOCAL)
 		reply->ifindex = pointer->ifindex;
+	if (pointer->flags & TRANSLATION_REMAPPED)
+		reply->source_port = pointer->mapped;
 	if (pointer->flags & TRANSLATION_HAIRPIN) {
 		reply->ifindex = sent->ifindex;
 		reply->source = sent->source;

@@ -50,6 +50,8 @@ enum flow_flag {
 	FLOW_STACK = 1 << 3,   /* the host's stack took part in the other direction */
 	FLOW_CLOSING = 1 << 4, /* TCP: its sender sent FIN */
 	FLOW_HAIRPIN = 1 << 5, /* source and destination change places, and both have a new port */
+	FLOW_OTHER_PORT = 1 << 6, /* source_port replaces the port of the end that is not translated
+				   */
 };
 
 /* What was decided for a flow. */
@@ -71,7 +73,8 @@ struct flow {
 	struct mac receiver; /* ACTION_DELIVER: the endpoint's; ACTION_RETURN: the neighbour's */
 	struct mac gateway;  /* ACTION_DELIVER: the endpoint's host side's; ACTION_RETURN: the
 				uplink's */
-	__be16 source_port;  /* FLOW_HAIRPIN: of the packet as delivered; port is its other end's */
+	__be16 source_port;  /* FLOW_HAIRPIN: of the packet as delivered; port is its other end's.
+				FLOW_OTHER_PORT: see there */
 	__u8 pad[4];
 };
 _Static_assert(sizeof(struct flow) == 96, "flow has no hidden padding");
@@ -91,6 +94,7 @@ enum translation_flag {
 	TRANSLATION_ANSWERED = 1 << 4, /* of a mapped port: the endpoint has spoken */
 	TRANSLATION_HAIRPIN = 1 << 5,  /* the endpoint speaks to itself by a mapped port */
 	TRANSLATION_LOCAL = 1 << 6,    /* of a mapped port: the other end is an endpoint, too */
+	TRANSLATION_REMAPPED = 1 << 7, /* of a mapped port: the endpoint sees another client port */
 };
 
 /*
@@ -109,8 +113,9 @@ struct translation {
 	__u32 seen;    /* ticks of 2^30 ns of the monotonic clock, exact to 10 s */
 	__u8 state;    /* enum translation_state; of the reply entry */
 	__u8 flags;    /* enum translation_flag */
-	__be16 mapped; /* TRANSLATION_HAIRPIN: reply: the port of the host; pointer: the endpoint's
-			*/
+	__be16 mapped; /* TRANSLATION_HAIRPIN: reply: the port of the host; pointer: the endpoint's.
+			  TRANSLATION_REMAPPED: reply: the client's as the endpoint sees it;
+			  pointer: as it is */
 	__u32 slot;    /* in allocations; of the reply entry */
 	struct mac neighbour; /* pointer of a mapped port: who handed over the client's packet */
 	__u8 pad[2];
@@ -259,7 +264,7 @@ enum counter {
 	DROP_REWRITE,		   /* the kernel refused to change the packet */
 	DROP_NO_UPLINK,	 /* to be masqueraded, but routed to a gateway by a device that is no uplink
 			  */
-	DROP_PORT_CLASH, /* two ports of the host lead one client's port to one container's */
+	DROP_PORT_CLASH, /* an answer at a mapped port could not be told from another's */
 	DROP_LOOPBACK_ONLY, /* from outside, to a port that only loopback addresses lead to */
 	COUNTER_MAX,
 };

@@ -12,8 +12,11 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nodetest"
 	"github.com/tendril-net/tendril/internal/nstest"
@@ -89,6 +92,9 @@ func TryTCPWithin(tb testing.TB, ns *nstest.NS, from, to netip.AddrPort, patienc
 	if from.IsValid() {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(from)
 	}
+	if from.Port() != 0 {
+		dialer.Control = reuse
+	}
 	var conn net.Conn
 	ns.Do(tb, func() { conn, err = dialer.Dial("tcp", to.String()) })
 	if err != nil {
@@ -105,6 +111,14 @@ func TryTCPWithin(tb testing.TB, ns *nstest.NS, from, to netip.AddrPort, patienc
 		return nil, err
 	}
 	return s, nil
+}
+
+// reuse lets a socket have a port from which there are connections to elsewhere.
+func reuse(_, _ string, conn syscall.RawConn) (err error) {
+	controlErr := conn.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	})
+	return errors.Join(controlErr, err)
 }
 
 // Exchange sends bytes both ways.

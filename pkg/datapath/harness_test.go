@@ -42,6 +42,7 @@ const (
 
 	translationPort     = 1 << 3
 	translationAnswered = 1 << 4
+	translationRemapped = 1 << 7
 )
 
 // skBuff is struct __sk_buff, the context of a program (linux/bpf.h). A test run
@@ -369,8 +370,12 @@ func (n *node) translations(t *testing.T) []translation {
 			state:    value.State, flags: value.Flags,
 		}
 		found = append(found, tr)
+		seen := key.SourcePort
+		if value.Flags&translationRemapped != 0 {
+			seen = value.Mapped
+		}
 		pointer := all[maps.FlowKey{
-			Source: value.Address, Destination: key.Source, SourcePort: value.Port, DestinationPort: key.SourcePort,
+			Source: value.Address, Destination: key.Source, SourcePort: value.Port, DestinationPort: seen,
 			Ifindex: value.Ifindex, Protocol: key.Protocol,
 		}]
 		if pointer.Address != key.Destination || pointer.Port != key.DestinationPort {

@@ -232,29 +232,90 @@ func testNoPort(t *testing.T, n *node, f family, p mappedProtocol) {
 	)
 }
 
-// testPortClash: an answer of b to the client's port can be of one connection only.
+// testPortClash: one port of a client is used towards two ports or addresses of the host
+// that lead to one of b. An answer of b could not be told from another's, so b sees another
+// client's port of the second; both go on side by side, and close by themselves.
 func testPortClash(t *testing.T, n *node, f family, p mappedProtocol) {
-	open := ip(f.world, f.host, 58, p.datagram(low, hostPort)...)
-	n.story(t,
-		step{"first", n.fromWorld(open...), deliveredAs(delivered(n.b, ip(f.world, f.b, 57, p.datagram(low, server)...)...), "decided")},
-		step{
-			"answer", n.from(n.b, ip(f.b, f.world, 64, p.datagram(server, low)...)...),
-			forwarded(sent(n.b, ip(f.host, f.world, 63, p.datagram(hostPort, low)...)...), "decided"),
-		},
-		step{"confirmed", n.fromWorld(open...), deliveredAs(delivered(n.b, ip(f.world, f.b, 57, p.datagram(low, server)...)...), "decided")},
-		step{"by another port", n.fromWorld(ip(f.world, f.host, 58, p.datagram(low, onePort)...)...), drops("port_clash")},
-		step{
-			"the first goes on", n.from(n.b, ip(f.b, f.world, 64, p.datagram(server, low)...)...),
-			forwarded(sent(n.b, ip(f.host, f.world, 63, p.datagram(hostPort, low)...)...), p.decidedIfTCP()...),
-		},
-	)
+	client, first := port(f.world, low), port(f.host, hostPort)
+	for _, second := range []netip.AddrPort{port(f.host, onePort), port(f.second(), hostPort)} {
+		n.forget(t)
+		n.connect(t, f, p, client, first, client)
+		begin := p.datagram
+		if p.tcp {
+			begin = func(from, to uint16) []packet.Layer { return tcp(from, to, packet.SYN) }
+		}
+		n.run(t, n.fromWorld(ip(client.Addr(), second.Addr(), 58, begin(low, second.Port())...)...))
+		seen := n.seenOf(t, p, client, second)
+		if seen.Port() == low || seen.Port() < 1024 {
+			t.Fatalf("b sees %s, which is to be neither the other's port nor below 1024", seen)
+		}
+		n.connect(t, f, p, client, second, seen)
+		n.connect(t, f, p, client, first, client)
+		flags := uint8(translationPort | translationAnswered)
+		both := []translation{
+			{p.number, port(f.b, server), first, client, maps.TranslationEstablished, flags},
+			{p.number, port(f.b, server), second, client, maps.TranslationEstablished, flags | translationRemapped},
+		}
+		n.wantTranslations(t, both...)
+		n.portErrors(t, f, p, client, second, seen)
+		n.portErrors(t, f, p, client, first, client)
+		n.wantTranslations(t, both...)
+		n.check(t, n.toWorld(seenDecided, ip(f.b, seen.Addr(), 63, p.datagram(server, seen.Port())...)...),
+			leaves(n.left(ip(second.Addr(), client.Addr(), 63, p.datagram(second.Port(), low)...)...)))
+		if !p.tcp {
+			n.portFragments(t, f, client, second, seen)
+			continue
+		}
+		n.run(t, n.fromWorld(ip(client.Addr(), second.Addr(), 58, tcp(low, second.Port(), packet.FIN, packet.ACK)...)...))
+		n.run(t, n.from(n.b, ip(f.b, client.Addr(), 64, tcp(server, seen.Port(), packet.FIN, packet.ACK)...)...))
+		both[1].state, both[1].flags = maps.TranslationClosed, both[1].flags|translationFinIn|translationFinOut
+		n.wantTranslations(t, both...)
+		n.connect(t, f, p, client, first, client)
+		// What is closed gives way: the client's port is kept where it can be.
+		n.elapse(t, 300)
+		n.connect(t, f, p, client, first, client)
+	}
 }
 
-func (p mappedProtocol) decidedIfTCP() []string {
-	if p.tcp {
-		return []string{"decided"}
+// seenOf is the client's address and port as b sees it of a connection.
+func (n *node) seenOf(t *testing.T, p mappedProtocol, client, dialled netip.AddrPort) netip.AddrPort {
+	t.Helper()
+	var reply maps.Translation
+	must(t, n.maps.Translations.Lookup(maps.FlowKey{
+		Source: maps.NewAddress(client.Addr()), SourcePort: maps.Port(client.Port()),
+		Destination: maps.NewAddress(dialled.Addr()), DestinationPort: maps.Port(dialled.Port()), Protocol: p.number,
+	}, &reply))
+	if reply.Flags&translationRemapped == 0 {
+		return client
 	}
-	return nil
+	return netip.AddrPortFrom(client.Addr(), maps.Port(reply.Mapped))
+}
+
+// connect has a client in the world, whom b sees as another perhaps, and b speak with
+// each other by a port of the host.
+func (n *node) connect(t *testing.T, f family, p mappedProtocol, client, dialled, seen netip.AddrPort) {
+	t.Helper()
+	segment := func(name string, inbound bool, layers func(from, to uint16) []packet.Layer) {
+		t.Helper()
+		r := n.fromWorld(ip(client.Addr(), dialled.Addr(), 58, layers(client.Port(), dialled.Port())...)...)
+		out := delivered(n.b, ip(seen.Addr(), f.b, 57, layers(seen.Port(), server)...)...)
+		if !inbound {
+			r = n.from(n.b, ip(f.b, seen.Addr(), 64, layers(server, seen.Port())...)...)
+			out = sent(n.b, ip(dialled.Addr(), client.Addr(), 63, layers(dialled.Port(), client.Port())...)...)
+		}
+		got := n.run(t, r)
+		if diff := packet.Diff(out, got.out); diff != "" || got.verdict != redirect {
+			t.Fatalf("%s of %s by %s: verdict %d, %v\n%s", name, client, dialled, got.verdict, got.counts, diff)
+		}
+	}
+	if p.tcp {
+		segment("SYN", true, func(from, to uint16) []packet.Layer { return tcp(from, to, packet.SYN) })
+		segment("SYN, ACK", false, func(from, to uint16) []packet.Layer { return tcp(from, to, packet.SYN, packet.ACK) })
+	}
+	for range 3 { // by the slow path, and by the fast
+		segment("question", true, p.datagram)
+		segment("answer", false, p.datagram)
+	}
 }
 
 // decidedUnlessTCP is for what comes after the answer: it makes a stream of the flow,
@@ -328,30 +389,46 @@ func testPortErrors(t *testing.T, n *node, f family, p mappedProtocol) {
 	answered := ip(f.host, f.world, 63, p.datagram(hostPort, low)...)
 	n.check(t, n.from(n.b, answer...), forwarded(sent(n.b, answered...), "decided"))
 	n.check(t, n.fromWorld(inbound...), deliveredAs(delivered(n.b, toB...), "decided"))
-	// The endpoint about what the client sent, a router about what the endpoint answered.
+	n.portErrors(t, f, p, port(f.world, low), port(f.host, hostPort), port(f.world, low))
+}
+
+// portErrors has the endpoint complain about what the client sent, a router about what the
+// endpoint answered, and the host's stack about what it should have delivered.
+func (n *node) portErrors(t *testing.T, f family, p mappedProtocol, client, dialled, seen netip.AddrPort) {
+	t.Helper()
+	toB := ip(seen.Addr(), f.b, 57, p.datagram(seen.Port(), server)...)
+	toHost := n.arrived(ip(client.Addr(), dialled.Addr(), 57, p.datagram(client.Port(), dialled.Port())...)...)
+	answered := ip(dialled.Addr(), client.Addr(), 63, p.datagram(dialled.Port(), client.Port())...)
 	n.check(t,
-		n.from(n.b, ip(f.b, f.world, 64, packet.Unreachable(packet.PortUnreachable), packet.Quote(delivered(n.b, toB...)))...),
-		forwarded(sent(n.b, ip(f.host, f.world, 63, packet.Unreachable(packet.PortUnreachable),
-			packet.Quote(n.arrived(ip(f.world, f.host, 57, p.datagram(low, hostPort)...)...)))...), "decided"))
+		n.from(n.b, ip(f.b, seen.Addr(), 64, packet.Unreachable(packet.PortUnreachable), packet.Quote(delivered(n.b, toB...)))...),
+		forwarded(sent(n.b, ip(dialled.Addr(), client.Addr(), 63, packet.Unreachable(packet.PortUnreachable), packet.Quote(toHost))...), "decided"))
 	n.check(t,
-		n.fromWorld(ip(f.router, f.host, 58, packet.TTLExceeded(), packet.Quote(n.left(answered...)))...),
+		n.fromWorld(ip(f.router, dialled.Addr(), 58, packet.TTLExceeded(), packet.Quote(n.left(answered...)))...),
 		deliveredAs(delivered(n.b, ip(f.router, f.b, 57, packet.TTLExceeded(),
-			packet.Quote(sent(n.b, ip(f.b, f.world, 63, p.datagram(server, low)...)...)))...), "decided"))
+			packet.Quote(sent(n.b, ip(f.b, seen.Addr(), 63, p.datagram(server, seen.Port())...)...)))...), "decided"))
+	n.check(t,
+		n.toWorld(seenNot, ip(f.host, client.Addr(), 64, packet.Unreachable(packet.HostUnreachable), packet.Quote(delivered(n.b, toB...)))...),
+		leaves(n.left(ip(f.host, client.Addr(), 64, packet.Unreachable(packet.HostUnreachable), packet.Quote(toHost))...)))
 }
 
 func testPortFragments(t *testing.T, n *node, f family, p mappedProtocol) {
 	if p.tcp {
 		return
 	}
+	n.portFragments(t, f, port(f.world, low), port(f.host, hostPort), port(f.world, low), "decided")
+}
+
+func (n *node) portFragments(t *testing.T, f family, client, dialled, seen netip.AddrPort, counters ...string) {
+	t.Helper()
 	bulk := func(from, to uint16) []packet.Layer {
 		return []packet.Layer{packet.UDP(from, to), packet.Payload(1300)}
 	}
-	in := n.fromWorld(ip(f.world, f.host, 58, bulk(low, hostPort)...)...)
-	out := delivered(n.b, ip(f.world, f.b, 57, bulk(low, server)...)...)
-	n.fragments(t, in, in.in, out, deliveredAs(nil), []string{"decided"}, 0, 2, 3, 1)
-	back := n.from(n.b, ip(f.b, f.world, 64, bulk(server, low)...)...)
-	out = sent(n.b, ip(f.host, f.world, 63, bulk(hostPort, low)...)...)
-	n.fragments(t, back, back.in, out, forwarded(nil), []string{"decided"}, 0, 1, 2, 3)
+	in := n.fromWorld(ip(client.Addr(), dialled.Addr(), 58, bulk(client.Port(), dialled.Port())...)...)
+	out := delivered(n.b, ip(seen.Addr(), f.b, 57, bulk(seen.Port(), server)...)...)
+	n.fragments(t, in, in.in, out, deliveredAs(nil), counters, 0, 2, 3, 1)
+	back := n.from(n.b, ip(f.b, seen.Addr(), 64, bulk(server, seen.Port())...)...)
+	out = sent(n.b, ip(dialled.Addr(), client.Addr(), 63, bulk(dialled.Port(), client.Port())...)...)
+	n.fragments(t, back, back.in, out, forwarded(nil), counters, 0, 1, 2, 3)
 }
 
 // testPortWayBack: the answer leaves by the uplink that the client came by, although

@@ -124,6 +124,7 @@ const (
 	kernelFlowFlagFLOW_STACK                 kernelFlowFlag = 8
 	kernelFlowFlagFLOW_CLOSING               kernelFlowFlag = 16
 	kernelFlowFlagFLOW_HAIRPIN               kernelFlowFlag = 32
+	kernelFlowFlagFLOW_OTHER_PORT            kernelFlowFlag = 64
 )
 
 type kernelFlowKey struct {
@@ -258,6 +259,7 @@ const (
 	kernelTranslationFlagTRANSLATION_ANSWERED kernelTranslationFlag = 16
 	kernelTranslationFlagTRANSLATION_HAIRPIN  kernelTranslationFlag = 32
 	kernelTranslationFlagTRANSLATION_LOCAL    kernelTranslationFlag = 64
+	kernelTranslationFlagTRANSLATION_REMAPPED kernelTranslationFlag = 128
 )
 
 type kernelTranslationState uint32

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/tendril-net/tendril/internal/nstest"
 )
 
 // What the host itself has begun from a port that is mapped later goes on.
@@ -38,6 +40,53 @@ func TestPortsLeaveTheHostsOwn(t *testing.T) {
 				t.Errorf("%s: the host's own UDP flow, %d bytes: %v; seen as %s, not %s", o.name, size, err, seen, want)
 			}
 		}
+	}
+}
+
+// A client that uses one port towards several addresses of the host, which lead to one
+// port of a container, has as many connections, and each gets its own answers.
+func TestPortsOfOneClientPort(t *testing.T) {
+	s, _ := twoUplinks(t)
+	s.publish(t, "c", s.pods, both()...)
+	near := s.Attach(t, "near", s.pods)
+	eachFamily(t, func(t *testing.T, f family) {
+		for _, client := range []struct {
+			name string
+			from *nstest.NS
+			addr netip.Addr
+		}{{"world", s.world, f.world}, {"container", near.NS, f.of(near)}} {
+			var streams []*stream
+			free := freeUDP(t, client.from, f.uplink)
+			for i, at := range []netip.Addr{f.uplink, f.another(), f.second()} {
+				way := portWay{name: client.name, from: client.from, at: at, seen: client.addr, otherPort: i > 0}
+				tcp, err := tryTCPWithin(t, client.from, netip.AddrPortFrom(client.addr, 30001), way.tcp(), portPatience)
+				if err != nil {
+					t.Fatalf("%s: TCP to %s: %v", client.name, at, err)
+				}
+				way.compare(t, "TCP", sight{addrPort(tcp.RemoteAddr()), tcp.Seen}, tcp.LocalAddr())
+				streams = append(streams, tcp)
+				for range 3 {
+					got, err := askFrom(free, way.udp(), pattern(4000))
+					if err != nil {
+						t.Fatalf("%s: UDP to %s: %v", client.name, at, err)
+					}
+					way.compare(t, "UDP", got, free.LocalAddr())
+				}
+			}
+			for range 3 {
+				for _, tcp := range streams {
+					if err := tcp.Exchange(pattern(1 << 16)); err != nil {
+						t.Errorf("%s: TCP to %s: %v", client.name, tcp.RemoteAddr(), err)
+					}
+				}
+			}
+			for _, tcp := range streams {
+				_ = tcp.Close()
+			}
+		}
+	})
+	if drops := s.Drops(t); len(drops) != 0 {
+		t.Errorf("packets were dropped: %v", drops)
 	}
 }
 
