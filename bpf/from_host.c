@@ -84,6 +84,7 @@ static __always_inline const struct port *mapping(const struct socket_peer *dial
 struct ends {
 	struct address source;
 	struct socket_peer peer;
+	bool connects; /* to what is dialled now */
 };
 
 static __always_inline bool same_peer(const struct socket_peer *a, const struct socket_peer *b)
@@ -100,6 +101,34 @@ static __always_inline void note(const struct socket_key *key, const struct sock
 		bpf_map_update_elem(&sockets, key, dialled, BPF_ANY);
 	else if (!dialled && known)
 		bpf_map_delete_elem(&sockets, key);
+}
+
+/*
+ * Notes whom the socket is connected to from now on, or that it is not led anywhere; dialled
+ * is NULL then. Returns false when there is no memory for it.
+ */
+static __always_inline bool note_peer(struct bpf_sock_addr *ctx, const struct socket_peer *to,
+				      const struct socket_peer *dialled)
+{
+	struct socket_link *link;
+
+	link = bpf_sk_storage_get(&peers, ctx->sk, NULL, dialled ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	if (!link)
+		return !dialled;
+	link->to = *to;
+	link->dialled = dialled ? *dialled : *to;
+	return true;
+}
+
+/* As note, for a socket that was connected there once and is not now. */
+static __always_inline void note_former_peer(struct bpf_sock_addr *ctx,
+					     const struct socket_peer *to,
+					     const struct socket_peer *dialled)
+{
+	struct socket_link *link = bpf_sk_storage_get(&peers, ctx->sk, NULL, 0);
+
+	if (link && same_peer(&link->to, to))
+		link->dialled = *dialled;
 }
 
 /*
@@ -131,7 +160,9 @@ static __always_inline bool dial(struct bpf_sock_addr *ctx, struct address *addr
 		to.address = port->address;
 		to.port = port->port;
 	}
-	if (!same_peer(&to, &ends->peer)) {
+	if ((!ends->connects || !note_peer(ctx, &to, port ? &dialled : NULL)) &&
+	    !same_peer(&to, &ends->peer)) {
+		note_former_peer(ctx, &to, port ? &dialled : &to);
 		key.cookie = bpf_get_socket_cookie(ctx);
 		key.address = to.address;
 		key.port = to.port;
@@ -188,8 +219,14 @@ static __always_inline bool show(struct bpf_sock_addr *ctx, struct address *addr
 		.address = *address,
 		.port = ctx->user_port,
 	};
-	const struct socket_peer *dialled = bpf_map_lookup_elem(&sockets, &key);
+	const struct socket_peer to = { .address = *address, .port = ctx->user_port };
+	const struct socket_link *link = bpf_sk_storage_get(&peers, ctx->sk, NULL, 0);
+	const struct socket_peer *dialled;
 
+	if (link && same_peer(&link->to, &to))
+		dialled = &link->dialled;
+	else
+		dialled = bpf_map_lookup_elem(&sockets, &key);
 	if (!dialled)
 		return false;
 	*address = dialled->address;
@@ -220,7 +257,7 @@ static __always_inline int show_ipv6(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect4")
 int host_connect4(struct bpf_sock_addr *ctx)
 {
-	struct ends ends = {};
+	struct ends ends = { .connects = true };
 
 	if (!is_ours(ctx))
 		return GO_ON;
@@ -231,7 +268,7 @@ int host_connect4(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect6")
 int host_connect6(struct bpf_sock_addr *ctx)
 {
-	struct ends ends = {};
+	struct ends ends = { .connects = true };
 
 	if (!is_ours(ctx))
 		return GO_ON;

@@ -131,7 +131,18 @@ struct {
 } host_addresses SEC(".maps");
 
 /*
- * Socket and where it sends -> what its process dialled, for getpeername and for the
+ * Connected socket -> its peer, for getpeername and for the source of datagrams; it goes
+ * with the socket. The socket programs write and read.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct socket_link);
+} peers SEC(".maps");
+
+/*
+ * Socket that is not connected and where it sends -> what its process dialled, for the
  * source of datagrams. The socket programs write and read.
  */
 struct {

@@ -204,6 +204,13 @@ struct socket_peer {
 };
 _Static_assert(sizeof(struct socket_peer) == 24, "socket_peer has no hidden padding");
 
+/* The peer of a connected socket of the host: where it really is, and what was dialled. */
+struct socket_link {
+	struct socket_peer to;
+	struct socket_peer dialled;
+};
+_Static_assert(sizeof(struct socket_link) == 48, "socket_link has no hidden padding");
+
 /* A destination prefix in an LPM trie. */
 struct prefix_key {
 	__u32 length; /* in bits of the v4-mapped form: an IPv4 /8 is 104 */

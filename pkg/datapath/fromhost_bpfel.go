@@ -26,6 +26,7 @@ const (
 	fromHostMapHostAddresses     = "host_addresses"
 	fromHostMapInterfaces        = "interfaces"
 	fromHostMapMasqueradeExclude = "masquerade_exclude"
+	fromHostMapPeers             = "peers"
 	fromHostMapPorts             = "ports"
 	fromHostMapSockets           = "sockets"
 	fromHostMapStackDestinations = "stack_destinations"
@@ -114,6 +115,7 @@ type fromHostMapSpecs struct {
 	HostAddresses     *ebpf.MapSpec `ebpf:"host_addresses"`
 	Interfaces        *ebpf.MapSpec `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.MapSpec `ebpf:"masquerade_exclude"`
+	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	Ports             *ebpf.MapSpec `ebpf:"ports"`
 	Sockets           *ebpf.MapSpec `ebpf:"sockets"`
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
@@ -164,6 +166,7 @@ type fromHostMaps struct {
 	HostAddresses     *ebpf.Map `ebpf:"host_addresses"`
 	Interfaces        *ebpf.Map `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.Map `ebpf:"masquerade_exclude"`
+	Peers             *ebpf.Map `ebpf:"peers"`
 	Ports             *ebpf.Map `ebpf:"ports"`
 	Sockets           *ebpf.Map `ebpf:"sockets"`
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
@@ -182,6 +185,7 @@ func (m *fromHostMaps) Close() error {
 		m.HostAddresses,
 		m.Interfaces,
 		m.MasqueradeExclude,
+		m.Peers,
 		m.Ports,
 		m.Sockets,
 		m.StackDestinations,

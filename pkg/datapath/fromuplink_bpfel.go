@@ -26,6 +26,7 @@ const (
 	fromUplinkMapHostAddresses     = "host_addresses"
 	fromUplinkMapInterfaces        = "interfaces"
 	fromUplinkMapMasqueradeExclude = "masquerade_exclude"
+	fromUplinkMapPeers             = "peers"
 	fromUplinkMapPorts             = "ports"
 	fromUplinkMapScratch           = "scratch"
 	fromUplinkMapSockets           = "sockets"
@@ -101,6 +102,7 @@ type fromUplinkMapSpecs struct {
 	HostAddresses     *ebpf.MapSpec `ebpf:"host_addresses"`
 	Interfaces        *ebpf.MapSpec `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.MapSpec `ebpf:"masquerade_exclude"`
+	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	Ports             *ebpf.MapSpec `ebpf:"ports"`
 	Scratch           *ebpf.MapSpec `ebpf:"scratch"`
 	Sockets           *ebpf.MapSpec `ebpf:"sockets"`
@@ -152,6 +154,7 @@ type fromUplinkMaps struct {
 	HostAddresses     *ebpf.Map `ebpf:"host_addresses"`
 	Interfaces        *ebpf.Map `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.Map `ebpf:"masquerade_exclude"`
+	Peers             *ebpf.Map `ebpf:"peers"`
 	Ports             *ebpf.Map `ebpf:"ports"`
 	Scratch           *ebpf.Map `ebpf:"scratch"`
 	Sockets           *ebpf.Map `ebpf:"sockets"`
@@ -171,6 +174,7 @@ func (m *fromUplinkMaps) Close() error {
 		m.HostAddresses,
 		m.Interfaces,
 		m.MasqueradeExclude,
+		m.Peers,
 		m.Ports,
 		m.Scratch,
 		m.Sockets,

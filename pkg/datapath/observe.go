@@ -182,6 +182,7 @@ func (d *Datapath) Maps() ([]MapUsage, error) {
 		d.maps.Flows:             entries[maps.FlowKey, maps.Flow],
 		d.maps.Translations:      entries[maps.FlowKey, maps.Translation],
 		d.maps.Fragments:         entries[maps.FragmentKey, maps.Fragment],
+		d.maps.Ports:             entries[maps.PortKey, maps.MappedPort],
 		d.maps.MasqueradeExclude: prefixes,
 		d.maps.StackDestinations: prefixes,
 	}

@@ -528,7 +528,9 @@ func testPortAstray(t *testing.T, n *node, f family, p mappedProtocol) {
 	defer n.do(t, func() error { return n.ReconcileUplinks([]Uplink{n.uplink}) })
 	frame := append([]packet.Layer{packet.Eth(routerMAC(), other.MAC)}, ip(f.elsewhere, f.host, 58, p.datagram(low, hostPort)...)...)
 	ask := run{program: fromUplink, device: other.IfIndex, in: packet.New(frame...)}
-	bulk := func(from, to uint16) []packet.Layer { return []packet.Layer{packet.UDP(from, to), packet.Payload(1300)} }
+	bulk := func(from, to uint16) []packet.Layer {
+		return []packet.Layer{packet.UDP(from, to), packet.Payload(1300)}
+	}
 	if p.tcp {
 		bulk = func(from, to uint16) []packet.Layer {
 			return []packet.Layer{packet.TCP(from, to, packet.ACK), packet.Payload(1300)}

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"errors"
 	"net/netip"
 	"path/filepath"
 	"testing"
@@ -182,6 +183,54 @@ func TestSocketHooksAgain(t *testing.T) {
 			loose.send(t, other).want(t, heard{Source: other, Message: "b"})
 			// Nor is another socket's.
 			w.socket(t, s.node, kind).send(t, netip.AddrPortFrom(w.a, containerPort)).want(t, heard{Source: netip.AddrPortFrom(w.a, containerPort), Message: "a"})
+		})
+	}
+}
+
+// TestSocketHooksMany connects a socket, and then more others than any map has room for:
+// it is still told whom it dialled.
+func TestSocketHooksMany(t *testing.T) {
+	s, d := newMapped(t)
+	eachWay(t, func(t *testing.T, w way, kind int) {
+		to := netip.AddrPortFrom(w.loopback(), anyAddress)
+		first := w.socket(t, s.node, kind)
+		first.connect(t, to).want(t, heardOf(kind, to, "a"))
+		s.node.Do(t, func() {
+			for range 2 * d.maps.Sockets.MaxEntries() {
+				fd, err := unix.Socket(w.domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+				if err == nil {
+					err = errors.Join(unix.Connect(fd, w.sockaddr(to)), unix.Close(fd))
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+		peer, err := unix.Getpeername(first.fd)
+		must(t, err)
+		if got := addrPort(t, peer); got != to {
+			t.Errorf("peer: got %s, want %s", got, to)
+		}
+	})
+}
+
+// TestSocketHooksFormerPeer sends with a socket that is not connected any more: what is
+// shown is what was dialled last.
+func TestSocketHooksFormerPeer(t *testing.T) {
+	s, _ := newMapped(t)
+	for _, w := range ways() {
+		t.Run(w.name, func(t *testing.T) {
+			one := w.socket(t, s.node, unix.SOCK_DGRAM)
+			for _, to := range []netip.AddrPort{
+				netip.AddrPortFrom(w.a, containerPort),
+				netip.AddrPortFrom(w.host, hostAddress),
+			} {
+				first := netip.AddrPortFrom(w.host, anyAddress)
+				one.connect(t, first).want(t, heardOf(unix.SOCK_DGRAM, first, "a"))
+				one.disconnect(t)
+				one.send(t, to).want(t, heard{Source: to, Message: "a"})
+			}
 		})
 	}
 }

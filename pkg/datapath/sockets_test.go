@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -113,6 +114,16 @@ func (s *socket) connect(t *testing.T, to netip.AddrPort) heard {
 		h.Peer = addrPort(t, peer)
 	}
 	return h
+}
+
+// disconnect ends what connect has begun.
+func (s *socket) disconnect(t *testing.T) {
+	t.Helper()
+	nowhere := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(s.fd), uintptr(unsafe.Pointer(&nowhere)), unsafe.Sizeof(nowhere))
+	if errno != 0 {
+		t.Fatal(errno)
+	}
 }
 
 // send asks without a connection.

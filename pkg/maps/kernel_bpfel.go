@@ -226,6 +226,12 @@ type kernelSocketKey struct {
 	Pad     [6]uint8
 }
 
+type kernelSocketLink struct {
+	_       structs.HostLayout
+	To      kernelSocketPeer
+	Dialled kernelSocketPeer
+}
+
 type kernelSocketPeer struct {
 	_       structs.HostLayout
 	Address kernelAddress
@@ -285,6 +291,7 @@ const (
 	kernelMapHostAddresses          = "host_addresses"
 	kernelMapInterfaces             = "interfaces"
 	kernelMapMasqueradeExclude      = "masquerade_exclude"
+	kernelMapPeers                  = "peers"
 	kernelMapPorts                  = "ports"
 	kernelMapSockets                = "sockets"
 	kernelMapStackDestinations      = "stack_destinations"
@@ -358,6 +365,7 @@ type kernelMapSpecs struct {
 	HostAddresses     *ebpf.MapSpec `ebpf:"host_addresses"`
 	Interfaces        *ebpf.MapSpec `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.MapSpec `ebpf:"masquerade_exclude"`
+	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	Ports             *ebpf.MapSpec `ebpf:"ports"`
 	Sockets           *ebpf.MapSpec `ebpf:"sockets"`
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
@@ -409,6 +417,7 @@ type kernelMaps struct {
 	HostAddresses     *ebpf.Map `ebpf:"host_addresses"`
 	Interfaces        *ebpf.Map `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.Map `ebpf:"masquerade_exclude"`
+	Peers             *ebpf.Map `ebpf:"peers"`
 	Ports             *ebpf.Map `ebpf:"ports"`
 	Sockets           *ebpf.Map `ebpf:"sockets"`
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
@@ -427,6 +436,7 @@ func (m *kernelMaps) Close() error {
 		m.HostAddresses,
 		m.Interfaces,
 		m.MasqueradeExclude,
+		m.Peers,
 		m.Ports,
 		m.Sockets,
 		m.StackDestinations,

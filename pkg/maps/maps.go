@@ -28,6 +28,7 @@ type Maps struct {
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Ports             *ebpf.Map `ebpf:"ports"`
 	HostAddresses     *ebpf.Map `ebpf:"host_addresses"`
+	Peers             *ebpf.Map `ebpf:"peers"`
 	Sockets           *ebpf.Map `ebpf:"sockets"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Counters          *ebpf.Map `ebpf:"counters"`
@@ -157,6 +158,7 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		kernelMapStackDestinations: &m.StackDestinations,
 		kernelMapPorts:             &m.Ports,
 		kernelMapHostAddresses:     &m.HostAddresses,
+		kernelMapPeers:             &m.Peers,
 		kernelMapSockets:           &m.Sockets,
 		kernelMapFragments:         &m.Fragments,
 		kernelMapCounters:          &m.Counters,

@@ -110,7 +110,7 @@ func TestPinAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	again("allocations", "counters", "endpoints", "epochs", "flows", "fragments", "held", "host_addresses", "interfaces",
-		"masquerade_exclude", "ports", "sockets", "stack_destinations", "translations")
+		"masquerade_exclude", "peers", "ports", "sockets", "stack_destinations", "translations")
 	if err := m.Epochs.Put(uint32(7), uint32(42)); err != nil {
 		t.Fatal(err)
 	}
