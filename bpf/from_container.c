@@ -154,6 +154,16 @@ static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 	return APPLY;
 }
 
+/* Its own function, since Linux 5.10 bounds the stack of all calls together. */
+__noinline int apply_decision(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+
+	if (!s)
+		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	return apply(skb, &s->packet, &s->decision, FROM_CONTAINER);
+}
+
 /* Checks who sent scratch->packet, and decides. Returns a TC action. */
 __noinline int slow_path(struct __sk_buff *skb)
 {
@@ -199,7 +209,7 @@ __noinline int slow_path(struct __sk_buff *skb)
 	if (verdict != APPLY)
 		return verdict;
 	remember(skb, s);
-	return apply(skb, &s->packet, &s->decision, FROM_CONTAINER);
+	return apply_decision(skb);
 }
 
 static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *packet,

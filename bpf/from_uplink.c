@@ -72,6 +72,16 @@ static __always_inline int to_endpoint(struct __sk_buff *skb, struct scratch *s,
 	return 0;
 }
 
+/* Its own function, since Linux 5.10 bounds the stack of all calls together. */
+__noinline int apply_decision(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+
+	if (!s)
+		return drop(skb, FROM_UPLINK, DROP_INVALID);
+	return apply(skb, &s->packet, &s->decision, FROM_UPLINK);
+}
+
 __noinline int slow_path(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
@@ -99,7 +109,7 @@ __noinline int slow_path(struct __sk_buff *skb)
 		return drop(skb, FROM_UPLINK, -result);
 	count(skb, FROM_UPLINK, COUNTER_DECIDED);
 	remember(skb, s);
-	return apply(skb, &s->packet, &s->decision, FROM_UPLINK);
+	return apply_decision(skb);
 }
 
 static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *packet,

@@ -247,16 +247,19 @@ static __always_inline bool is_closing(const struct packet *packet, const struct
 }
 
 /* Whether the endpoint that the decision delivers scratch->packet to is there. */
-static __always_inline bool receiver_is_there(const struct scratch *s)
+__noinline bool receiver_is_there(struct __sk_buff *skb)
 {
-	const struct address *address = s->decision.flags & FLOW_TRANSLATE_DESTINATION
-						? &s->decision.address
-						: &s->packet.key.destination;
+	struct scratch *s = scratch_get();
 	struct endpoint *endpoint;
 
+	if (!s || !skb)
+		return false;
 	if (s->decision.action != ACTION_DELIVER || s->decision.flags & FLOW_HAIRPIN)
 		return true;
-	endpoint = bpf_map_lookup_elem(&endpoints, address);
+	s->other.source = s->decision.flags & FLOW_TRANSLATE_DESTINATION
+				  ? s->decision.address
+				  : s->packet.key.destination;
+	endpoint = bpf_map_lookup_elem(&endpoints, &s->other.source);
 	return endpoint && endpoint->ifindex == s->decision.out_ifindex;
 }
 
@@ -264,7 +267,7 @@ static __always_inline bool receiver_is_there(const struct scratch *s)
  * Keeps a decision for the packets that follow. Errors are decided each by
  * itself, and a closed connection is followed packet by packet.
  */
-static __always_inline void remember(const struct __sk_buff *skb, struct scratch *s)
+static __always_inline void remember(struct __sk_buff *skb, struct scratch *s)
 {
 	struct flow *before;
 
@@ -278,7 +281,7 @@ static __always_inline void remember(const struct __sk_buff *skb, struct scratch
 	account(skb, &s->decision);
 	s->decision.epoch = s->epoch + epoch_of(s->decision.endpoint);
 	/* Had it gone before its epoch was read, the decision would outlive it. */
-	if (!receiver_is_there(s))
+	if (!receiver_is_there(skb))
 		return;
 	s->decision.decided = now();
 	bpf_map_update_elem(&flows, &s->packet.key, &s->decision, BPF_ANY);
