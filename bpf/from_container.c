@@ -14,11 +14,16 @@
 #include "lib/parse.h"
 #include "lib/port.h"
 #include "lib/route.h"
+#include "lib/track.h"
 
-/* The stack answers, or has the packet: nothing is remembered. */
+/*
+ * The stack answers, or has the packet: nothing is remembered. Where there is a policy, it is
+ * asked should the stack send the packet on after all.
+ */
 static __always_inline int leave(struct __sk_buff *skb)
 {
-	return apply_pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+	return policy_now() ? pass(skb, FROM_CONTAINER, COUNTER_PASSED)
+			    : apply_pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 }
 
 /* No TC action: what was decided is to be applied. */
@@ -35,6 +40,11 @@ __noinline int decide_answer(struct __sk_buff *skb)
 
 	if (!s || port_answered(skb))
 		return 0;
+	ask(s, &s->packet.key.destination, &s->packet.key.source, s->answer.source_port);
+	s->question.protocol = s->answer.protocol;
+	error = police(skb);
+	if (error)
+		return refuse(skb, FROM_CONTAINER, error);
 	error = port_way(skb);
 	if (!error)
 		error = port_quote(skb, s);
@@ -45,7 +55,7 @@ __noinline int decide_answer(struct __sk_buff *skb)
  * For the host itself, or for a port of it that leads to an endpoint. Returns a TC
  * action or APPLY.
  */
-__noinline int decide_host(struct __sk_buff *skb)
+static __always_inline int decide_host(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
 	int result;
@@ -61,14 +71,14 @@ __noinline int decide_host(struct __sk_buff *skb)
 	if (result == PORT_OF_ITSELF)
 		result = port_hairpin(skb);
 	if (result < 0)
-		return drop(skb, FROM_CONTAINER, -result);
+		return refuse(skb, FROM_CONTAINER, -result);
 	if (result)
 		s->decision.action = ACTION_PASS;
 	return APPLY;
 }
 
 /*
- * Whether the world has asked for scratch->packet just now, at the sender's own address.
+ * Whether the other end has asked for scratch->packet just now, at the sender's own address.
  * What says so in flows may have been evicted since, and the answer must not be
  * masqueraded: it would be as lost as all that follow.
  */
@@ -79,21 +89,36 @@ __noinline bool is_asked_for(struct __sk_buff *skb)
 
 	if (!s || !skb || s->packet.icmp_kind || begins_tcp(&s->packet))
 		return false;
-	reply_key(&s->other, &s->packet.key, &s->packet.key.source, s->packet.key.source_port);
+	back_key(&s->other, &s->packet.key);
 	question = bpf_map_lookup_elem(&flows, &s->other);
 	return question && question->action == ACTION_DELIVER &&
-	       !(question->flags & FLOW_TRANSLATE_DESTINATION) &&
+	       !(question->flags & (FLOW_TRANSLATE_DESTINATION | FLOW_REPLY)) &&
 	       (__s32)(now() - question->decided) <= (__s32)(2 * DECISION_AGE);
+}
+
+/*
+ * The stack sends it on, by what it knows then. What is kept is that the endpoint began,
+ * for to_container to know the answer.
+ */
+static __always_inline int pass_on(struct __sk_buff *skb, struct scratch *s, struct flow *before)
+{
+	if (!(s->decision.flags & FLOW_REPLY) && s->packet.icmp_kind != ICMP_KIND_ERROR) {
+		if (!before)
+			remember(skb);
+		else if ((__s32)(now() - before->decided) >= (__s32)DECISION_AGE)
+			before->decided = now();
+	}
+	return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 }
 
 /* Decides for scratch->packet, whose sender is who it says. Returns a TC action or APPLY. */
 static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 {
 	struct scratch *s = scratch_get();
-	struct endpoint *endpoint;
+	struct endpoint *endpoint, *self;
+	int error, way, reason;
 	struct flow *before;
-	int error, way;
-	bool masked;
+	bool masked, others;
 
 	if (!s)
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
@@ -108,32 +133,42 @@ static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 		s->decision.flags = before->flags & (FLOW_REPLY | FLOW_STACK);
 		if (s->decision.flags & FLOW_STACK) {
 			s->decision.action = ACTION_PASS;
-			return APPLY;
+			s->later = true;
+			reason = judge_and_track(skb, s);
+			return reason ? refuse(skb, FROM_CONTAINER, reason) : APPLY;
 		}
 	}
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
-	if (endpoint) {
+	if (endpoint)
 		deliver(&s->decision, endpoint);
-		return APPLY;
-	}
-	if (others_translate(&s->packet.key.destination))
-		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
-	way = route(skb);
+	others = !endpoint && others_translate(&s->packet.key.destination);
+	way = endpoint || others ? WAY_OTHER : route(skb);
 	if (way == WAY_STACK)
 		return decide_host(skb);
-	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
-	if (!endpoint)
-		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
-	masked = masquerades(endpoint, &s->packet) && !(s->decision.flags & FLOW_REPLY);
-	if (masked && is_asked_for(skb)) {
+	/* No decision, as after an eviction: the one of the other direction knows. */
+	if (!(s->decision.flags & FLOW_REPLY) && is_asked_for(skb))
 		s->decision.flags |= FLOW_REPLY;
-		masked = false;
-	}
+	self = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
+	if (!self)
+		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
+	s->later = others;
+	reason = judge(skb);
+	masked = !endpoint && !others && masquerades(self, &s->packet) &&
+		 !(s->decision.flags & FLOW_REPLY);
+	/* The translation of what is masked knows who began. */
+	if (!reason && s->tracks && !(masked && way == WAY_UPLINK))
+		reason = -track(skb);
+	if (reason)
+		return refuse(skb, FROM_CONTAINER, reason);
+	if (endpoint)
+		return APPLY;
+	if (others)
+		return pass_on(skb, s, before);
 	/* An uplink may be too new for the agent, or the agent gone: nothing leaves unhidden. */
 	if (way == WAY_GATEWAY && masked)
 		return drop(skb, FROM_CONTAINER, DROP_NO_UPLINK);
 	if (way != WAY_UPLINK)
-		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+		return pass_on(skb, s, before);
 	s->decision.action = ACTION_FORWARD;
 	if (!masked)
 		return APPLY;
@@ -145,7 +180,7 @@ static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 	else if (begins_with_reply(&s->packet))
 		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 	else
-		error = masquerade_source(skb, endpoint->id, 0);
+		error = masquerade_source(skb, self->id, 0);
 	/* Others may know it, if we do not; what they leave as it is, to_uplink drops. */
 	if (error == -DROP_NO_TRANSLATION && s->packet.icmp_kind != ICMP_KIND_ERROR)
 		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
@@ -178,6 +213,7 @@ __noinline int slow_path(struct __sk_buff *skb)
 	if (!s || (void *)(ethernet + 1) > data_end)
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
 	s->epoch = epoch_of(0);
+	s->sender = 0;
 	interface = bpf_map_lookup_elem(&interfaces, &s->packet.key.ifindex);
 	if (!interface || interface->role != INTERFACE_ENDPOINT)
 		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
@@ -192,7 +228,9 @@ __noinline int slow_path(struct __sk_buff *skb)
 	}
 	if (s->packet.icmp_kind == ICMP_KIND_LINK) {
 		verdict = check_neighbour(skb, &s->packet);
-		return verdict ? drop(skb, FROM_CONTAINER, verdict) : leave(skb);
+		/* Without a mark: should the stack forward it, policy is asked there. */
+		return verdict ? drop(skb, FROM_CONTAINER, verdict)
+			       : pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 	}
 	if (is_martian(&s->packet.key.destination))
 		return drop(skb, FROM_CONTAINER, DROP_MARTIAN);
@@ -208,7 +246,7 @@ __noinline int slow_path(struct __sk_buff *skb)
 	verdict = decide(skb, self->flags & ENDPOINT_PORTS);
 	if (verdict != APPLY)
 		return verdict;
-	remember(skb, s);
+	remember(skb);
 	return apply_decision(skb);
 }
 
@@ -246,9 +284,8 @@ static __always_inline int pass_again(struct __sk_buff *skb, struct packet *pack
 
 /*
  * Both directions of a connection between endpoints go when it closes: with the
- * first packet that comes after a FIN of its own and one of the other end, or with
- * an RST. Otherwise the cache would be full of what nobody asks for again, and
- * every connection would pay for an eviction.
+ * first packet that comes after a FIN of its own and one of the other end. Otherwise the cache
+ * would be full of what nobody asks for again, and every connection would pay for an eviction.
  */
 static __noinline int follow_close(struct packet *packet, struct flow *flow)
 {
@@ -267,15 +304,20 @@ static __noinline int follow_close(struct packet *packet, struct flow *flow)
 	back.destination_port = packet->key.source_port;
 	back.ifindex = flow->out_ifindex;
 	back.protocol = IPPROTO_TCP;
-	if (!(packet->tcp_flags & TCP_RST)) {
-		if (packet->tcp_flags & TCP_FIN) {
-			flow->flags |= FLOW_CLOSING;
-			return 0;
-		}
-		other = bpf_map_lookup_elem(&flows, &back);
-		if (other && !(other->flags & FLOW_CLOSING))
-			return 0;
+	other = bpf_map_lookup_elem(&flows, &back);
+	if (packet->tcp_flags & TCP_RST) {
+		/* It may be forged: who began stays known. */
+		flow->action = ACTION_NONE;
+		if (other)
+			other->action = ACTION_NONE;
+		return 0;
 	}
+	if (packet->tcp_flags & TCP_FIN) {
+		flow->flags |= FLOW_CLOSING;
+		return 0;
+	}
+	if (other && !(other->flags & FLOW_CLOSING))
+		return 0;
 	bpf_map_delete_elem(&flows, &packet->key);
 	bpf_map_delete_elem(&flows, &back);
 	return 0;
@@ -324,10 +366,10 @@ int from_container(struct __sk_buff *skb)
 		return pass_again(skb, &packet, flow);
 	account(skb, flow);
 	verdict = apply(skb, &packet, flow, FROM_CONTAINER);
-	if (flow->flags & (FLOW_TRANSLATE_SOURCE | FLOW_TRANSLATE_DESTINATION)) {
+	if (flow->flags & (FLOW_TRANSLATE_SOURCE | FLOW_TRANSLATE_DESTINATION | FLOW_TRACKED)) {
 		if (is_closing(&packet, flow))
 			follow_translation(&packet, flow);
-	} else if (packet.key.protocol == IPPROTO_TCP &&
+	} else if (packet.key.protocol == IPPROTO_TCP && flow->action != ACTION_DENY &&
 		   (packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) ||
 		    flow->flags & FLOW_CLOSING)) {
 		follow_close(&packet, flow);

@@ -13,6 +13,7 @@
 #include "lib/masquerade.h"
 #include "lib/parse.h"
 #include "lib/port.h"
+#include "lib/track.h"
 
 /* Remembers that what the endpoint sends back is an answer, so that it is not masqueraded. */
 static __always_inline void expect_reply(struct scratch *s, const struct endpoint *endpoint)
@@ -37,15 +38,30 @@ static __always_inline void expect_reply(struct scratch *s, const struct endpoin
 	/* Unless it began with the endpoint. */
 	if (translation_find(&s->sent, &s->other))
 		return;
-	__builtin_memset(&s->decision, 0, sizeof(s->decision));
+	__builtin_memset(&s->memory, 0, sizeof(s->memory));
 	if (before) {
-		s->decision.packets = before->packets;
-		s->decision.bytes = before->bytes;
+		s->memory.packets = before->packets;
+		s->memory.bytes = before->bytes;
 	}
-	s->decision.flags = FLOW_REPLY;
-	s->decision.endpoint = endpoint->id;
-	s->decision.decided = now();
-	bpf_map_update_elem(&flows, &s->sent, &s->decision, BPF_ANY);
+	s->memory.flags = FLOW_REPLY;
+	s->memory.endpoint = endpoint->id;
+	s->memory.decided = now();
+	bpf_map_update_elem(&flows, &s->sent, &s->memory, BPF_ANY);
+}
+
+/* Whether the endpoint began the flow that scratch->packet is of, from its own address. */
+static __always_inline bool answers_endpoint(struct scratch *s)
+{
+	struct flow *question;
+
+	if (begins_tcp(&s->packet))
+		return false;
+	back_key(&s->sent, &s->packet.key);
+	question = bpf_map_lookup_elem(&flows, &s->sent);
+	return question && question->action != ACTION_DENY &&
+	       !(question->flags & (FLOW_REPLY | FLOW_TRANSLATE_SOURCE)) &&
+	       (__s32)(now() - question->decided) <=
+		       (__s32)translation_timeout(s->packet.key.protocol, TRANSLATION_ESTABLISHED);
 }
 
 /* Whether the source of scratch->packet may be in the world. */
@@ -61,14 +77,20 @@ static __always_inline bool is_from_outside(struct __sk_buff *skb)
 static __always_inline int to_endpoint(struct __sk_buff *skb, struct scratch *s,
 				       const struct endpoint *endpoint)
 {
+	int reason;
+
 	if (!is_from_outside(skb))
 		return -DROP_MARTIAN;
 	if (endpoint->flags & ENDPOINT_PORTS && is_shut(skb))
 		return -DROP_LOOPBACK_ONLY;
-	if (s->packet.icmp_kind != ICMP_KIND_ERROR)
-		expect_reply(s, endpoint);
-	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	deliver(&s->decision, endpoint);
+	if (s->packet.icmp_kind != ICMP_KIND_ERROR && answers_endpoint(s))
+		s->decision.flags = FLOW_REPLY;
+	reason = judge_and_track(skb, s);
+	if (reason)
+		return -reason;
+	if (s->packet.icmp_kind != ICMP_KIND_ERROR && !(s->decision.flags & FLOW_REPLY))
+		expect_reply(s, endpoint);
 	return 0;
 }
 
@@ -91,6 +113,8 @@ __noinline int slow_path(struct __sk_buff *skb)
 	if (!s || s->packet.icmp_kind == ICMP_KIND_LINK)
 		return TC_ACT_UNSPEC;
 	s->epoch = epoch_of(0);
+	s->sender = 0;
+	s->later = false;
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	if (s->packet.icmp_kind == ICMP_KIND_ERROR)
 		result = answer_error(skb);
@@ -106,9 +130,9 @@ __noinline int slow_path(struct __sk_buff *skb)
 			return TC_ACT_UNSPEC;
 	}
 	if (result < 0)
-		return drop(skb, FROM_UPLINK, -result);
+		return refuse(skb, FROM_UPLINK, -result);
 	count(skb, FROM_UPLINK, COUNTER_DECIDED);
-	remember(skb, s);
+	remember(skb);
 	return apply_decision(skb);
 }
 
@@ -149,7 +173,7 @@ int from_uplink(struct __sk_buff *skb)
 		return ask_slow_path(skb, &packet, !flow);
 	account(skb, flow);
 	verdict = apply(skb, &packet, flow, FROM_UPLINK);
-	if (flow->flags & FLOW_TRANSLATE_DESTINATION && is_closing(&packet, flow))
+	if (flow->flags & (FLOW_TRANSLATE_DESTINATION | FLOW_TRACKED) && is_closing(&packet, flow))
 		follow_translation(&packet, flow);
 	return verdict;
 }

@@ -14,84 +14,151 @@
 #include "lib/fragment.h"
 #include "lib/parse.h"
 #include "lib/port.h"
+#include "lib/track.h"
 #include "lib/translation.h"
 
 /*
  * What others forward here, to a port that is not for them. An endpoint's address is
  * believed where the endpoint is, and not at another device.
  */
-static __always_inline bool is_shut_for(struct __sk_buff *skb, const struct packet *packet,
+static __always_inline bool is_shut_for(struct __sk_buff *skb, const struct scratch *s,
 					const struct endpoint *endpoint)
 {
 	struct endpoint *sender;
-	struct scratch *s;
 
 	if (!(endpoint->flags & ENDPOINT_PORTS))
 		return false;
-	sender = bpf_map_lookup_elem(&endpoints, &packet->key.source);
+	sender = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
 	if (sender && sender->ifindex == skb->ingress_ifindex)
 		return false;
-	s = scratch_get();
-	if (!s)
-		return true;
-	s->packet = *packet;
 	return sender ? is_guarded(s) : is_shut(skb);
 }
 
-/* Notes what the stack forwards. Returns 0, or the counter of a drop. */
-static __always_inline int note(struct __sk_buff *skb)
+/* Policy for what others forward here. Returns 0, or the counter of a drop. */
+static __always_inline int judge_forwarded(struct __sk_buff *skb, struct scratch *s)
 {
-	struct flow memory = { .action = ACTION_PASS, .flags = FLOW_REPLY | FLOW_STACK };
-	struct packet packet = {};
-	struct endpoint *endpoint;
-	struct flow_key back = {}, other;
-	struct flow *before;
+	struct endpoint *source = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
 
-	if (!skb->ingress_ifindex || skb->tc_index == SEEN_DECIDED)
+	s->sender = source ? 0 : forwarded_for(skb);
+	s->later = true;
+	if (!is_policed(s))
 		return 0;
-	if (parse(skb, &packet) != PARSED_IP || packet.icmp_kind)
-		return 0;
-	endpoint = bpf_map_lookup_elem(&endpoints, &packet.key.destination);
+	/* An endpoint's address is believed where the endpoint is. */
+	if (source && source->ifindex != skb->ingress_ifindex)
+		return DROP_MARTIAN;
+	s->packet.key.ifindex = source ? source->ifindex : 0;
+	/* Counted with its first packet, where that can be told. */
+	s->forgotten = begins_tcp(&s->packet);
+	return judge_and_track(skb, s);
+}
+
+/* Notes scratch->packet, which the stack forwards. Returns 0, or the counter of a drop. */
+__noinline int note(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct endpoint *endpoint;
+	struct flow *before;
+	int reason;
+
+	if (!s)
+		return DROP_INVALID;
+	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
 	if (!endpoint)
 		return 0;
+	if (!s->packet.icmp_kind && is_shut_for(skb, s, endpoint))
+		return DROP_LOOPBACK_ONLY;
+	__builtin_memset(&s->decision, 0, sizeof(s->decision));
+	s->epoch = epoch_of(0);
+	reason = judge_forwarded(skb, s);
+	if (reason || s->packet.icmp_kind)
+		return reason;
+	/* Policy knows that the endpoint began. */
+	if (s->decision.flags & FLOW_REPLY)
+		return 0;
+	back_key(&s->sent, &s->packet.key);
+	before = bpf_map_lookup_elem(&flows, &s->sent);
+	/* One that goes straight to a neighbour would leave the stack out. */
+	if (before && current(before, &s->packet) &&
+	    (before->flags & FLOW_STACK || before->action != ACTION_DELIVER))
+		return 0;
+	/* Began with the endpoint, which left it to the stack. */
+	if (before && before->action == ACTION_NONE && !(before->flags & FLOW_REPLY) &&
+	    !begins_tcp(&s->packet) &&
+	    (__s32)(now() - before->decided) <=
+		    (__s32)translation_timeout(s->packet.key.protocol, TRANSLATION_ESTABLISHED))
+		return 0;
+	/* Began with the endpoint, and only the cache has forgotten. */
+	if (translation_find(&s->sent, &s->other))
+		return 0;
+	__builtin_memset(&s->memory, 0, sizeof(s->memory));
+	if (before) {
+		s->memory.packets = before->packets;
+		s->memory.bytes = before->bytes;
+	}
+	s->memory.action = ACTION_PASS;
+	s->memory.flags = FLOW_REPLY | FLOW_STACK | (s->decision.flags & FLOW_TRACKED);
+	s->memory.endpoint = endpoint->id;
+	s->memory.sender = endpoint->mac;
+	s->memory.epoch = s->epoch + epoch_of(endpoint->id);
+	s->memory.decided = now();
+	bpf_map_update_elem(&flows, &s->sent, &s->memory, BPF_ANY);
+	return 0;
+}
+
+/* Whether policy has a say in what this device's endpoint is sent. */
+static __always_inline bool is_restricted_device(const struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, generation = policy_now();
+	struct interface *interface;
+	struct subject *subject;
+
+	if (!generation)
+		return false;
+	interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+	if (!interface)
+		return true;
+	subject = subject_of(generation, interface->endpoint);
+	return !subject || is_restricted(subject);
+}
+
+/* What the stack has forwarded. Returns 0, or the counter of a drop. */
+static __always_inline int forwarded(struct __sk_buff *skb)
+{
+	struct packet packet = {};
+	struct scratch *s;
+
+	if (skb->tc_index == SEEN_DECIDED)
+		return 0;
+	switch (parse(skb, &packet)) {
+	case PARSED_IP:
+		break;
+	case PARSED_ARP:
+	case PARSED_OTHER:
+		return 0;
+	default:
+		/* Nobody can tell what it is, or whether it may pass. */
+		return is_restricted_device(skb) ? DROP_INVALID : 0;
+	}
 	if (packet.fragment) {
 		packet.key.ifindex = skb->ingress_ifindex;
 		fragment_find(&packet);
 		fragment_keep(&packet);
 	}
-	if (is_shut_for(skb, &packet, endpoint))
-		return DROP_LOOPBACK_ONLY;
-	back.source = packet.key.destination;
-	back.destination = packet.key.source;
-	back.source_port = packet.key.destination_port;
-	back.destination_port = packet.key.source_port;
-	back.ifindex = endpoint->ifindex;
-	back.protocol = packet.key.protocol;
-	before = bpf_map_lookup_elem(&flows, &back);
-	/* One that goes straight to a neighbour would leave the stack out. */
-	if (before && current(before, &packet) &&
-	    (before->flags & FLOW_STACK || before->action != ACTION_DELIVER))
-		return 0;
-	/* Began with the endpoint, and only the cache has forgotten. */
-	if (translation_find(&back, &other))
-		return 0;
-	if (before) {
-		memory.packets = before->packets;
-		memory.bytes = before->bytes;
-	}
-	memory.endpoint = endpoint->id;
-	memory.sender = endpoint->mac;
-	memory.epoch = epoch_sum(endpoint->id);
-	memory.decided = now();
-	bpf_map_update_elem(&flows, &back, &memory, BPF_ANY);
-	return 0;
+	s = scratch_get();
+	if (!s)
+		return DROP_INVALID;
+	s->packet = packet;
+	return note(skb);
 }
 
 SEC("tc")
 int to_container(struct __sk_buff *skb)
 {
-	int reason = note(skb);
+	int reason;
 
+	if (!skb->ingress_ifindex)
+		return pass(skb, TO_CONTAINER, COUNTER_HOST);
+	reason = forwarded(skb);
 	return reason ? drop(skb, TO_CONTAINER, reason) : pass(skb, TO_CONTAINER, COUNTER_PASSED);
 }
 

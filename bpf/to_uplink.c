@@ -15,6 +15,7 @@
 #include "lib/masquerade.h"
 #include "lib/parse.h"
 #include "lib/port.h"
+#include "lib/track.h"
 
 /* The host's stack speaks of a packet that was translated for an endpoint. */
 __noinline int host_error(struct __sk_buff *skb)
@@ -86,7 +87,7 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	struct scratch *s = scratch_get();
 	struct endpoint *endpoint;
 	struct flow *before;
-	int error;
+	int error, reason;
 
 	if (!s)
 		return drop(skb, TO_UPLINK, DROP_INVALID);
@@ -95,12 +96,25 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 		return TC_ACT_UNSPEC;
 	if (endpoint->flags & ENDPOINT_PORTS) {
 		__builtin_memset(&s->decision, 0, sizeof(s->decision));
-		if (!port_answered(skb))
-			return finish(skb,
-				      is_astray(skb, s) ? -DROP_NO_UPLINK : port_quote(skb, s));
+		if (!port_answered(skb)) {
+			ask(s, &s->packet.key.destination, &s->packet.key.source,
+			    s->answer.source_port);
+			s->question.protocol = s->answer.protocol;
+			reason = police(skb);
+			if (!reason && is_astray(skb, s))
+				reason = DROP_NO_UPLINK;
+			return finish(skb, reason ? -reason : port_quote(skb, s));
+		}
 	}
 	before = before_this(skb);
-	if (!masquerades(endpoint, &s->packet) || before_says_reply(before, &s->packet))
+	__builtin_memset(&s->decision, 0, sizeof(s->decision));
+	s->decision.flags = before_says_reply(before, &s->packet) ? FLOW_REPLY : 0;
+	/* What others have translated has its destination only now. */
+	s->sender = s->later = 0;
+	reason = seen == SEEN_DECIDED ? 0 : judge(skb);
+	if (reason)
+		return drop(skb, TO_UPLINK, reason);
+	if (!masquerades(endpoint, &s->packet) || s->decision.flags & FLOW_REPLY)
 		return TC_ACT_UNSPEC;
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	s->decision.out_ifindex = skb->ifindex;
@@ -137,12 +151,30 @@ static __always_inline bool in_range(__be16 port)
 	return (__u16)(bpf_ntohs(port) - port_first) < port_count;
 }
 
+/*
+ * What the stack forwards for an endpoint, whose address it has replaced. Returns a TC
+ * action.
+ */
+__noinline int judge_hidden(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	int reason;
+
+	if (!s)
+		return drop(skb, TO_UPLINK, DROP_INVALID);
+	__builtin_memset(&s->decision, 0, sizeof(s->decision));
+	s->later = 0;
+	reason = judge(skb);
+	return reason ? drop(skb, TO_UPLINK, reason) : TC_ACT_UNSPEC;
+}
+
 SEC("tc")
 int to_uplink(struct __sk_buff *skb)
 {
 	__u16 seen = skb->tc_index;
 	struct packet packet = {};
 	struct endpoint *endpoint;
+	__u32 sender = 0;
 	struct scratch *s;
 
 	/* The mark stays: a device below this one may be an uplink too. */
@@ -155,16 +187,23 @@ int to_uplink(struct __sk_buff *skb)
 			fragment_find(&packet);
 			fragment_keep(&packet);
 		}
-	} else if (packet.icmp_kind != ICMP_KIND_ERROR && !in_range(packet.key.source_port)) {
-		return TC_ACT_UNSPEC;
+	} else {
+		if (skb->ingress_ifindex && seen != SEEN_DECIDED && policy_now())
+			sender = forwarded_for(skb);
+		if (!sender && packet.icmp_kind != ICMP_KIND_ERROR &&
+		    !in_range(packet.key.source_port))
+			return TC_ACT_UNSPEC;
 	}
 	s = scratch_get();
 	if (!s)
 		return TC_ACT_UNSPEC;
 	s->packet = packet;
+	s->sender = sender;
 	s->forgotten = false;
 	if (endpoint)
 		return slow_path(skb, seen);
+	if (sender)
+		return judge_hidden(skb);
 	return packet.icmp_kind == ICMP_KIND_ERROR ? host_error(skb) : host_claims(skb);
 }
 

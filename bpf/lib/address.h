@@ -79,5 +79,5 @@ static __always_inline bool same_key(const struct flow_key *a, const struct flow
 {
 	return same(&a->source, &b->source) && same(&a->destination, &b->destination) &&
 	       a->source_port == b->source_port && a->destination_port == b->destination_port &&
-	       a->ifindex == b->ifindex && a->protocol == b->protocol;
+	       a->ifindex == b->ifindex && a->protocol == b->protocol && a->kind == b->kind;
 }

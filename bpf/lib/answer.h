@@ -10,6 +10,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "masquerade.h"
+#include "policy.h"
 
 /* The endpoint that a translation leads to, if it is still there. */
 static __always_inline struct endpoint *translation_endpoint(const struct translation *t)
@@ -26,6 +27,7 @@ __noinline int answer_error(struct __sk_buff *skb)
 	struct scratch *s = scratch_get();
 	struct endpoint *endpoint;
 	struct translation *t;
+	int reason;
 
 	if (!s || parse_quote(skb) || !same(&s->quote.key.source, &s->packet.key.destination))
 		return 1;
@@ -38,6 +40,14 @@ __noinline int answer_error(struct __sk_buff *skb)
 		return 1;
 	if (s->packet.ttl <= 1)
 		return -DROP_TTL;
+	if (t->flags & TRANSLATION_PORT)
+		ask(s, &s->quote.key.destination, &t->address, t->port);
+	else
+		ask(s, &t->address, &s->quote.key.destination, s->quote.key.destination_port);
+	s->question.protocol = s->quote.key.protocol;
+	reason = police(skb);
+	if (reason)
+		return -reason;
 	deliver(&s->decision, endpoint);
 	s->to = *t;
 	s->decision.flags = FLOW_TRANSLATE_DESTINATION;
@@ -81,12 +91,13 @@ static __always_inline void client_came_by(struct __sk_buff *skb, struct scratch
 	flow_forget(&s->other);
 }
 
-/* A packet whose key has a translation. Returns 0, or 1 when it has none. */
+/* A packet whose key has a translation. Returns 0, 1 when it has none, or minus a counter. */
 __noinline int answer(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
 	struct endpoint *endpoint;
 	struct translation *t;
+	int reason;
 
 	if (!s || !skb)
 		return 1;
@@ -113,6 +124,13 @@ __noinline int answer(struct __sk_buff *skb)
 	s->decision.address = t->address;
 	s->decision.port = t->port;
 	s->decision.checksum_diff = address_diff(&s->packet.key.destination, &t->address);
+	if (t->flags & TRANSLATION_PORT)
+		ask(s, &s->packet.key.source, &t->address, t->port);
+	else
+		ask(s, &t->address, &s->packet.key.source, s->packet.key.source_port);
+	reason = police(skb);
+	if (reason)
+		return -reason;
 	sent_key(&s->other, &s->packet.key, t);
 	translation_follow(s, t, &s->other, true);
 	if (t->flags & TRANSLATION_PORT)

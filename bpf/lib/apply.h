@@ -27,9 +27,14 @@ enum seen {
 /* Whether the decision may be applied as it is. */
 static __always_inline bool current(const struct flow *flow, const struct packet *packet)
 {
-	/* Whether a translated connection may begin, or ends at once, is decided each time. */
+	/* Whether a connection that is followed may begin, or ends at once, is decided each time.
+	 */
 	if (packet->tcp_flags & (TCP_SYN | TCP_RST) &&
-	    flow->flags & (FLOW_TRANSLATE_SOURCE | FLOW_TRANSLATE_DESTINATION))
+	    flow->flags & (FLOW_TRANSLATE_SOURCE | FLOW_TRANSLATE_DESTINATION | FLOW_TRACKED))
+		return false;
+	/* A SYN that is denied says nothing of an answer with the same ports, nor that of it. */
+	if (flow->action == ACTION_DENY && packet->key.protocol == IPPROTO_TCP &&
+	    (flow->unsure || (packet->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN))
 		return false;
 	return flow->action != ACTION_NONE && flow->epoch == epoch_sum(flow->endpoint) &&
 	       (__s32)(now() - flow->decided) < (__s32)DECISION_AGE;
@@ -57,6 +62,8 @@ static __always_inline int apply_pass(struct __sk_buff *skb, enum journey journe
 static __always_inline int apply(struct __sk_buff *skb, struct packet *packet, struct flow *flow,
 				 enum journey journey)
 {
+	if (flow->action == ACTION_DENY)
+		return drop(skb, journey, flow->reason);
 	if (journey == FROM_CONTAINER && flow->flags & FLOW_HAIRPIN) {
 		if (packet->ttl <= 1)
 			return drop(skb, journey, DROP_TTL);

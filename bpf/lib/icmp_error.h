@@ -104,7 +104,7 @@ __noinline int parse_quote(struct __sk_buff *skb)
 			return -1;
 		return 0;
 	default:
-		return -1;
+		return 0; /* without ports */
 	}
 }
 

@@ -85,7 +85,7 @@ static __always_inline bool is_link_local_talk(const struct packet *packet)
  * Returns 0, or the counter of the drop. Advertisements for link-local addresses
  * are let through: each container has a link of its own with the host.
  */
-static __always_inline int check_neighbour(struct __sk_buff *skb, const struct packet *packet)
+static __noinline int check_neighbour(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct address target;
 

@@ -85,7 +85,8 @@ struct {
 	__type(value, __u32);
 } epochs SEC(".maps");
 
-/* Prefix -> 1: destinations that are never masqueraded. The agent writes, the slow path reads. */
+/* Prefix -> 1, or 0 for not: destinations that are never masqueraded. The agent writes, the slow
+ * path reads. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 16384);
@@ -95,7 +96,7 @@ struct {
 } masquerade_exclude SEC(".maps");
 
 /*
- * Prefix -> 1: destinations that are left to the host's stack, because other
+ * Prefix -> 1, or 0 for not: destinations that are left to the host's stack, because other
  * software translates them there. The agent writes, the slow path reads.
  */
 struct {
@@ -124,7 +125,7 @@ struct {
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, ENDPOINTS_MAX);
+	__uint(max_entries, 8192);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct address);
 	__type(value, __u8);
@@ -151,6 +152,75 @@ struct {
 	__type(key, struct socket_key);
 	__type(value, struct socket_peer);
 } sockets SEC(".maps");
+
+/* The old and the new have room while one replaces the other. */
+#define POLICY_SUBJECTS_MAX (2 * 16384)
+#define POLICY_IDENTITIES_MAX (2 * 65536)
+#define POLICY_ENTRIES_MAX (2 * 65536)
+#define POLICY_RULES_MAX 131072
+
+/* 0 -> the generation of policy that counts; 0: there is none. The agent writes, the slow path
+ * reads.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} policy_generation SEC(".maps");
+
+/* Endpoint in a generation -> its sets and identity. The agent writes, the slow path reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, POLICY_SUBJECTS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct subject_key);
+	__type(value, struct subject);
+} subjects SEC(".maps");
+
+/*
+ * Prefix in a generation -> identity of the addresses that are no endpoint of the node. The
+ * agent writes, the slow path reads.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, POLICY_IDENTITIES_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct identity_key);
+	__type(value, __u32);
+} identities SEC(".maps");
+
+/* Set and identity -> what is let through. The agent writes, the slow path reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, POLICY_ENTRIES_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct policy_key);
+	__type(value, struct policy);
+} policies SEC(".maps");
+
+/*
+ * Rule -> number of new flows that it let through. The agent makes the entries and reads
+ * them, the slow path counts.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, POLICY_RULES_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u64);
+} hits SEC(".maps");
+
+/*
+ * DENIED_AT -> number of new flows that no rule let through, or that its network shut out. The slow
+ * path counts, the agent reads, and clears what another endpoint has left.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2 * ENDPOINTS_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+} denied SEC(".maps");
 
 /* Fragmented packet -> the ports of its first fragment. The programs write and read. */
 struct {

@@ -172,6 +172,8 @@ __noinline int masquerade_source(struct __sk_buff *skb, __u32 endpoint, __u32 fl
 			error = translation_point(skb);
 		if (error)
 			return error;
+		/* Unasked, the answer may have been denied. */
+		flow_forget(&s->reply);
 		t = bpf_map_lookup_elem(&translations, &s->reply);
 	}
 	if (t)
@@ -221,7 +223,23 @@ static __noinline int follow_translation(struct packet *packet, struct flow *flo
 		return 0;
 	if (fin)
 		flow->flags |= FLOW_CLOSING;
-	if (inbound) {
+	if (flow->flags & FLOW_TRACKED) {
+		struct flow_key key = packet->key;
+
+		back.source = packet->key.destination;
+		back.destination = packet->key.source;
+		back.source_port = packet->key.destination_port;
+		back.destination_port = packet->key.source_port;
+		back.ifindex = flow->action == ACTION_DELIVER ? flow->out_ifindex : 0;
+		back.protocol = packet->key.protocol;
+		inbound = !(flow->flags & FLOW_REPLY);
+		if (inbound)
+			key = back;
+		key.kind = KEY_TRACKED;
+		t = bpf_map_lookup_elem(&translations, &key);
+		if (!t)
+			return 0;
+	} else if (inbound) {
 		t = bpf_map_lookup_elem(&translations, &packet->key);
 		if (!t)
 			return 0;
@@ -247,19 +265,16 @@ static __always_inline bool is_closing(const struct packet *packet, const struct
 }
 
 /* Whether the endpoint that the decision delivers scratch->packet to is there. */
-__noinline bool receiver_is_there(struct __sk_buff *skb)
+static __always_inline bool receiver_is_there(const struct scratch *s)
 {
-	struct scratch *s = scratch_get();
+	const struct address *address = s->decision.flags & FLOW_TRANSLATE_DESTINATION
+						? &s->decision.address
+						: &s->packet.key.destination;
 	struct endpoint *endpoint;
 
-	if (!s || !skb)
-		return false;
 	if (s->decision.action != ACTION_DELIVER || s->decision.flags & FLOW_HAIRPIN)
 		return true;
-	s->other.source = s->decision.flags & FLOW_TRANSLATE_DESTINATION
-				  ? s->decision.address
-				  : s->packet.key.destination;
-	endpoint = bpf_map_lookup_elem(&endpoints, &s->other.source);
+	endpoint = bpf_map_lookup_elem(&endpoints, address);
 	return endpoint && endpoint->ifindex == s->decision.out_ifindex;
 }
 
@@ -267,24 +282,31 @@ __noinline bool receiver_is_there(struct __sk_buff *skb)
  * Keeps a decision for the packets that follow. Errors are decided each by
  * itself, and a closed connection is followed packet by packet.
  */
-static __always_inline void remember(struct __sk_buff *skb, struct scratch *s)
+__noinline int remember(struct __sk_buff *skb)
 {
+	struct scratch *s = scratch_get();
 	struct flow *before;
 
-	if (s->packet.icmp_kind == ICMP_KIND_ERROR || s->decision.epoch == NOT_REMEMBERED)
-		return;
+	if (!s || s->packet.icmp_kind == ICMP_KIND_ERROR || s->decision.epoch == NOT_REMEMBERED)
+		return 0;
 	before = s->forgotten ? NULL : bpf_map_lookup_elem(&flows, &s->packet.key);
+	s->decision.unsure = s->packet.key.protocol == IPPROTO_TCP && !begins_tcp(&s->packet) &&
+			     (s->decision.action == ACTION_DENY ||
+			      !(s->decision.flags & (FLOW_REPLY | FLOW_TRACKED)));
 	if (before) {
 		s->decision.packets = before->packets;
 		s->decision.bytes = before->bytes;
+		if (s->decision.action != ACTION_DENY)
+			s->decision.unsure &= before->unsure;
 	}
 	account(skb, &s->decision);
 	s->decision.epoch = s->epoch + epoch_of(s->decision.endpoint);
 	/* Had it gone before its epoch was read, the decision would outlive it. */
-	if (!receiver_is_there(skb))
-		return;
+	if (!receiver_is_there(s))
+		return 0;
 	s->decision.decided = now();
 	bpf_map_update_elem(&flows, &s->packet.key, &s->decision, BPF_ANY);
+	return 0;
 }
 
 static __always_inline void deliver(struct flow *decision, const struct endpoint *to)

@@ -15,55 +15,9 @@
 #include "masquerade.h"
 #include "route.h"
 
-#define PORT_ATTEMPTS 3
-
 static __always_inline bool is_host(const struct address *address)
 {
 	return bpf_map_lookup_elem(&host_addresses, address);
-}
-
-/*
- * Has scratch->reply lead to scratch->to, which nothing does. Returns 0, 1 when
- * it leads somewhere already, or minus a counter.
- */
-__noinline int port_enter(struct __sk_buff *skb, __u32 endpoint)
-{
-	__u32 *holds = bpf_map_lookup_elem(&held, &endpoint);
-	struct scratch *s = scratch_get();
-	struct translation *old;
-	int error = 0;
-
-	if (!s || !holds)
-		return -DROP_TRANSLATIONS_FULL;
-	if (*holds >= endpoint_limit && !slots_free(skb, endpoint))
-		return -DROP_ENDPOINT_LIMIT;
-	s->reply = s->packet.key;
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < PORT_ATTEMPTS; i++) {
-		error = bpf_map_update_elem(&translations, &s->reply, &s->to, BPF_NOEXIST);
-		if (!error)
-			break;
-		if (error == -EEXIST) {
-			old = bpf_map_lookup_elem(&translations, &s->reply);
-			if (old && translation_alive(old, s->reply.protocol) && !is_orphan(old))
-				return 1;
-			s->victim = s->reply;
-			translation_remove(skb);
-		} else {
-			/* Full, perhaps of the dead. */
-			slots_free(skb, endpoint);
-			s->reply = s->packet.key;
-		}
-	}
-	if (error)
-		return -DROP_TRANSLATIONS_FULL;
-	held_add(endpoint, 1);
-	if (slot_find(skb)) {
-		s->victim = s->reply;
-		translation_remove(skb);
-		return -DROP_TRANSLATIONS_FULL;
-	}
-	return 0;
 }
 
 /* Whether the key, of a connection to a mapped port, is that of an endpoint that was. */
@@ -189,6 +143,12 @@ __noinline int port_dialled(struct __sk_buff *skb)
 		return 1;
 	if (endpoint->ifindex == s->packet.key.ifindex)
 		return PORT_OF_ITSELF;
+	s->decision.endpoint = s->port.endpoint;
+	ask(s, &s->packet.key.source, &s->port.address, s->port.port);
+	s->question.is_new = s->forgotten;
+	error = police(skb);
+	if (error)
+		return -error;
 	__builtin_memset(&s->to, 0, sizeof(s->to));
 	s->to.address = s->port.address;
 	s->to.port = s->port.port;
@@ -207,7 +167,8 @@ __noinline int port_dialled(struct __sk_buff *skb)
 			       sizeof(s->pointer.neighbour)))
 		return 1;
 	port_remap(skb);
-	error = port_enter(skb, s->port.endpoint);
+	s->wanted = s->packet.key;
+	error = translation_enter(skb, s->port.endpoint);
 	if (!error)
 		error = port_point(skb);
 	if (error < 0)

@@ -150,24 +150,23 @@ __noinline int source_is_elsewhere(struct __sk_buff *skb)
 	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;
 }
 
-static __always_inline struct prefix_key whole_address(const struct address *address)
+/* Whether a trie says 1 of an address. 0 is for IPv4, where a prefix of IPv6 covers it. */
+static __noinline bool is_in(void *trie, const struct address *address)
 {
 	struct prefix_key key = { .length = 128 };
+	__u8 *value;
 
 	__builtin_memcpy(key.address, address, sizeof(key.address));
-	return key;
+	value = bpf_map_lookup_elem(trie, &key);
+	return value && *value;
 }
 
 static __always_inline bool others_translate(const struct address *destination)
 {
-	struct prefix_key key = whole_address(destination);
-
-	return bpf_map_lookup_elem(&stack_destinations, &key);
+	return is_in(&stack_destinations, destination);
 }
 
 static __always_inline bool excluded(const struct address *destination)
 {
-	struct prefix_key key = whole_address(destination);
-
-	return bpf_map_lookup_elem(&masquerade_exclude, &key);
+	return is_in(&masquerade_exclude, destination);
 }

@@ -21,14 +21,33 @@ struct quote {
 	__u8 pad[4];
 };
 
+/* What policy is asked: may one end have begun a flow to the other. */
+struct question {
+	struct address client; /* who began */
+	struct address server;
+	__u32 client_id; /* of the endpoint that began, where its address does not tell; or 0 */
+	__be16 server_port;
+	__u8 protocol;
+	__u8 is_new; /* of a flow not known so far: to be counted */
+	__u8 later;  /* others translate the server's address, and policy is asked once more */
+	__u8 pad[3];
+	__u64 rule; /* set by the answer: that let it through */
+};
+
 struct scratch {
 	struct packet packet;
 	struct flow decision;
+	struct flow memory;	/* of another flow than packet's */
 	struct flow_key reply;	/* of the translation in hand */
 	struct flow_key other;	/* of another one for the same flow */
 	struct flow_key victim; /* of the one to remove */
 	struct flow_key sent;	/* of its pointer */
 	struct flow_key answer; /* as an endpoint answers at a mapped port */
+	__u32 tracks;		/* policy: who began must be known later */
+	__u32 sender;		/* id of the endpoint that sent packet; 0: its address tells */
+	__u32 later;		/* others may translate packet's destination: it is judged again */
+	struct flow_key wanted; /* of an entry to make, or to look for */
+	struct question question;
 	struct quote quote;
 	__u32 forgotten;      /* flows is known to have nothing for packet */
 	__u32 freed;	      /* slots, by the sweep */

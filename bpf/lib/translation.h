@@ -129,6 +129,13 @@ __noinline int translation_remove(struct __sk_buff *skb)
 	if (bpf_map_delete_elem(&translations, &s->victim))
 		return 0;
 	held_add(endpoint, -1);
+	if (s->victim.kind == KEY_TRACKED) {
+		flow_forget(&s->sent);
+		s->sent = s->victim;
+		s->sent.kind = KEY_PACKET;
+		flow_forget(&s->sent);
+		return 1;
+	}
 	flow_forget(&s->victim);
 	pointer = bpf_map_lookup_elem(&translations, &s->sent);
 	if (pointer && pointer->port == s->victim.destination_port &&
@@ -172,6 +179,7 @@ static __always_inline bool expendable(const struct translation *t, __u8 protoco
 	 * again by the client's next packet; but for TCP, also what has rested for a while is.
 	 */
 	if (need == NEED_CLOSED && t->flags & TRANSLATION_PORT &&
+	    !(t->kind == KEY_TRACKED && t->ifindex) &&
 	    (t->state == TRANSLATION_OPENING ||
 	     (protocol != IPPROTO_TCP && (__s32)(now() - t->seen) > (__s32)SILENCE)))
 		return true;
@@ -493,6 +501,62 @@ __noinline int port_try(struct __sk_buff *skb, __u32 candidate, __u32 need)
 	if (!error)
 		return 1;
 	return error == -EEXIST ? 0 : -1;
+}
+
+/* Whether there is a translation with key scratch->wanted. */
+__noinline bool is_wanted_alive(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct translation *t;
+
+	if (!s || !skb)
+		return false;
+	t = bpf_map_lookup_elem(&translations, &s->wanted);
+	return t && translation_alive(t, s->wanted.protocol) &&
+	       (s->wanted.kind == KEY_TRACKED || !is_orphan(t));
+}
+
+#define ENTER_ATTEMPTS 3
+
+/*
+ * Makes scratch->wanted lead to scratch->to, for the endpoint. Returns 0 with the key in
+ * scratch->reply, 1 when it leads somewhere already, or minus a counter.
+ */
+__noinline int translation_enter(struct __sk_buff *skb, __u32 endpoint)
+{
+	__u32 *holds = bpf_map_lookup_elem(&held, &endpoint);
+	struct scratch *s = scratch_get();
+	int error = 0;
+
+	if (!s || !holds)
+		return -DROP_TRANSLATIONS_FULL;
+	if (*holds >= endpoint_limit && !slots_free(skb, endpoint))
+		return -DROP_ENDPOINT_LIMIT;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < ENTER_ATTEMPTS; i++) {
+		error = bpf_map_update_elem(&translations, &s->wanted, &s->to, BPF_NOEXIST);
+		if (!error)
+			break;
+		if (error == -EEXIST) {
+			if (is_wanted_alive(skb))
+				break;
+			s->victim = s->wanted;
+			translation_remove(skb);
+		} else {
+			/* Full, perhaps of the dead. */
+			slots_free(skb, endpoint);
+		}
+	}
+	s->reply = s->wanted;
+	if (error)
+		return error == -EEXIST ? 1 : -DROP_TRANSLATIONS_FULL;
+	held_add(endpoint, 1);
+	if (slot_find(skb)) {
+		s->victim = s->reply;
+		translation_remove(skb);
+		return -DROP_TRANSLATIONS_FULL;
+	}
+	return 0;
 }
 
 /* Ranges with fewer ports than this are not divided. */

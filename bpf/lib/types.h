@@ -18,6 +18,12 @@ struct mac {
 	__u8 bytes[6];
 };
 
+/* What a flow_key stands for; in translations only. */
+enum key_kind {
+	KEY_PACKET,  /* a packet that is translated */
+	KEY_TRACKED, /* the answer to a flow that policy let through: nothing is translated */
+};
+
 /*
  * One direction of one connection, as the packet meets the datapath. An ICMP
  * echo request has its identifier as source port, an echo reply as destination
@@ -30,7 +36,8 @@ struct flow_key {
 	__be16 destination_port;
 	__u32 ifindex; /* the endpoint's host side; 0 for what comes from an uplink */
 	__u8 protocol; /* IPPROTO_* */
-	__u8 pad[7];
+	__u8 kind;     /* enum key_kind */
+	__u8 pad[6];
 };
 _Static_assert(sizeof(struct flow_key) == 48, "flow_key has no hidden padding");
 
@@ -41,6 +48,7 @@ enum action {
 	ACTION_FORWARD, /* out of an uplink, to a neighbour */
 	ACTION_RETURN,	/* out of the uplink that the client came by, to the neighbour it came from
 			 */
+	ACTION_DENY,	/* policy lets it nowhere: dropped for reason */
 };
 
 enum flow_flag {
@@ -52,6 +60,7 @@ enum flow_flag {
 	FLOW_HAIRPIN = 1 << 5, /* source and destination change places, and both have a new port */
 	FLOW_OTHER_PORT = 1 << 6, /* source_port replaces the port of the end that is not translated
 				   */
+	FLOW_TRACKED = 1 << 7,	  /* a tracked entry of translations knows who began */
 };
 
 /* What was decided for a flow. */
@@ -75,7 +84,9 @@ struct flow {
 				uplink's */
 	__be16 source_port;  /* FLOW_HAIRPIN: of the packet as delivered; port is its other end's.
 				FLOW_OTHER_PORT: see there */
-	__u8 pad[4];
+	__u8 reason;	     /* ACTION_DENY: enum counter */
+	__u8 unsure;	     /* TCP: when the first packet was seen, it was in the middle */
+	__u8 pad[2];
 };
 _Static_assert(sizeof(struct flow) == 96, "flow has no hidden padding");
 
@@ -103,6 +114,9 @@ enum translation_flag {
  * the world (ifindex 0) or another endpoint, leads to the endpoint, and is the
  * allocation; the key as the endpoint sends leads to the host's address, and is
  * only a pointer to the other.
+ *
+ * A flow that policy let through has one entry, of kind KEY_TRACKED: the key is its
+ * answer's, address, port and ifindex are those of the end that began.
  */
 struct translation {
 	struct address address; /* reply: the endpoint's; pointer: the host's */
@@ -118,7 +132,8 @@ struct translation {
 			  pointer: as it is */
 	__u32 slot;    /* in allocations; of the reply entry */
 	struct mac neighbour; /* pointer of a mapped port: who handed over the client's packet */
-	__u8 pad[2];
+	__u8 kind;	      /* enum key_kind: of its key */
+	__u8 pad;
 };
 _Static_assert(sizeof(struct translation) == 48, "translation has no hidden padding");
 
@@ -211,6 +226,69 @@ struct socket_link {
 };
 _Static_assert(sizeof(struct socket_link) == 48, "socket_link has no hidden padding");
 
+/*
+ * Policy. A set is a number for the rules that hold for an endpoint in one direction, 0
+ * where none restricts it; an identity is one for all addresses that rules treat alike, 0
+ * for those that no rule names. Neither number is used again for another content, so what
+ * policies says of a pair of them never changes. Subjects and identities are written for
+ * a generation, and one number tells which generation counts: the change of all is one write.
+ */
+struct subject_key {
+	__u32 generation;
+	__u32 endpoint; /* id */
+};
+
+enum subject_flag {
+	SUBJECT_NO_OTHERS = 1 << 0,  /* no endpoint of another network reaches it */
+	SUBJECT_NO_OWN = 1 << 1,     /* no other endpoint of its network reaches it */
+	SUBJECT_BY_ADDRESS = 1 << 2, /* the identity of each of its addresses is in identities */
+};
+
+/* What policy says of an endpoint. */
+struct subject {
+	__u32 ingress; /* set */
+	__u32 egress;  /* set */
+	__u32 identity;
+	__u32 network; /* number of its network */
+	__u32 flags;   /* enum subject_flag */
+};
+
+/* A prefix of a generation in an LPM trie. */
+struct identity_key {
+	__u32 length; /* in bits, of generation and v4-mapped form: an IPv4 /8 is 136 */
+	__u32 generation;
+	__u8 address[16];
+};
+
+struct policy_key {
+	__u32 set;
+	__u32 identity; /* 0: of the rules for everybody */
+	__u32 chunk;	/* 0, 1, ...: ranges that do not fit one value */
+};
+
+/* Destination ports that a rule lets through. */
+struct policy_range {
+	__u64 rule; /* 0: no range */
+	__u16 first;
+	__u16 last;
+	__u8 protocol; /* IPPROTO_*; 0: each, and ports do not matter */
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct policy_range) == 16, "policy_range has no hidden padding");
+
+#define POLICY_RANGES 4	  /* of a value of policies */
+#define POLICY_CHUNKS 128 /* of a pair of set and identity */
+
+struct policy {
+	struct policy_range ranges[POLICY_RANGES];
+	__u32 more; /* the next chunk goes on */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct policy) == 72, "policy has no hidden padding");
+
+/* Where denied counts for an endpoint, by its id: 0 ingress, 1 egress. */
+#define DENIED_AT(endpoint, egress) ((__u32)(endpoint) << 1 | (egress))
+
 /* A destination prefix in an LPM trie. */
 struct prefix_key {
 	__u32 length; /* in bits of the v4-mapped form: an IPv4 /8 is 104 */
@@ -252,6 +330,7 @@ enum counter {
 	COUNTER_FORWARDED,	     /* redirected out of an uplink */
 	COUNTER_TRANSLATED_TO_STACK, /* translated, then left to the host's stack */
 	COUNTER_TOO_BIG,	     /* left to the host's stack, which fragments or says so */
+	COUNTER_HOST,		     /* between the host and its container: no policy is asked */
 	COUNTER_DECIDED,	     /* counted besides: the slow path took a decision */
 	DROP_INVALID,		     /* lengths, versions or header chains that make no sense */
 	DROP_VLAN,		     /* a tagged frame from a container */
@@ -272,7 +351,10 @@ enum counter {
 	DROP_NO_UPLINK,	 /* to be masqueraded, but routed to a gateway by a device that is no uplink
 			  */
 	DROP_PORT_CLASH, /* an answer at a mapped port could not be told from another's */
-	DROP_LOOPBACK_ONLY, /* from outside, to a port that only loopback addresses lead to */
+	DROP_LOOPBACK_ONLY,	/* from outside, to a port that only loopback addresses lead to */
+	DROP_POLICY_EGRESS,	/* no rule of the sender's policies lets its endpoint begin this */
+	DROP_POLICY_INGRESS,	/* no rule of the receiver's policies lets others begin this */
+	DROP_NETWORK_ISOLATION, /* the receiver's network is shut for that of the sender */
 	COUNTER_MAX,
 };
 

@@ -15,8 +15,8 @@ const (
 	CNIAddLinked       Point = "cni-add-linked"     // veth pair created
 	CNIAddLeased       Point = "cni-add-leased"     // delegated IPAM answered
 	CNIAddPrepared     Point = "cni-add-prepared"   // agent holds the intent
+	CNIAddAttached     Point = "cni-add-attached"   // policy in place, datapath attached
 	CNIAddConfigured   Point = "cni-add-configured" // addresses and routes set
-	CNIAddAttached     Point = "cni-add-attached"   // datapath attached
 	CNIAddPrinted      Point = "cni-add-printed"    // result written
 	CNIDelStart        Point = "cni-del-start"
 	CNIDelUnlinked     Point = "cni-del-unlinked"  // veth pair removed
@@ -25,23 +25,28 @@ const (
 	AgentPrepareStart  Point = "agent-prepare-start"
 	AgentPrepareStored Point = "agent-prepare-stored"
 	AgentAttachStart   Point = "agent-attach-start"
-	AgentAttachLinks   Point = "agent-attach-links" // programs attached
-	AgentAttachMaps    Point = "agent-attach-maps"  // map entries written
+	AgentAttachPolicy  Point = "agent-attach-policy" // policy in place
+	AgentAttachLinks   Point = "agent-attach-links"  // programs attached
+	AgentAttachMaps    Point = "agent-attach-maps"   // map entries written
 	AgentAttachStored  Point = "agent-attach-stored"
 	AgentDeleteStart   Point = "agent-delete-start"
 	AgentDeleteMaps    Point = "agent-delete-maps"  // map entries removed
 	AgentDeleteLinks   Point = "agent-delete-links" // programs detached, pins removed
 	AgentDeleteStored  Point = "agent-delete-stored"
+	AgentPolicyWritten Point = "agent-policy-written" // next to the one that counts
+	AgentPolicyCounts  Point = "agent-policy-counts"  // the one before not removed yet
 )
 
-// CNI lists the points of the plugin, Agent those of the agent.
+// CNI lists the points of the plugin, Agent those of the agent in ADD and DEL, Policy those
+// where policy changes.
 var (
 	CNI = []Point{
-		CNIAddStart, CNIAddLinked, CNIAddLeased, CNIAddPrepared, CNIAddConfigured, CNIAddAttached,
+		CNIAddStart, CNIAddLinked, CNIAddLeased, CNIAddPrepared, CNIAddAttached, CNIAddConfigured,
 		CNIAddPrinted, CNIDelStart, CNIDelUnlinked, CNIDelReleased, CNIDelDelegated,
 	}
 	Agent = []Point{
-		AgentPrepareStart, AgentPrepareStored, AgentAttachStart, AgentAttachLinks, AgentAttachMaps,
+		AgentPrepareStart, AgentPrepareStored, AgentAttachStart, AgentAttachPolicy, AgentAttachLinks, AgentAttachMaps,
 		AgentAttachStored, AgentDeleteStart, AgentDeleteMaps, AgentDeleteLinks, AgentDeleteStored,
 	}
+	Policy = []Point{AgentPolicyWritten, AgentPolicyCounts}
 )

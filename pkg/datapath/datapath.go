@@ -61,6 +61,8 @@ type Datapath struct {
 	mu sync.Mutex
 	// uplinks are those of the last ReconcileUplinks that succeeded.
 	uplinks []Uplink
+	// policy is what is in the maps of policy, since the first ReconcilePolicy.
+	policy writtenPolicy
 	// former are devices that were uplinks and still have from_uplink, by index,
 	// since when they are none.
 	former map[int]time.Time

@@ -185,7 +185,7 @@ func (d *Datapath) CheckEndpoint(e Endpoint) error {
 			return a.missing(e.IfName)
 		}
 	}
-	return nil
+	return d.checkPolicy(e.ID)
 }
 
 func interfaceEntry(ifindex int) string {

@@ -261,8 +261,12 @@ func testStackDestinations(t *testing.T, n *node, f family) {
 		)
 	}
 	n.forget(t)
-	n.check(t, n.fromA(ip(f.a, f.neighbour, 64, udp(inside, server)...)...), passed(seenNot, "decided"))
-	n.wantFlows(t)
+	in := n.fromA(ip(f.a, f.neighbour, 64, udp(inside, server)...)...)
+	n.check(t, in, passed(seenNot, "decided"))
+	n.wantFlows(t, Flow{ // remembers who began
+		Protocol: unix.IPPROTO_UDP, Source: port(f.a, inside), Destination: port(f.neighbour, server), IfIndex: n.a.IfIndex,
+		Packets: 1, Bytes: uint64(len(in.in) - 14),
+	})
 }
 
 func testNoUplinkAddress(t *testing.T, n *node, f family) {

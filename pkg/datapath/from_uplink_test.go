@@ -105,7 +105,7 @@ func testDirect(t *testing.T, n *node, f family, tr transport) {
 			Action: "deliver", OutIfIndex: n.b.IfIndex, Packets: 2, Bytes: 2 * uint64(len(in.in)-14), Current: true,
 		},
 		Flow{ // remembers whose the other direction is
-			Protocol: tr.protocol(f), Source: tr.server(f.b), Destination: port(f.world, low), IfIndex: n.b.IfIndex,
+			Protocol: tr.protocol(f), Source: tr.server(f.b), Destination: port(f.world, low), IfIndex: n.b.IfIndex, Reply: true,
 		},
 	)
 	n.wantTranslations(t)

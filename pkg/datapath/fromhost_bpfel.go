@@ -18,18 +18,24 @@ import (
 const (
 	fromHostMapAllocations       = "allocations"
 	fromHostMapCounters          = "counters"
+	fromHostMapDenied            = "denied"
 	fromHostMapEndpoints         = "endpoints"
 	fromHostMapEpochs            = "epochs"
 	fromHostMapFlows             = "flows"
 	fromHostMapFragments         = "fragments"
 	fromHostMapHeld              = "held"
+	fromHostMapHits              = "hits"
 	fromHostMapHostAddresses     = "host_addresses"
+	fromHostMapIdentities        = "identities"
 	fromHostMapInterfaces        = "interfaces"
 	fromHostMapMasqueradeExclude = "masquerade_exclude"
 	fromHostMapPeers             = "peers"
+	fromHostMapPolicies          = "policies"
+	fromHostMapPolicyGeneration  = "policy_generation"
 	fromHostMapPorts             = "ports"
 	fromHostMapSockets           = "sockets"
 	fromHostMapStackDestinations = "stack_destinations"
+	fromHostMapSubjects          = "subjects"
 	fromHostMapTranslations      = "translations"
 	fromHostProgHostConnect4     = "host_connect4"
 	fromHostProgHostConnect6     = "host_connect6"
@@ -107,18 +113,24 @@ type fromHostProgramSpecs struct {
 type fromHostMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
+	Denied            *ebpf.MapSpec `ebpf:"denied"`
 	Endpoints         *ebpf.MapSpec `ebpf:"endpoints"`
 	Epochs            *ebpf.MapSpec `ebpf:"epochs"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	Fragments         *ebpf.MapSpec `ebpf:"fragments"`
 	Held              *ebpf.MapSpec `ebpf:"held"`
+	Hits              *ebpf.MapSpec `ebpf:"hits"`
 	HostAddresses     *ebpf.MapSpec `ebpf:"host_addresses"`
+	Identities        *ebpf.MapSpec `ebpf:"identities"`
 	Interfaces        *ebpf.MapSpec `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.MapSpec `ebpf:"masquerade_exclude"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
+	Policies          *ebpf.MapSpec `ebpf:"policies"`
+	PolicyGeneration  *ebpf.MapSpec `ebpf:"policy_generation"`
 	Ports             *ebpf.MapSpec `ebpf:"ports"`
 	Sockets           *ebpf.MapSpec `ebpf:"sockets"`
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
+	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
 }
 
@@ -158,18 +170,24 @@ func (o *fromHostObjects) Close() error {
 type fromHostMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
 	Counters          *ebpf.Map `ebpf:"counters"`
+	Denied            *ebpf.Map `ebpf:"denied"`
 	Endpoints         *ebpf.Map `ebpf:"endpoints"`
 	Epochs            *ebpf.Map `ebpf:"epochs"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Held              *ebpf.Map `ebpf:"held"`
+	Hits              *ebpf.Map `ebpf:"hits"`
 	HostAddresses     *ebpf.Map `ebpf:"host_addresses"`
+	Identities        *ebpf.Map `ebpf:"identities"`
 	Interfaces        *ebpf.Map `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.Map `ebpf:"masquerade_exclude"`
 	Peers             *ebpf.Map `ebpf:"peers"`
+	Policies          *ebpf.Map `ebpf:"policies"`
+	PolicyGeneration  *ebpf.Map `ebpf:"policy_generation"`
 	Ports             *ebpf.Map `ebpf:"ports"`
 	Sockets           *ebpf.Map `ebpf:"sockets"`
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
+	Subjects          *ebpf.Map `ebpf:"subjects"`
 	Translations      *ebpf.Map `ebpf:"translations"`
 }
 
@@ -177,18 +195,24 @@ func (m *fromHostMaps) Close() error {
 	return _FromHostClose(
 		m.Allocations,
 		m.Counters,
+		m.Denied,
 		m.Endpoints,
 		m.Epochs,
 		m.Flows,
 		m.Fragments,
 		m.Held,
+		m.Hits,
 		m.HostAddresses,
+		m.Identities,
 		m.Interfaces,
 		m.MasqueradeExclude,
 		m.Peers,
+		m.Policies,
+		m.PolicyGeneration,
 		m.Ports,
 		m.Sockets,
 		m.StackDestinations,
+		m.Subjects,
 		m.Translations,
 	)
 }

@@ -357,6 +357,10 @@ func (n *node) translations(t *testing.T) []translation {
 	holds := make(map[uint16]uint32)
 	pointers := 0
 	for key, value := range all {
+		if key.Kind == maps.KeyTracked {
+			holds[value.Endpoint]++
+			continue
+		}
 		if key.Ifindex != 0 {
 			pointers++
 			continue

@@ -24,8 +24,12 @@ type Flow struct {
 	Source, Destination netip.AddrPort
 	// IfIndex of the endpoint's host side, 0 for what comes from uplinks.
 	IfIndex int
-	// Action is "pass", "deliver" or "forward"; "" when only memory is kept.
+	// Action is "pass", "deliver", "forward", "return" or "deny"; "" when only memory is kept.
 	Action string
+	// Reason of a denial, as counters name it.
+	Reason string
+	// Reply says that the other end began, as far as the cache knows.
+	Reply bool
 	// TranslatesSource and TranslatesDestination say what To replaces.
 	TranslatesSource, TranslatesDestination bool
 	To                                      netip.AddrPort
@@ -50,6 +54,7 @@ var actionNames = map[uint8]string{
 	maps.ActionDeliver: "deliver",
 	maps.ActionForward: "forward",
 	maps.ActionReturn:  "return",
+	maps.ActionDeny:    "deny",
 }
 
 // Flows reads up to limit entries of the flow cache, in no order.
@@ -64,7 +69,11 @@ func (d *Datapath) Flows(limit int) ([]Flow, error) {
 	}
 	var flows []Flow
 	err = each(d.maps.Flows, func(key maps.FlowKey, value maps.Flow) bool {
-		flows = append(flows, newFlow(key, value, now, epochs))
+		f := newFlow(key, value, now, epochs)
+		if value.Action == maps.ActionDeny && int(value.Reason) < len(d.maps.CounterNames) {
+			f.Reason = d.maps.CounterNames[value.Reason]
+		}
+		flows = append(flows, f)
 		return len(flows) < limit
 	})
 	return flows, err
@@ -84,6 +93,7 @@ func newFlow(key maps.FlowKey, value maps.Flow, now uint32, epochs []uint32) Flo
 		Bytes:                 value.Bytes,
 		Idle:                  uint32(uint64(now-min(now, value.Decided)) << tickShift / 1000000000),
 	}
+	f.Reply = value.Flags&maps.FlowReply != 0
 	if f.TranslatesSource || f.TranslatesDestination {
 		f.To = netip.AddrPortFrom(maps.Addr(value.Address), maps.Port(value.Port))
 	}
@@ -183,8 +193,12 @@ func (d *Datapath) Maps() ([]MapUsage, error) {
 		d.maps.Translations:      entries[maps.FlowKey, maps.Translation],
 		d.maps.Fragments:         entries[maps.FragmentKey, maps.Fragment],
 		d.maps.Ports:             entries[maps.PortKey, maps.MappedPort],
-		d.maps.MasqueradeExclude: prefixes,
-		d.maps.StackDestinations: prefixes,
+		d.maps.MasqueradeExclude: walked[maps.PrefixKey, uint8],
+		d.maps.StackDestinations: walked[maps.PrefixKey, uint8],
+		d.maps.Subjects:          entries[maps.SubjectKey, maps.Subject],
+		d.maps.Identities:        walked[maps.IdentityKey, uint32],
+		d.maps.Policies:          entries[maps.PolicyKey, maps.Policy],
+		d.maps.Hits:              entries[uint64, uint64],
 	}
 	var usage []MapUsage
 	for name, m := range d.maps.All() {
@@ -214,16 +228,8 @@ func entries[K, V any](m *ebpf.Map) (n uint64, err error) {
 	return n, err
 }
 
-// prefixes walks a trie, for which kernels before 5.16 have no batches.
-func prefixes(m *ebpf.Map) (n uint64, err error) {
-	var key maps.PrefixKey
-	var one uint8
-	walk := m.Iterate()
-	for walk.Next(&key, &one) {
-		n++
-	}
-	return n, walk.Err()
-}
+// walked counts the entries of a trie.
+func walked[K, V any](m *ebpf.Map) (uint64, error) { return walk(m, func(K, V) {}) }
 
 // ticks reads the programs' clock.
 func ticks() (uint32, error) {

@@ -52,7 +52,35 @@ func (n *node) bases(f family) []base {
 	all = append(all, n.fragmentBases(f)...)
 	all = append(all, n.sizeBases(f)...)
 	all = append(all, n.linkBases(f)...)
-	return append(all, n.headerBases(f)...)
+	all = append(all, n.headerBases(f)...)
+	return append(all, n.policyBases(f)...)
+}
+
+// policyBases are the other ends of other bases, and connections between those of whom
+// policies speak.
+func (n *node) policyBases(f family) (all []base) {
+	add := func(name string, r run) { all = append(all, base{name, r}) }
+	other := n.other.Attrs().Index
+	refused := func(e Endpoint, inner ...packet.Layer) []packet.Layer {
+		return []packet.Layer{packet.Unreachable(packet.PortUnreachable), packet.Quote(delivered(e, inner...))}
+	}
+	for _, tr := range transports() {
+		add(tr.name+" answer to c", n.fromWorld(ip(f.world, f.c, 58, tr.back(low)...)...))
+		add(tr.name+" from world to c", n.fromWorld(ip(f.world, f.c, 58, tr.begin(low)...)...))
+		add(tr.name+" answer of c", n.from(n.c, ip(f.c, f.world, 64, tr.back(low)...)...))
+		add(tr.name+" from a to c", n.fromA(ip(f.a, f.c, 64, tr.begin(low)...)...))
+		add(tr.name+" from c to a", n.from(n.c, ip(f.c, f.a, 64, tr.back(low)...)...))
+		add(tr.name+" from b to a", n.from(n.b, ip(f.b, f.a, 64, tr.begin(low)...)...))
+		add(tr.name+" from a to b", n.fromA(ip(f.a, f.b, 64, tr.back(low)...)...))
+		add(tr.name+" from another device", n.toA(other, ip(f.elsewhere, f.a, 60, tr.back(low)...)...))
+		add(tr.name+" refused by b", n.from(n.b, ip(f.b, f.a, 64, refused(n.b, ip(f.a, f.b, 63, tr.there(low)...)...)...)...))
+		add(tr.name+" refused by a", n.fromA(ip(f.a, f.b, 64, refused(n.a, ip(f.b, f.a, 63, tr.back(low)...)...)...)...))
+		add(tr.name+" refused by c", n.from(n.c, ip(f.c, f.world, 64, refused(n.c, ip(f.world, f.c, 57, tr.back(low)...)...)...)...))
+		add(tr.name+" of c refused by the world", n.fromWorld(ip(f.world, f.c, 58, refused(n.c, ip(f.c, f.world, 57, tr.there(low)...)...)...)...))
+	}
+	add("name asked", n.fromA(ip(f.a, f.b, 64, udp(low, 53)...)...))
+	add("name answered", n.from(n.b, ip(f.b, f.a, 64, udp(53, low)...)...))
+	return all
 }
 
 // connectionBases open and close TCP connections.

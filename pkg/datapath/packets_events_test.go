@@ -44,6 +44,7 @@ func (s *teller) event(t *testing.T, kind int, story *script) error {
 		must(t, n.ReconcileUplinks([]Uplink{s.uplink}))
 	case stepEndpoint:
 		s.changed = true
+		s.shaken(e)
 		switch how % 4 {
 		case 0, 1:
 			s.say("--- endpoint %d leaves", e.ID)
@@ -61,12 +62,18 @@ func (s *teller) event(t *testing.T, kind int, story *script) error {
 			must(t, n.AttachEndpoint(e))
 		}
 	case stepEpoch:
+		if how >= policyChanges {
+			s.changeFirewall(t, int(how-policyChanges)%len(s.firewalls))
+			s.say("--- policy: %q", s.firewall.name)
+			break
+		}
 		switch how % 4 {
 		case 0:
 			s.say("--- routes change")
 			must(t, n.Invalidate())
 		case 1:
 			s.say("--- endpoint %d has a new epoch", e.ID)
+			s.shaken(e)
 			must(t, n.bumpEpoch(uint32(e.ID)))
 		case 2:
 			s.say("--- dead translations are swept")
@@ -189,6 +196,13 @@ func (n *node) lives(key maps.FlowKey, t maps.Translation) (alive, dead bool) {
 func (n *node) consistent(all map[maps.FlowKey]maps.Translation) error {
 	holds := make(map[uint16]uint32)
 	for key, value := range all {
+		if key.Kind == maps.KeyTracked {
+			holds[value.Endpoint]++
+			if value.Address != key.Destination || value.Port != key.DestinationPort || value.Flags&translationPort == 0 {
+				return fmt.Errorf("a tracked flow leads to %s", newTranslation(key, value))
+			}
+			continue
+		}
 		if key.Ifindex != 0 {
 			reply := maps.FlowKey{
 				Source: key.Destination, SourcePort: key.DestinationPort,

@@ -64,7 +64,7 @@ func TestStories(t *testing.T) {
 			seeds := teller.seeds()
 			chance := rand.New(rand.NewPCG(20261121, uint64(shard)))
 			for range count / shards {
-				input := stray(chance, seeds)
+				input := stray(chance, seeds, len(teller.firewalls))
 				if err := teller.tell(t, input); err != nil {
 					t.Fatalf("story %q: %v\n%s", input, err, strings.Join(teller.log, "\n"))
 				}
@@ -74,8 +74,8 @@ func TestStories(t *testing.T) {
 }
 
 // stray makes a story: one or two seeds, one after the other, with bytes changed, put in
-// and taken out.
-func stray(chance *rand.Rand, seeds [][]byte) []byte {
+// and taken out. Half of them have a policy from their beginning.
+func stray(chance *rand.Rand, seeds [][]byte, firewalls int) []byte {
 	input := slices.Clone(seeds[chance.IntN(len(seeds))])
 	if chance.IntN(2) == 0 {
 		input = append(input, seeds[chance.IntN(len(seeds))]...)
@@ -94,12 +94,15 @@ func stray(chance *rand.Rand, seeds [][]byte) []byte {
 			input[at] = b
 		}
 	}
+	if chance.IntN(2) == 0 {
+		input = slices.Concat([]byte{stepEpoch, policyChanges + byte(1+chance.IntN(firewalls-1))}, input)
+	}
 	return input
 }
 
 // Bounds of a story.
 const (
-	stepsMax     = 8
+	stepsMax     = 9
 	mutationsMax = 4
 	frameMax     = 3400 // BPF_PROG_TEST_RUN takes less than a page
 )
@@ -119,10 +122,15 @@ const (
 	stepKinds = 16
 )
 
+// policyChanges is the least second byte of stepEpoch that changes the policy, to the one
+// whose number is the rest by that of all.
+const policyChanges = 0x80
+
 // teller tells stories on one node.
 type teller struct {
 	*oracle
-	all [2][]base
+	all       [2][]base
+	firewalls []firewall
 	// counters are as they were last read.
 	counters []maps.Count
 	log      []string
@@ -143,6 +151,8 @@ func newTeller(tb testing.TB, n *node) *teller {
 	return &teller{
 		oracle: &oracle{n: n, excluded: excluded},
 		all:    [2][]base{n.bases(v4()), n.bases(v6())},
+
+		firewalls: newFirewalls(tb, n),
 	}
 }
 
@@ -192,7 +202,11 @@ func (s *teller) begin(t *testing.T) {
 		}
 		must(t, n.ReconcileUplinks([]Uplink{n.uplink}))
 	}
+	if s.firewall.name != "" {
+		s.changeFirewall(t, 0)
+	}
 	n.forget(t)
+	s.begun = make(map[connection]memory)
 	s.attached = map[int]Endpoint{n.a.IfIndex: n.a, n.b.IfIndex: n.b, n.c.IfIndex: n.c}
 	s.gone = make(map[int]departure)
 	s.uplink, s.changed, s.clock = n.uplink, false, 0
@@ -307,6 +321,9 @@ func (s *teller) end(t *testing.T) error {
 		}
 		if !answered {
 			continue // what became of it instead, the oracle has judged
+		}
+		if got.verdict == dropped && s.refused(s.masqueraded(got.in, p.translated)) == got.counter {
+			continue
 		}
 		if got.translated == nil || got.out.dst != p.in.src || got.out.dport != p.in.sport && got.out.protocol != got.out.icmpNumber() {
 			return fmt.Errorf("the answer to %s has not come back to it", packet.Summary(p.result.in))

@@ -21,8 +21,12 @@ type oracle struct {
 	// attached are the endpoints by the index of their device.
 	attached map[int]Endpoint
 	// gone are those that left.
-	gone     map[int]departure
-	uplink   Uplink
+	gone   map[int]departure
+	uplink Uplink
+	// hidden is the endpoint for which the stack forwards the packet of the moment, with the
+	// address hiding in place of its own; nil for none.
+	hidden   *Endpoint
+	hiding   netip.Addr
 	excluded []netip.Prefix
 	// clock counts seconds since the story began.
 	clock uint32
@@ -31,6 +35,9 @@ type oracle struct {
 	asked map[maps.FlowKey]uint32
 	// fragments are the ports of first fragments, by what later ones share with them.
 	fragments map[maps.FragmentKey][]firstFragment
+	// firewall is the policy of the moment, and begun what began by it or without one.
+	firewall firewall
+	begun    map[connection]memory
 	// before and after are the translations around the packet in hand.
 	before, after map[maps.FlowKey]maps.Translation
 }
@@ -84,6 +91,9 @@ func (o *oracle) judgeOutcome(p *outcome) error {
 	if err := judges[got.program](p); err != nil {
 		return err
 	}
+	if err := o.policy(p); err != nil {
+		return err
+	}
 	if p.verdict == redirect {
 		if err := o.way(p); err != nil {
 			return err
@@ -108,6 +118,9 @@ func (o *oracle) way(p *outcome) error {
 	if p.in.later || p.in.icmp == errorICMP || o.n.maps.Flows.Lookup(p.in.key(ifindex, p.in.ports()), &flow) != nil {
 		return nil // a closed flow is not remembered
 	}
+	if flow.Action == maps.ActionNone {
+		return nil // nor is the answer of one that is not open yet, but that it is an answer
+	}
 	if p.counter == "delivered" {
 		if to := o.owner(p.out.dst); to == nil || int(flow.OutIfindex) != to.IfIndex {
 			return fmt.Errorf("delivered to device %d", flow.OutIfindex)
@@ -129,6 +142,8 @@ func verdictOf(program, counter string) int32 {
 	case "":
 		return passOn
 	case "passed":
+		return passOn
+	case "host":
 		return passOn
 	case "too_big":
 		return passOn
@@ -272,7 +287,7 @@ func (o *oracle) replyKeys(p *seenPacket, ifindex int) []maps.FlowKey {
 func (o *oracle) found(p *outcome, ifindex int, outside netip.Addr, shown *uint16) error {
 	for key, t := range o.after {
 		for _, sent := range o.candidates(p.in, ifindex) {
-			if key.Ifindex == 0 && o.sentKey(key, t) == sent && maps.Addr(key.Destination) == outside &&
+			if key.Kind != maps.KeyTracked && key.Ifindex == 0 && o.sentKey(key, t) == sent && maps.Addr(key.Destination) == outside &&
 				(shown == nil || maps.Port(key.DestinationPort) == *shown) {
 				p.translated = newTranslation(key, t)
 				return nil
@@ -292,7 +307,7 @@ func (*oracle) sentKey(key maps.FlowKey, t maps.Translation) maps.FlowKey {
 
 func (o *oracle) list() (all []*translation) {
 	for key, t := range o.after {
-		if key.Ifindex == 0 {
+		if key.Kind != maps.KeyTracked && key.Ifindex == 0 {
 			all = append(all, newTranslation(key, t))
 		}
 	}

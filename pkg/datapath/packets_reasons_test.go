@@ -26,13 +26,16 @@ func (o *oracle) reason(p *outcome) error {
 	if p.program == fromUplink {
 		o.note(p.in, 0)
 	}
+	if p.program == toContainer && p.ingress != 0 && o.owner(p.in.dst) != nil {
+		o.note(p.in, p.ingress)
+	}
 	out := p.program != fromUplink
 	hidden := out && honest && o.hides(&e, p.in.dst)
 	tcp := p.in.protocol == unix.IPPROTO_TCP
 	ok := false
 	switch p.counter {
 	case "invalid":
-		ok = p.program == fromContainer && (p.in.fault != "" || p.in.icmp == linkICMP)
+		ok = p.program == fromContainer && (p.in.fault != "" || p.in.icmp == linkICMP) || o.unreadable(p)
 	case "vlan":
 		ok = p.program == fromContainer && p.vlan != 0
 	case "unknown_sender":
@@ -45,7 +48,7 @@ func (o *oracle) reason(p *outcome) error {
 		ok = p.program == fromContainer && (p.in.kind == arpKind || p.in.icmp == linkICMP)
 	case "martian":
 		ok = p.program == fromContainer && martian(p.in.dst) || p.program == fromUplink && o.owner(p.in.dst) != nil &&
-			p.in.src != familyOf(p.in).world && p.in.src != familyOf(p.in).router
+			p.in.src != familyOf(p.in).world && p.in.src != familyOf(p.in).router || o.forged(p)
 	case "no_uplink_address":
 		ok = hidden && !o.outside(p.in).IsValid()
 	case "ports_exhausted":
@@ -53,7 +56,9 @@ func (o *oracle) reason(p *outcome) error {
 	case "unsupported_protocol":
 		ok = hidden && !p.in.hasPorts()
 	case "fragment":
-		ok = hidden && p.in.later
+		ok = p.in.later && (hidden || o.denial(p) == nil)
+	case "policy_egress", "policy_ingress", "network_isolation":
+		return o.denial(p)
 	case "no_translation":
 		ok = hidden && (p.in.icmp == errorICMP || p.program == toUplink && (p.in.later || tcp && p.in.tcpFlags&0x12 != 0x02 || answers(p.in)))
 	case "ttl":

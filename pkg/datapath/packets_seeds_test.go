@@ -57,6 +57,11 @@ func (s *teller) seeds() (all [][]byte) {
 		for _, tr := range bulky() {
 			all = append(all, w.fragments(tr.name)...)
 		}
+		for number := range byte(len(s.firewalls)) {
+			for _, tr := range transports() {
+				all = append(all, w.policed(number, tr.name)...)
+			}
+		}
 	}
 	return all
 }
@@ -85,6 +90,32 @@ func (w writer) lives(begin int) (all [][]byte) {
 		}
 	}
 	return all
+}
+
+// policed are stories of flows under a policy, and its changes.
+func (w writer) policed(number byte, name string) [][]byte {
+	policy := func(number byte) []byte { return []byte{w.op(stepEpoch, 0), policyChanges + number} }
+	evicted, later := []byte{w.op(stepEpoch, 0), 3}, []byte{w.op(stepElapse, 0), 1}
+	at := func(name string) []byte { return w.named(name) }
+	there, back := at(name+" to container"), at(name+" back to container")
+	in, reply := at(name+" from world to container"), at(name+" reply to world")
+	stack, between := at(name+" forwarded to container"), at(name+" forwarded between containers")
+	return [][]byte{
+		slices.Concat(policy(number), there, back, evicted, back, later, there, back),
+		slices.Concat(there, back, policy(number), back, there, policy(number+1), there, back),
+		slices.Concat(policy(number), back, there, policy(0), back, there, policy(number), there, back),
+		slices.Concat(policy(number), in, reply, evicted, reply, policy(number+1), reply, in),
+		slices.Concat(policy(number), stack, reply, evicted, reply, later, reply, between, there),
+		slices.Concat(policy(number), at(name+" begins"), []byte{w.op(stepAnswer, 0), 0}, policy(number+1), []byte{w.op(stepAnswer, 0), 0, w.op(stepError, 0), 2}),
+		slices.Concat(policy(number), at(name+" not masqueraded"), at(name+" unreachable to container"), there, at(name+" unreachable to container")),
+		slices.Concat(policy(number), at(name+" not masqueraded"), at(name+" answer to c"), evicted, at(name+" answer to c"), at(name+" refused by c"), at(name+" of c refused by the world"), policy(number+1), at(name+" answer to c")),
+		slices.Concat(policy(number), at(name+" from world to c"), at(name+" answer of c"), evicted, at(name+" answer of c"), later, at(name+" answer of c"), at(name+" not masqueraded")),
+		slices.Concat(policy(number), at(name+" from a to c"), at(name+" from c to a"), evicted, at(name+" from c to a"), policy(number+1), at(name+" from a to c"), at(name+" from c to a")),
+		slices.Concat(policy(number), at(name+" from b to a"), at(name+" from a to b"), evicted, at(name+" from a to b"), there, at(name+" refused by a")),
+		slices.Concat(policy(number), at(name+" refused by b"), there, at(name+" refused by b"), back, at(name+" refused by a"), policy(number+1), at(name+" refused by b"), at(name+" refused by a")),
+		slices.Concat(policy(number), at(name+" by another device"), at(name+" from another device"), evicted, at(name+" from another device"), later, at(name+" from another device")),
+		slices.Concat(policy(number), at(name+" by the stack"), at(name+" reply by the stack"), at(name+" by another device"), at(name+" to excluded")),
+	}
 }
 
 // fragments are stories in which the fragments of several packets meet.

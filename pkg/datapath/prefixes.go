@@ -3,8 +3,11 @@
 package datapath
 
 import (
+	"cmp"
 	"fmt"
+	gomaps "maps"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -28,33 +31,33 @@ func (d *Datapath) reconcilePrefixes(m *ebpf.Map, desired []netip.Prefix) error 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	// Read whole: a lookup in a trie is also answered by a shorter prefix.
-	have := make(map[maps.PrefixKey]bool)
-	var (
-		key maps.PrefixKey
-		one uint8
-	)
-	walk := m.Iterate()
-	for walk.Next(&key, &one) {
-		have[key] = true
-	}
-	if err := walk.Err(); err != nil {
-		return fmt.Errorf("read %s: %w", m, err)
+	have := make(map[maps.PrefixKey]uint8)
+	if _, err := walk(m, func(key maps.PrefixKey, value uint8) { have[key] = value }); err != nil {
+		return err
 	}
 	changed := false
-	want := make(map[maps.PrefixKey]bool)
+	want := make(map[maps.PrefixKey]uint8)
 	for _, p := range desired {
-		key := maps.NewPrefixKey(p)
-		want[key] = true
-		if have[key] {
+		if maps.CoversIPv4(p) {
+			want[maps.NewPrefixKey(netip.PrefixFrom(netip.IPv4Unspecified(), 0))] = 0
+		}
+	}
+	for _, p := range desired {
+		want[maps.NewPrefixKey(p)] = 1
+	}
+	// The shorter ones last: what they must not match has its entry by then.
+	keys := slices.SortedFunc(gomaps.Keys(want), func(a, b maps.PrefixKey) int { return cmp.Compare(b.Length, a.Length) })
+	for _, key := range keys {
+		if value, there := have[key]; there && value == want[key] {
 			continue
 		}
-		if err := m.Put(key, uint8(1)); err != nil {
+		if err := m.Put(key, want[key]); err != nil {
 			return fmt.Errorf("write %s: %w", m, err)
 		}
 		changed = true
 	}
 	for key := range have {
-		if want[key] {
+		if _, wanted := want[key]; wanted {
 			continue
 		}
 		if err := ignoreMissing(m.Delete(key)); err != nil {

@@ -45,8 +45,8 @@ func (d *Datapath) Purge(ids []uint16) error {
 	}
 	// A pointer may have lost its translation to a race.
 	var pointers []maps.FlowKey
-	if err := each(d.maps.Translations, func(key maps.FlowKey, _ maps.Translation) bool {
-		if key.Ifindex != 0 && !alive[key.Ifindex] {
+	if err := each(d.maps.Translations, func(key maps.FlowKey, value maps.Translation) bool {
+		if pointer := value.Seen == 0; pointer && key.Ifindex != 0 && !alive[key.Ifindex] {
 			pointers = append(pointers, key)
 		}
 		return true

@@ -18,19 +18,25 @@ import (
 const (
 	reclaimMapAllocations       = "allocations"
 	reclaimMapCounters          = "counters"
+	reclaimMapDenied            = "denied"
 	reclaimMapEndpoints         = "endpoints"
 	reclaimMapEpochs            = "epochs"
 	reclaimMapFlows             = "flows"
 	reclaimMapFragments         = "fragments"
 	reclaimMapHeld              = "held"
+	reclaimMapHits              = "hits"
 	reclaimMapHostAddresses     = "host_addresses"
+	reclaimMapIdentities        = "identities"
 	reclaimMapInterfaces        = "interfaces"
 	reclaimMapMasqueradeExclude = "masquerade_exclude"
 	reclaimMapPeers             = "peers"
+	reclaimMapPolicies          = "policies"
+	reclaimMapPolicyGeneration  = "policy_generation"
 	reclaimMapPorts             = "ports"
 	reclaimMapScratch           = "scratch"
 	reclaimMapSockets           = "sockets"
 	reclaimMapStackDestinations = "stack_destinations"
+	reclaimMapSubjects          = "subjects"
 	reclaimMapTranslations      = "translations"
 	reclaimProgReclaim          = "reclaim"
 	reclaimVarAllocationSlots   = "allocation_slots"
@@ -94,19 +100,25 @@ type reclaimProgramSpecs struct {
 type reclaimMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
+	Denied            *ebpf.MapSpec `ebpf:"denied"`
 	Endpoints         *ebpf.MapSpec `ebpf:"endpoints"`
 	Epochs            *ebpf.MapSpec `ebpf:"epochs"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	Fragments         *ebpf.MapSpec `ebpf:"fragments"`
 	Held              *ebpf.MapSpec `ebpf:"held"`
+	Hits              *ebpf.MapSpec `ebpf:"hits"`
 	HostAddresses     *ebpf.MapSpec `ebpf:"host_addresses"`
+	Identities        *ebpf.MapSpec `ebpf:"identities"`
 	Interfaces        *ebpf.MapSpec `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.MapSpec `ebpf:"masquerade_exclude"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
+	Policies          *ebpf.MapSpec `ebpf:"policies"`
+	PolicyGeneration  *ebpf.MapSpec `ebpf:"policy_generation"`
 	Ports             *ebpf.MapSpec `ebpf:"ports"`
 	Scratch           *ebpf.MapSpec `ebpf:"scratch"`
 	Sockets           *ebpf.MapSpec `ebpf:"sockets"`
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
+	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
 }
 
@@ -146,19 +158,25 @@ func (o *reclaimObjects) Close() error {
 type reclaimMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
 	Counters          *ebpf.Map `ebpf:"counters"`
+	Denied            *ebpf.Map `ebpf:"denied"`
 	Endpoints         *ebpf.Map `ebpf:"endpoints"`
 	Epochs            *ebpf.Map `ebpf:"epochs"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Held              *ebpf.Map `ebpf:"held"`
+	Hits              *ebpf.Map `ebpf:"hits"`
 	HostAddresses     *ebpf.Map `ebpf:"host_addresses"`
+	Identities        *ebpf.Map `ebpf:"identities"`
 	Interfaces        *ebpf.Map `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.Map `ebpf:"masquerade_exclude"`
 	Peers             *ebpf.Map `ebpf:"peers"`
+	Policies          *ebpf.Map `ebpf:"policies"`
+	PolicyGeneration  *ebpf.Map `ebpf:"policy_generation"`
 	Ports             *ebpf.Map `ebpf:"ports"`
 	Scratch           *ebpf.Map `ebpf:"scratch"`
 	Sockets           *ebpf.Map `ebpf:"sockets"`
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
+	Subjects          *ebpf.Map `ebpf:"subjects"`
 	Translations      *ebpf.Map `ebpf:"translations"`
 }
 
@@ -166,19 +184,25 @@ func (m *reclaimMaps) Close() error {
 	return _ReclaimClose(
 		m.Allocations,
 		m.Counters,
+		m.Denied,
 		m.Endpoints,
 		m.Epochs,
 		m.Flows,
 		m.Fragments,
 		m.Held,
+		m.Hits,
 		m.HostAddresses,
+		m.Identities,
 		m.Interfaces,
 		m.MasqueradeExclude,
 		m.Peers,
+		m.Policies,
+		m.PolicyGeneration,
 		m.Ports,
 		m.Scratch,
 		m.Sockets,
 		m.StackDestinations,
+		m.Subjects,
 		m.Translations,
 	)
 }

@@ -32,7 +32,7 @@ func (n *node) toA(ingress int, layers ...packet.Layer) run {
 
 func testFromHost(t *testing.T, n *node, f family, tr transport) {
 	n.story(t,
-		step{"request", n.toA(0, ip(f.host, f.a, 64, tr.there(low)...)...), passed(seenNot)},
+		step{"request", n.toA(0, ip(f.host, f.a, 64, tr.there(low)...)...), want{verdict: passOn, counters: []string{"host"}, seen: seenNot}},
 		step{"answer", n.fromA(ip(f.a, f.host, 64, tr.back(low)...)...), passed(seenNot, "decided")},
 	)
 	n.wantTranslations(t)

@@ -21,6 +21,7 @@ const (
 	kernelActionACTION_DELIVER kernelAction = 2
 	kernelActionACTION_FORWARD kernelAction = 3
 	kernelActionACTION_RETURN  kernelAction = 4
+	kernelActionACTION_DENY    kernelAction = 5
 )
 
 type kernelAddress struct {
@@ -52,27 +53,31 @@ const (
 	kernelCounterCOUNTER_FORWARDED           kernelCounter = 2
 	kernelCounterCOUNTER_TRANSLATED_TO_STACK kernelCounter = 3
 	kernelCounterCOUNTER_TOO_BIG             kernelCounter = 4
-	kernelCounterCOUNTER_DECIDED             kernelCounter = 5
-	kernelCounterDROP_INVALID                kernelCounter = 6
-	kernelCounterDROP_VLAN                   kernelCounter = 7
-	kernelCounterDROP_SOURCE_ADDRESS         kernelCounter = 8
-	kernelCounterDROP_SOURCE_MAC             kernelCounter = 9
-	kernelCounterDROP_NEIGHBOUR              kernelCounter = 10
-	kernelCounterDROP_MARTIAN                kernelCounter = 11
-	kernelCounterDROP_UNKNOWN_SENDER         kernelCounter = 12
-	kernelCounterDROP_NO_UPLINK_ADDRESS      kernelCounter = 13
-	kernelCounterDROP_PORTS_EXHAUSTED        kernelCounter = 14
-	kernelCounterDROP_ENDPOINT_LIMIT         kernelCounter = 15
-	kernelCounterDROP_TRANSLATIONS_FULL      kernelCounter = 16
-	kernelCounterDROP_UNSUPPORTED_PROTOCOL   kernelCounter = 17
-	kernelCounterDROP_FRAGMENT               kernelCounter = 18
-	kernelCounterDROP_NO_TRANSLATION         kernelCounter = 19
-	kernelCounterDROP_TTL                    kernelCounter = 20
-	kernelCounterDROP_REWRITE                kernelCounter = 21
-	kernelCounterDROP_NO_UPLINK              kernelCounter = 22
-	kernelCounterDROP_PORT_CLASH             kernelCounter = 23
-	kernelCounterDROP_LOOPBACK_ONLY          kernelCounter = 24
-	kernelCounterCOUNTER_MAX                 kernelCounter = 25
+	kernelCounterCOUNTER_HOST                kernelCounter = 5
+	kernelCounterCOUNTER_DECIDED             kernelCounter = 6
+	kernelCounterDROP_INVALID                kernelCounter = 7
+	kernelCounterDROP_VLAN                   kernelCounter = 8
+	kernelCounterDROP_SOURCE_ADDRESS         kernelCounter = 9
+	kernelCounterDROP_SOURCE_MAC             kernelCounter = 10
+	kernelCounterDROP_NEIGHBOUR              kernelCounter = 11
+	kernelCounterDROP_MARTIAN                kernelCounter = 12
+	kernelCounterDROP_UNKNOWN_SENDER         kernelCounter = 13
+	kernelCounterDROP_NO_UPLINK_ADDRESS      kernelCounter = 14
+	kernelCounterDROP_PORTS_EXHAUSTED        kernelCounter = 15
+	kernelCounterDROP_ENDPOINT_LIMIT         kernelCounter = 16
+	kernelCounterDROP_TRANSLATIONS_FULL      kernelCounter = 17
+	kernelCounterDROP_UNSUPPORTED_PROTOCOL   kernelCounter = 18
+	kernelCounterDROP_FRAGMENT               kernelCounter = 19
+	kernelCounterDROP_NO_TRANSLATION         kernelCounter = 20
+	kernelCounterDROP_TTL                    kernelCounter = 21
+	kernelCounterDROP_REWRITE                kernelCounter = 22
+	kernelCounterDROP_NO_UPLINK              kernelCounter = 23
+	kernelCounterDROP_PORT_CLASH             kernelCounter = 24
+	kernelCounterDROP_LOOPBACK_ONLY          kernelCounter = 25
+	kernelCounterDROP_POLICY_EGRESS          kernelCounter = 26
+	kernelCounterDROP_POLICY_INGRESS         kernelCounter = 27
+	kernelCounterDROP_NETWORK_ISOLATION      kernelCounter = 28
+	kernelCounterCOUNTER_MAX                 kernelCounter = 29
 )
 
 type kernelEndpoint struct {
@@ -112,7 +117,9 @@ type kernelFlow struct {
 	Receiver     kernelMac
 	Gateway      kernelMac
 	SourcePort   uint16
-	Pad          [4]uint8
+	Reason       uint8
+	Unsure       uint8
+	Pad          [2]uint8
 }
 
 type kernelFlowFlag uint32
@@ -125,6 +132,7 @@ const (
 	kernelFlowFlagFLOW_CLOSING               kernelFlowFlag = 16
 	kernelFlowFlagFLOW_HAIRPIN               kernelFlowFlag = 32
 	kernelFlowFlagFLOW_OTHER_PORT            kernelFlowFlag = 64
+	kernelFlowFlagFLOW_TRACKED               kernelFlowFlag = 128
 )
 
 type kernelFlowKey struct {
@@ -135,7 +143,8 @@ type kernelFlowKey struct {
 	DestinationPort uint16
 	Ifindex         uint32
 	Protocol        uint8
-	Pad             [7]uint8
+	Kind            uint8
+	Pad             [6]uint8
 }
 
 type kernelFragment struct {
@@ -153,6 +162,13 @@ type kernelFragmentKey struct {
 	Ifindex        uint32
 	Protocol       uint8
 	Pad            [7]uint8
+}
+
+type kernelIdentityKey struct {
+	_          structs.HostLayout
+	Length     uint32
+	Generation uint32
+	Address    [16]uint8
 }
 
 type kernelInterface struct {
@@ -184,9 +200,39 @@ const (
 	kernelJourneyJOURNEY_MAX    kernelJourney = 4
 )
 
+type kernelKeyKind uint32
+
+const (
+	kernelKeyKindKEY_PACKET  kernelKeyKind = 0
+	kernelKeyKindKEY_TRACKED kernelKeyKind = 1
+)
+
 type kernelMac struct {
 	_     structs.HostLayout
 	Bytes [6]uint8
+}
+
+type kernelPolicy struct {
+	_      structs.HostLayout
+	Ranges [4]kernelPolicyRange
+	More   uint32
+	Pad    uint32
+}
+
+type kernelPolicyKey struct {
+	_        structs.HostLayout
+	Set      uint32
+	Identity uint32
+	Chunk    uint32
+}
+
+type kernelPolicyRange struct {
+	_        structs.HostLayout
+	Rule     uint64
+	First    uint16
+	Last     uint16
+	Protocol uint8
+	Pad      [3]uint8
 }
 
 type kernelPort struct {
@@ -239,6 +285,29 @@ type kernelSocketPeer struct {
 	Pad     [6]uint8
 }
 
+type kernelSubject struct {
+	_        structs.HostLayout
+	Ingress  uint32
+	Egress   uint32
+	Identity uint32
+	Network  uint32
+	Flags    uint32
+}
+
+type kernelSubjectFlag uint32
+
+const (
+	kernelSubjectFlagSUBJECT_NO_OTHERS  kernelSubjectFlag = 1
+	kernelSubjectFlagSUBJECT_NO_OWN     kernelSubjectFlag = 2
+	kernelSubjectFlagSUBJECT_BY_ADDRESS kernelSubjectFlag = 4
+)
+
+type kernelSubjectKey struct {
+	_          structs.HostLayout
+	Generation uint32
+	Endpoint   uint32
+}
+
 type kernelTranslation struct {
 	_         structs.HostLayout
 	Address   kernelAddress
@@ -252,7 +321,8 @@ type kernelTranslation struct {
 	Mapped    uint16
 	Slot      uint32
 	Neighbour kernelMac
-	Pad       [2]uint8
+	Kind      uint8
+	Pad       uint8
 }
 
 type kernelTranslationFlag uint32
@@ -283,18 +353,24 @@ const (
 const (
 	kernelMapAllocations            = "allocations"
 	kernelMapCounters               = "counters"
+	kernelMapDenied                 = "denied"
 	kernelMapEndpoints              = "endpoints"
 	kernelMapEpochs                 = "epochs"
 	kernelMapFlows                  = "flows"
 	kernelMapFragments              = "fragments"
 	kernelMapHeld                   = "held"
+	kernelMapHits                   = "hits"
 	kernelMapHostAddresses          = "host_addresses"
+	kernelMapIdentities             = "identities"
 	kernelMapInterfaces             = "interfaces"
 	kernelMapMasqueradeExclude      = "masquerade_exclude"
 	kernelMapPeers                  = "peers"
+	kernelMapPolicies               = "policies"
+	kernelMapPolicyGeneration       = "policy_generation"
 	kernelMapPorts                  = "ports"
 	kernelMapSockets                = "sockets"
 	kernelMapStackDestinations      = "stack_destinations"
+	kernelMapSubjects               = "subjects"
 	kernelMapTranslations           = "translations"
 	kernelVarUnusedAction           = "unused_action"
 	kernelVarUnusedCounter          = "unused_counter"
@@ -302,7 +378,9 @@ const (
 	kernelVarUnusedFlowFlag         = "unused_flow_flag"
 	kernelVarUnusedInterfaceRole    = "unused_interface_role"
 	kernelVarUnusedJourney          = "unused_journey"
+	kernelVarUnusedKeyKind          = "unused_key_kind"
 	kernelVarUnusedPortFlag         = "unused_port_flag"
+	kernelVarUnusedSubjectFlag      = "unused_subject_flag"
 	kernelVarUnusedTranslationFlag  = "unused_translation_flag"
 	kernelVarUnusedTranslationState = "unused_translation_state"
 )
@@ -357,18 +435,24 @@ type kernelProgramSpecs struct {
 type kernelMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
+	Denied            *ebpf.MapSpec `ebpf:"denied"`
 	Endpoints         *ebpf.MapSpec `ebpf:"endpoints"`
 	Epochs            *ebpf.MapSpec `ebpf:"epochs"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	Fragments         *ebpf.MapSpec `ebpf:"fragments"`
 	Held              *ebpf.MapSpec `ebpf:"held"`
+	Hits              *ebpf.MapSpec `ebpf:"hits"`
 	HostAddresses     *ebpf.MapSpec `ebpf:"host_addresses"`
+	Identities        *ebpf.MapSpec `ebpf:"identities"`
 	Interfaces        *ebpf.MapSpec `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.MapSpec `ebpf:"masquerade_exclude"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
+	Policies          *ebpf.MapSpec `ebpf:"policies"`
+	PolicyGeneration  *ebpf.MapSpec `ebpf:"policy_generation"`
 	Ports             *ebpf.MapSpec `ebpf:"ports"`
 	Sockets           *ebpf.MapSpec `ebpf:"sockets"`
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
+	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
 }
 
@@ -382,7 +466,9 @@ type kernelVariableSpecs struct {
 	UnusedFlowFlag         *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
 	UnusedInterfaceRole    *ebpf.VariableSpec `ebpf:"unused_interface_role"`
 	UnusedJourney          *ebpf.VariableSpec `ebpf:"unused_journey"`
+	UnusedKeyKind          *ebpf.VariableSpec `ebpf:"unused_key_kind"`
 	UnusedPortFlag         *ebpf.VariableSpec `ebpf:"unused_port_flag"`
+	UnusedSubjectFlag      *ebpf.VariableSpec `ebpf:"unused_subject_flag"`
 	UnusedTranslationFlag  *ebpf.VariableSpec `ebpf:"unused_translation_flag"`
 	UnusedTranslationState *ebpf.VariableSpec `ebpf:"unused_translation_state"`
 }
@@ -409,18 +495,24 @@ func (o *kernelObjects) Close() error {
 type kernelMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
 	Counters          *ebpf.Map `ebpf:"counters"`
+	Denied            *ebpf.Map `ebpf:"denied"`
 	Endpoints         *ebpf.Map `ebpf:"endpoints"`
 	Epochs            *ebpf.Map `ebpf:"epochs"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Held              *ebpf.Map `ebpf:"held"`
+	Hits              *ebpf.Map `ebpf:"hits"`
 	HostAddresses     *ebpf.Map `ebpf:"host_addresses"`
+	Identities        *ebpf.Map `ebpf:"identities"`
 	Interfaces        *ebpf.Map `ebpf:"interfaces"`
 	MasqueradeExclude *ebpf.Map `ebpf:"masquerade_exclude"`
 	Peers             *ebpf.Map `ebpf:"peers"`
+	Policies          *ebpf.Map `ebpf:"policies"`
+	PolicyGeneration  *ebpf.Map `ebpf:"policy_generation"`
 	Ports             *ebpf.Map `ebpf:"ports"`
 	Sockets           *ebpf.Map `ebpf:"sockets"`
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
+	Subjects          *ebpf.Map `ebpf:"subjects"`
 	Translations      *ebpf.Map `ebpf:"translations"`
 }
 
@@ -428,18 +520,24 @@ func (m *kernelMaps) Close() error {
 	return _KernelClose(
 		m.Allocations,
 		m.Counters,
+		m.Denied,
 		m.Endpoints,
 		m.Epochs,
 		m.Flows,
 		m.Fragments,
 		m.Held,
+		m.Hits,
 		m.HostAddresses,
+		m.Identities,
 		m.Interfaces,
 		m.MasqueradeExclude,
 		m.Peers,
+		m.Policies,
+		m.PolicyGeneration,
 		m.Ports,
 		m.Sockets,
 		m.StackDestinations,
+		m.Subjects,
 		m.Translations,
 	)
 }
@@ -454,7 +552,9 @@ type kernelVariables struct {
 	UnusedFlowFlag         *ebpf.Variable `ebpf:"unused_flow_flag"`
 	UnusedInterfaceRole    *ebpf.Variable `ebpf:"unused_interface_role"`
 	UnusedJourney          *ebpf.Variable `ebpf:"unused_journey"`
+	UnusedKeyKind          *ebpf.Variable `ebpf:"unused_key_kind"`
 	UnusedPortFlag         *ebpf.Variable `ebpf:"unused_port_flag"`
+	UnusedSubjectFlag      *ebpf.Variable `ebpf:"unused_subject_flag"`
 	UnusedTranslationFlag  *ebpf.Variable `ebpf:"unused_translation_flag"`
 	UnusedTranslationState *ebpf.Variable `ebpf:"unused_translation_state"`
 }

@@ -30,6 +30,18 @@ type (
 	SocketKey = kernelSocketKey
 	// SocketPeer is what a process of the host dialled.
 	SocketPeer = kernelSocketPeer
+	// SubjectKey is an endpoint in a generation of policy.
+	SubjectKey = kernelSubjectKey
+	// Subject is what policy says of an endpoint.
+	Subject = kernelSubject
+	// IdentityKey is a prefix in a generation of policy.
+	IdentityKey = kernelIdentityKey
+	// PolicyKey is a set of rules and an identity, or a part of what they let through.
+	PolicyKey = kernelPolicyKey
+	// PolicyRange are ports that a rule lets through.
+	PolicyRange = kernelPolicyRange
+	// Policy is what a set lets through for an identity, or a part of it.
+	Policy = kernelPolicy
 	// FragmentKey is a fragmented packet.
 	FragmentKey = kernelFragmentKey
 	// Fragment holds the ports of a fragmented packet.
@@ -53,6 +65,7 @@ const (
 	ActionDeliver = uint8(kernelActionACTION_DELIVER)
 	ActionForward = uint8(kernelActionACTION_FORWARD)
 	ActionReturn  = uint8(kernelActionACTION_RETURN)
+	ActionDeny    = uint8(kernelActionACTION_DENY)
 
 	FlowTranslateSource      = uint8(kernelFlowFlagFLOW_TRANSLATE_SOURCE)
 	FlowTranslateDestination = uint8(kernelFlowFlagFLOW_TRANSLATE_DESTINATION)
@@ -68,6 +81,12 @@ const (
 	EndpointPorts      = uint8(kernelEndpointFlagENDPOINT_PORTS)
 
 	PortLoopbackOnly = uint8(kernelPortFlagPORT_LOOPBACK_ONLY)
+
+	KeyTracked = uint8(kernelKeyKindKEY_TRACKED)
+
+	SubjectNoOthers  = uint32(kernelSubjectFlagSUBJECT_NO_OTHERS)
+	SubjectNoOwn     = uint32(kernelSubjectFlagSUBJECT_NO_OWN)
+	SubjectByAddress = uint32(kernelSubjectFlagSUBJECT_BY_ADDRESS)
 
 	RoleEndpoint = uint8(kernelInterfaceRoleINTERFACE_ENDPOINT)
 	RoleUplink   = uint8(kernelInterfaceRoleINTERFACE_UPLINK)
@@ -118,6 +137,24 @@ func NewPrefixKey(p netip.Prefix) PrefixKey {
 		bits += 96
 	}
 	return PrefixKey{Length: uint32(bits), Address: p.Masked().Addr().As16()}
+}
+
+// allIPv4 is where addresses of IPv4 lie among those of IPv6.
+var allIPv4 = netip.MustParsePrefix("::ffff:0:0/96")
+
+// CoversIPv4 tells whether a prefix of IPv6 would match all addresses of IPv4 too, which a
+// trie has as v4-mapped: then it needs an entry for 0.0.0.0/0 that says otherwise.
+func CoversIPv4(p netip.Prefix) bool {
+	return p.Addr().Is6() && p.Bits() <= allIPv4.Bits() && p.Contains(allIPv4.Addr())
+}
+
+// generationBits is the length of the generation in an IdentityKey.
+const generationBits = 32
+
+// NewIdentityKey is the key of a prefix of either family in a generation.
+func NewIdentityKey(generation uint32, p netip.Prefix) IdentityKey {
+	key := NewPrefixKey(p)
+	return IdentityKey{Length: generationBits + key.Length, Generation: generation, Address: key.Address}
 }
 
 // Prefix is the prefix of a key.

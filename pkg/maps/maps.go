@@ -30,6 +30,12 @@ type Maps struct {
 	HostAddresses     *ebpf.Map `ebpf:"host_addresses"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	Sockets           *ebpf.Map `ebpf:"sockets"`
+	PolicyGeneration  *ebpf.Map `ebpf:"policy_generation"`
+	Subjects          *ebpf.Map `ebpf:"subjects"`
+	Identities        *ebpf.Map `ebpf:"identities"`
+	Policies          *ebpf.Map `ebpf:"policies"`
+	Hits              *ebpf.Map `ebpf:"hits"`
+	Denied            *ebpf.Map `ebpf:"denied"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 
@@ -160,6 +166,12 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		kernelMapHostAddresses:     &m.HostAddresses,
 		kernelMapPeers:             &m.Peers,
 		kernelMapSockets:           &m.Sockets,
+		kernelMapPolicyGeneration:  &m.PolicyGeneration,
+		kernelMapSubjects:          &m.Subjects,
+		kernelMapIdentities:        &m.Identities,
+		kernelMapPolicies:          &m.Policies,
+		kernelMapHits:              &m.Hits,
+		kernelMapDenied:            &m.Denied,
 		kernelMapFragments:         &m.Fragments,
 		kernelMapCounters:          &m.Counters,
 	}
@@ -238,7 +250,7 @@ func layoutDir(spec *ebpf.CollectionSpec) string {
 		describe(hash, spec.Maps[name].Key)
 		describe(hash, spec.Maps[name].Value)
 	}
-	for _, name := range []string{"action", "flow_flag", "translation_state", "translation_flag", "endpoint_flag", "port_flag", "interface_role"} {
+	for _, name := range []string{"action", "flow_flag", "translation_state", "translation_flag", "endpoint_flag", "port_flag", "interface_role", "key_kind", "subject_flag"} {
 		var enum *btf.Enum
 		if spec.Types.TypeByName(name, &enum) == nil {
 			_, _ = fmt.Fprintln(hash, enum.Values)
