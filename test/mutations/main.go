@@ -40,7 +40,7 @@ func main() {
 func run(ctx context.Context, out io.Writer, args []string) error {
 	flags := flag.NewFlagSet("mutations", flag.ContinueOnError)
 	only := flags.String("run", "", "only the faults whose names match the `regexp`")
-	tests := flags.String("tests", "TestPackets|TestScarcity|TestPorts|TestClientOfPortGone", "the tests that are to catch them, as -run of go test")
+	tests := flags.String("tests", "TestPackets|TestScarcity|TestPorts|TestClientOfPortGone|TestPolicy$|TestPolicyMore", "the tests that are to catch them, as -run of go test")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
