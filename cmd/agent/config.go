@@ -21,6 +21,7 @@ type config struct {
 	Socket            string
 	StateDir          string
 	BPFRoot           string
+	PolicyDir         string // "" is none
 	MetricsAddress    string // "" serves none
 	Uplinks           []string
 	Masquerade        bool
@@ -37,6 +38,7 @@ func defaultConfig() config {
 		Socket:          "/run/tendril/agent.sock",
 		StateDir:        "/run/tendril",
 		BPFRoot:         "/sys/fs/bpf/tendril",
+		PolicyDir:       "/etc/tendril/policy.d",
 		MetricsAddress:  "127.0.0.1:9470",
 		Masquerade:      true,
 		MasqueradePorts: [2]uint16{40960, 65535},
@@ -59,6 +61,7 @@ func (c *config) settings() []setting {
 		text("socket", "unix socket `path` of the API", &c.Socket, absolutePath),
 		text("state-dir", "`directory` of the state file, on a file system that a reboot empties", &c.StateDir, absolutePath),
 		text("bpf-root", "`directory` on a bpf file system for maps, programs and links", &c.BPFRoot, absolutePath),
+		text("policy-dir", "`directory` of network policies; \"\" is none", &c.PolicyDir, optionalPath),
 		text("metrics-address", "`address` to serve Prometheus metrics at; \"\" serves none", &c.MetricsAddress, checkAddress),
 		list("uplinks", "`names` of the devices to the world; none: all that have a default route", &c.Uplinks, parseDevice),
 		{
@@ -164,6 +167,13 @@ func absolutePath(v string) error {
 		return errors.New("is the root directory")
 	}
 	return nil
+}
+
+func optionalPath(v string) error {
+	if v == "" {
+		return nil
+	}
+	return absolutePath(v)
 }
 
 func checkAddress(v string) error {

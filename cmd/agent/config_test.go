@@ -40,6 +40,7 @@ func TestConfig(t *testing.T) {
 socket: /run/a/agent.sock
 state-dir: "/run/a"
 bpf-root: /sys/fs/bpf/a
+policy-dir: /etc/a
 metrics-address: ""
 uplinks: [eth0, 'eth1']
 masquerade: false
@@ -52,7 +53,7 @@ translations-max: 0
 log-level: debug
 `
 	all := config{
-		Socket: "/run/a/agent.sock", StateDir: "/run/a", BPFRoot: "/sys/fs/bpf/a", Uplinks: []string{"eth0", "eth1"},
+		Socket: "/run/a/agent.sock", StateDir: "/run/a", BPFRoot: "/sys/fs/bpf/a", PolicyDir: "/etc/a", Uplinks: []string{"eth0", "eth1"},
 		MasqueradeExclude: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")},
 		MasqueradePorts:   [2]uint16{50000, 50999}, FlowsMax: 2048, LogLevel: slog.LevelDebug,
 	}
@@ -73,9 +74,10 @@ log-level: debug
 				c.MasqueradeExclude = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")}
 			},
 		},
-		"quoted key": {"\"flows-max\": 2048\n", nil, func(c *config) { c.FlowsMax = 2048 }},
-		"few ports":  {"masquerade-ports: 50000-50063\n", nil, func(c *config) { c.MasqueradePorts = [2]uint16{50000, 50063} }},
-		"empty list": {"uplinks: []\n", nil, func(*config) {}},
+		"quoted key":  {"\"flows-max\": 2048\n", nil, func(c *config) { c.FlowsMax = 2048 }},
+		"few ports":   {"masquerade-ports: 50000-50063\n", nil, func(c *config) { c.MasqueradePorts = [2]uint16{50000, 50063} }},
+		"no policies": {"policy-dir: \"\"\n", nil, func(c *config) { c.PolicyDir = "" }},
+		"empty list":  {"uplinks: []\n", nil, func(*config) {}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -110,6 +112,7 @@ func TestConfigRefuses(t *testing.T) {
 		"no value":           {"flows-max:\n", nil, `line 1: flows-max: has no value`},
 		"not a map":          {"- a\n- b\n", nil, `line 1: not a list of keys and values`},
 		"two documents":      {"log-level: info\n---\nlog-level: info\n", nil, `line 3: a second document`},
+		"relative folder":    {"policy-dir: policy.d", nil, `line 1: policy-dir: "policy.d" is no absolute path`},
 		"relative path":      {"state-dir: tendril", nil, `line 1: state-dir: "tendril" is no absolute path`},
 		"root":               {"bpf-root: /..", nil, `line 1: bpf-root: "/.." is the root directory`},
 		"long socket":        {"socket: /" + strings.Repeat("x", 120), nil, `is longer than 107 bytes`},

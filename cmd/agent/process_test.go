@@ -71,7 +71,7 @@ func newMachine(t *testing.T) *machine {
 
 func (m *machine) args(more ...string) []string {
 	return append([]string{
-		"--socket", m.socket, "--state-dir", m.state, "--bpf-root", m.root,
+		"--socket", m.socket, "--state-dir", m.state, "--bpf-root", m.root, "--policy-dir", filepath.Join(m.state, "policy.d"),
 		"--metrics-address", m.metrics, "--flows-max", "2048", "--translations-max", "2048",
 	}, more...)
 }

@@ -185,20 +185,30 @@ func (n *node) start() (err error) {
 	if err != nil {
 		return &agent.StateError{Path: n.db.Path(), Reason: "damaged", Err: err}
 	}
+	first, err := n.datapath.FirstPolicyNumber()
+	if err != nil {
+		return err
+	}
 	n.service = agent.New(agent.Options{
-		DB:           n.db,
-		Leases:       leases,
-		Datapath:     agent.Datapath{Endpoints: n.datapath, Node: n.datapath, Host: n.datapath, Repairs: n.datapath, Flows: n.datapath, Stats: n.datapath},
+		DB:     n.db,
+		Leases: leases,
+		Datapath: agent.Datapath{
+			Endpoints: n.datapath, Node: n.datapath, Host: n.datapath, Repairs: n.datapath,
+			Flows: n.datapath, Stats: n.datapath, Policy: n.datapath, Walk: n.datapath,
+		},
 		Links:        n.host,
 		Routes:       n.host,
 		Surroundings: n.host,
 		Sockets:      n.host,
 		Reservations: n.settings,
 		Excludes:     n.cfg.MasqueradeExclude,
+		PolicyDir:    n.cfg.PolicyDir,
 		BPFRoot:      n.cfg.BPFRoot,
 		Version:      version.String(),
 		Logger:       n.log,
 		EnsureRoot:   n.ensureRoot,
+
+		FirstPolicyNumber: first,
 	})
 	if err := n.service.Start(found); err != nil {
 		return err

@@ -89,15 +89,17 @@ func (a *attachment) wire(wanted wanted) error {
 	if err != nil {
 		return err
 	}
+	// Configure makes the host's stack know the way to the container. The agent comes
+	// first: from then on there is policy in the way.
+	if _, err := a.client.Attach(a.ctx, a.call.Attachment, api.AttachRequest{HostIfIndex: a.links.HostIndex}); err != nil {
+		return fmt.Errorf("attach: %w", agentFault(err))
+	}
+	failpoint.Hit(failpoint.CNIAddAttached)
 	routed.Routes, err = wiring.Configure(a.host, a.container, a.links, routed, a.helper)
 	if err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.CNIAddConfigured)
-	if _, err := a.client.Attach(a.ctx, a.call.Attachment, api.AttachRequest{HostIfIndex: a.links.HostIndex}); err != nil {
-		return fmt.Errorf("attach: %w", agentFault(err))
-	}
-	failpoint.Hit(failpoint.CNIAddAttached)
 	if err := wiring.Settle(a.host, a.container, a.links, routed); err != nil {
 		return err
 	}
@@ -237,7 +239,10 @@ func (a *attachment) leaseElsewhere(w wanted) error {
 }
 
 func (a *attachment) prepareRequest(w wanted) api.PrepareRequest {
-	return api.PrepareRequest{Attachment: a.call.Attachment, Network: a.config.network, NetNS: a.call.netns, Labels: w.labels, Ports: a.config.ports}
+	return api.PrepareRequest{
+		Attachment: a.call.Attachment, Network: a.config.network, NetNS: a.call.netns, Labels: w.labels,
+		NamedPorts: a.config.namedPorts, Ports: a.config.ports,
+	}
 }
 
 func (a *attachment) prepare(req api.PrepareRequest) error {

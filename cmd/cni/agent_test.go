@@ -119,7 +119,8 @@ func (a *fakeAgent) prepare(r *http.Request) (any, error) {
 	e := api.Endpoint{
 		Attachment: req.Attachment, ID: a.count, Network: req.Network.Name, Driver: req.Network.Driver,
 		NetNS: req.NetNS, State: api.Pending, HostIfName: api.HostIfName(req.Attachment), MAC: req.MAC, HostMAC: req.HostMAC,
-		MTU: req.Network.MTU, Masquerade: req.Network.IPMasq, Addresses: req.Addresses, Labels: req.Labels, Ports: req.Ports,
+		MTU: req.Network.MTU, Masquerade: req.Network.IPMasq, Addresses: req.Addresses, Labels: req.Labels,
+		NamedPorts: req.NamedPorts, Ports: req.Ports,
 	}
 	if e.MAC == "" {
 		e.MAC = fmt.Sprintf("02:00:00:00:01:%02x", a.count)

@@ -41,6 +41,8 @@ type config struct {
 	ips    []netip.Addr
 	mac    net.HardwareAddr
 	labels map[string]string
+	// namedPorts are args.cni.ports.
+	namedPorts []api.NamedPort
 	// ports are the capability "portMappings".
 	ports []api.PortMapping
 	// runtimeDNS is the capability "dns"; it goes before all other sources.
@@ -97,7 +99,7 @@ func parseConfig(text []byte, strict bool) (config, error) {
 // readTop reads the plugin's own keys at the top level.
 func (c *config) readTop(o object) {
 	keys := []string{
-		"driver", "socket", "ipMasq", "mtu", "routes", "ipam", "dns",
+		"driver", "socket", "ipMasq", "mtu", "ingressPolicy", "icc", "routes", "ipam", "dns",
 		// of the specification, its conventions and what runtimes add:
 		"cniVersion", "cniVersions", "name", "type", "capabilities", "runtimeConfig", "args", "prevResult",
 		"disableCheck", "disableGC", "loadOnlyInlinedPlugins",
@@ -130,6 +132,7 @@ func (c *config) readTop(o object) {
 	if c.network.MTU != 0 && (c.network.MTU < 68 || c.network.MTU > 65535) {
 		o.fault("mtu", fmt.Sprintf("%d is not 0 or between 68 and 65535", c.network.MTU))
 	}
+	c.readIsolation(o)
 	dns := o.object("dns")
 	dns.known("nameservers", "domain", "search", "options")
 	o.read("dns", &c.dns, "an object with lists of nameservers, search and options, and a domain")
@@ -205,6 +208,7 @@ func (c *config) readArgs(o object) {
 		}
 		c.labels[key] = value
 	}
+	c.namedPorts = readNamedPorts(o, "ports")
 }
 
 func (c *config) readPrevResult(o object) {

@@ -155,3 +155,21 @@ func FuzzParseConfig(f *testing.F) {
 		}
 	})
 }
+
+func TestIsolationKeys(t *testing.T) {
+	for keys, want := range map[string]api.Network{
+		``:                                      {},
+		`"ingressPolicy": "open", "icc": true,`: {IngressPolicy: api.IngressOpen},
+		`"ingressPolicy": "same-bridge",`:       {IngressPolicy: api.IngressSameBridge},
+		`"ingressPolicy": "isolated", "icc": null,`: {IngressPolicy: api.IngressIsolated},
+		`"icc": false,`: {NoICC: true},
+	} {
+		c, err := parseConfig([]byte(`{"cniVersion": "1.1.0", "name": "n", `+keys+` "ipam": {"type": "static"}}`), true)
+		if err != nil {
+			t.Errorf("%s: %v", keys, err)
+		}
+		if got := c.network; got.IngressPolicy != want.IngressPolicy || got.NoICC != want.NoICC {
+			t.Errorf("%s: %+v", keys, got)
+		}
+	}
+}

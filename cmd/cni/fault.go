@@ -76,6 +76,12 @@ func agentFault(err error) error {
 	if !errors.As(err, &refused) || refused.Key == "" {
 		return err
 	}
+	if rest, ok := strings.CutPrefix(refused.Key, "namedPorts"); ok {
+		written := *refused
+		written.Key = keyNamedPorts + rest
+		written.Message = strings.Replace(refused.Message, refused.Key, written.Key, 1)
+		refused, err = &written, &written
+	}
 	if strings.HasPrefix(refused.Key, "ports") {
 		written := *refused
 		written.Key = strings.Replace(refused.Key, "ports", keyPorts, 1)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command tendril shows what the agent of a node knows: its status, its
-// endpoints, the flows of its datapath, the ports that lead to containers.
+// endpoints, the flows of its datapath, the ports that lead to containers, the
+// policies and what they deny. It applies and deletes policies.
 //
 // It exits with 0 when all is well, 1 when something is not, 2 when it was
 // called wrongly and 3 when no agent answers.
@@ -26,6 +27,7 @@ import (
 // environment is what the program uses of its process.
 type environment struct {
 	ctx            context.Context
+	stdin          io.Reader
 	stdout, stderr io.Writer
 	now            func() time.Time
 }
@@ -40,7 +42,7 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
-	env := environment{ctx: ctx, stdout: os.Stdout, stderr: os.Stderr, now: time.Now}
+	env := environment{ctx: ctx, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, now: time.Now}
 	os.Exit(exitCode(env, run(env, os.Args[1:])))
 }
 

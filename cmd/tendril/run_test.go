@@ -36,7 +36,9 @@ type agent struct {
 	reasons []string
 	bare    bool // no uplinks, no pools
 	err     error
-	limit   int // of the last call of Flows
+	limit   int // of the last call of Flows or Drops
+	applied api.ApplyRequest
+	deleted []string
 }
 
 func (a *agent) Health(context.Context) (api.Health, error) { return a.health(), a.err }
@@ -119,6 +121,86 @@ func (a *agent) Ports(context.Context) ([]api.Port, error) {
 	}, a.err
 }
 
+var (
+	web = api.Attachment{ContainerID: "0123456789abcdef0123456789abcdef", IfName: "eth0"}
+	db  = api.Attachment{ContainerID: "c2", IfName: "e\x1b[31m0"}
+)
+
+func (a *agent) Policies(context.Context) (api.Firewall, error) {
+	if a.bare {
+		return api.Firewall{}, a.err
+	}
+	return api.Firewall{
+		Policies: []api.Policy{
+			{
+				Namespace: "default", Name: "db", File: "/etc/tendril/policy.d/shop.yaml", PolicyTypes: []string{"Ingress", "Egress"},
+				Endpoints: []api.Attachment{db},
+				Rules: []api.PolicyRule{
+					{Direction: "ingress", Summary: "from app=web to TCP 5432", Hits: 12345},
+					{Direction: "ingress", Index: 1, Summary: "from 192.0.2.0/24 to all ports"},
+				},
+			},
+			{
+				Namespace: "default", Name: "web", File: "/etc/tendril/policy.d/default.web.yaml", PolicyTypes: []string{"Ingress"},
+				Endpoints: []api.Attachment{web}, Rules: []api.PolicyRule{},
+			},
+		},
+		Namespaces: []api.Namespace{{Name: "shop", File: "/etc/tendril/policy.d/namespace-shop.yaml", Labels: map[string]string{"team": "a", "stage": "test"}}},
+		Endpoints: []api.EndpointPolicy{
+			{
+				Attachment: web, ID: 1, Namespace: "default", Network: "pods", IngressPolicy: api.IngressIsolated,
+				Ingress: []string{"default/web"}, Egress: []string{}, IngressDenied: 7,
+			},
+			{
+				Attachment: db, ID: 20, Namespace: "default", Network: "static", IngressPolicy: api.IngressOpen, NoICC: true,
+				Ingress: []string{"default/all", "default/db"}, Egress: []string{"default/db"}, EgressDenied: 10000,
+			},
+		},
+	}, a.err
+}
+
+func (a *agent) ApplyPolicies(_ context.Context, req api.ApplyRequest) (api.PolicyChange, error) {
+	a.applied = req
+	change := api.PolicyChange{DryRun: req.DryRun, Objects: []api.ObjectChange{
+		{Kind: "Namespace", Name: "shop", Change: api.ObjectUnchanged, File: "/etc/tendril/policy.d/namespace-shop.yaml"},
+		{Kind: "NetworkPolicy", Namespace: "default", Name: "web", Change: api.ObjectCreated, File: "/etc/tendril/policy.d/default.web.yaml"},
+	}}
+	if !req.DryRun {
+		return change, a.err
+	}
+	change.Effect = &api.PolicyEffect{Isolation: []api.IsolationChange{}, Cut: []api.JudgedFlow{}, Opened: []api.JudgedFlow{}}
+	if a.bare {
+		return change, a.err
+	}
+	flow := api.JudgedFlow{
+		Protocol: "tcp", Client: netip.MustParseAddrPort("10.10.0.2:33000"), Server: netip.MustParseAddrPort("10.10.0.3:80"), Endpoint: web, Direction: "ingress",
+	}
+	change.Effect.Isolation = []api.IsolationChange{{Attachment: web, Direction: "ingress", Isolated: true}, {Attachment: db, Direction: "egress"}}
+	change.Effect.Cut, change.Effect.CutTotal = []api.JudgedFlow{flow}, 2000
+	flow.Client, flow.Direction = netip.MustParseAddrPort("10.10.0.9:33000"), "egress"
+	change.Effect.Opened, change.Effect.OpenedTotal, change.Effect.Partial = []api.JudgedFlow{flow}, 1, true
+	return change, a.err
+}
+
+func (a *agent) DeletePolicy(_ context.Context, namespace, name string) error {
+	a.deleted = append(a.deleted, namespace+"/"+name)
+	return a.err
+}
+
+func (a *agent) Drops(_ context.Context, limit int) ([]api.Drop, error) {
+	a.limit = limit
+	return []api.Drop{
+		{
+			Protocol: "tcp", Source: netip.MustParseAddrPort("10.10.0.2:33000"), Destination: netip.MustParseAddrPort("10.10.0.3:80"),
+			Reason: "policy_ingress", Endpoint: web, Policies: []string{"default/all", "default/web"}, Packets: 3, Bytes: 222, Idle: 2,
+		},
+		{
+			Protocol: "icmpv6", Source: netip.MustParseAddrPort("[fd00:10::2]:7"), Destination: netip.MustParseAddrPort("[fd00:20::2]:0"),
+			Reason: "network_isolation", Endpoint: db, Network: "static", Packets: 10000, Bytes: 1048575, Idle: 9,
+		},
+	}[:min(limit, 2)], a.err
+}
+
 // serve serves the agent at a socket until the test ends.
 func serve(t *testing.T, a *agent) (socket string) {
 	t.Helper()
@@ -144,7 +226,7 @@ func serve(t *testing.T, a *agent) (socket string) {
 func execute(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	env := environment{ctx: t.Context(), stdout: &out, stderr: &errs, now: func() time.Time { return now }}
+	env := environment{ctx: t.Context(), stdin: strings.NewReader("kind: Nothing\n"), stdout: &out, stderr: &errs, now: func() time.Time { return now }}
 	code = exitCode(env, run(env, args))
 	return out.String(), errs.String(), code
 }
@@ -167,6 +249,18 @@ func TestOutput(t *testing.T) {
 		"flows-json":       {&agent{}, []string{"flows", "-o=json"}, 0},
 		"ports":            {&agent{}, []string{"ports"}, 0},
 		"ports-json":       {&agent{}, []string{"ports", "-o", "json"}, 0},
+		"drops":            {&agent{}, []string{"drops"}, 0},
+		"drops-limit":      {&agent{}, []string{"drops", "--limit", "1"}, 0},
+		"drops-json":       {&agent{}, []string{"drops", "-o", "json"}, 0},
+		"policies":         {&agent{}, []string{"policy", "list"}, 0},
+		"policies-bare":    {&agent{bare: true}, []string{"policy", "list"}, 0},
+		"policies-of":      {&agent{}, []string{"policy", "-o", "table", "list", "0123456"}, 0},
+		"policies-json":    {&agent{}, []string{"policy", "list", "-o", "json"}, 0},
+		"apply":            {&agent{}, []string{"policy", "apply", "-f", "testdata/policy.yaml"}, 0},
+		"apply-dry":        {&agent{}, []string{"policy", "apply", "-f", "-", "--dry-run"}, 0},
+		"apply-dry-bare":   {&agent{bare: true}, []string{"policy", "apply", "--dry-run", "-f", "-"}, 0},
+		"apply-json":       {&agent{}, []string{"policy", "apply", "-f", "-", "--dry-run", "-o", "json"}, 0},
+		"delete":           {&agent{}, []string{"policy", "delete", "web", "-n", "shop", "db"}, 0},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -204,6 +298,29 @@ func TestMoreFlows(t *testing.T) {
 	}
 }
 
+// What is asked of the agent.
+func TestPolicyRequests(t *testing.T) {
+	a := &agent{}
+	socket := serve(t, a)
+	execute(t, "--socket", socket, "policy", "apply", "-f", "-", "--dry-run")
+	if d := cmp.Diff(api.ApplyRequest{Source: "standard input", Text: []byte("kind: Nothing\n"), DryRun: true}, a.applied); d != "" {
+		t.Errorf("applied (-want +got):\n%s", d)
+	}
+	execute(t, "--socket", socket, "policy", "apply", "-f", "testdata/policy.yaml")
+	text, err := os.ReadFile("testdata/policy.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(api.ApplyRequest{Source: "testdata/policy.yaml", Text: text}, a.applied); d != "" {
+		t.Errorf("applied (-want +got):\n%s", d)
+	}
+	execute(t, "--socket", socket, "policy", "delete", "a", "b")
+	execute(t, "--socket", socket, "policy", "delete", "a", "-n", "shop")
+	if d := cmp.Diff([]string{"default/a", "default/b", "shop/a"}, a.deleted); d != "" {
+		t.Errorf("deleted (-want +got):\n%s", d)
+	}
+}
+
 func TestErrors(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "agent.sock")
 	refusing := serve(t, &agent{err: &api.Error{Code: api.CodeInternal, Message: "read flows: refused"}})
@@ -220,6 +337,14 @@ func TestErrors(t *testing.T) {
 		"unknown flag":      {[]string{"flows", "--all"}, 2, []string{"-all"}},
 		"unknown format":    {[]string{"flows", "-o", "yaml"}, 2, []string{`-o "yaml": neither table nor json`}},
 		"limit too large":   {[]string{"flows", "--limit", "100001"}, 2, []string{"not a number from 1 to 100000"}},
+		"policy of what":    {[]string{"policy"}, 2, []string{"policy: list, apply or delete?"}},
+		"unknown policy":    {[]string{"policy", "aply"}, 2, []string{`unknown command "policy aply"`}},
+		"apply of nothing":  {[]string{"policy", "apply"}, 2, []string{"-f FILE is missing"}},
+		"apply of no file":  {[]string{"policy", "apply", "-f", missing}, 1, []string{missing}},
+		"delete of nothing": {[]string{"policy", "delete"}, 2, []string{"a NAME is missing"}},
+		"flag of another":   {[]string{"policy", "list", "--dry-run"}, 2, []string{"-dry-run is no flag of policy list"}},
+		"two containers":    {[]string{"policy", "list", "a", "b"}, 2, []string{`unknown argument "b"`}},
+		"nobody's ID":       {[]string{"--socket", serve(t, &agent{}), "policy", "list", "9"}, 1, []string{`an ID that begins with "9"`}},
 		"limit is negative": {[]string{"flows", "--limit", "-1"}, 2, []string{"not a number from 1 to 100000"}},
 	}
 	for name, test := range tests {

@@ -73,24 +73,9 @@ func (c call) printStatus(s api.Status) error {
 		}
 		counters.row(n.Journey, n.Reason, count(n.Packets), size(n.Bytes), fate)
 	}
-	if err := head.write(c.stdout); err != nil {
-		return err
-	}
-	for _, part := range []struct {
-		*table
-		rows int
-	}{{uplinks, max(1, len(s.Uplinks))}, {pools, len(s.Pools)}, {maps, len(s.Maps)}, {counters, len(shown)}} {
-		if part.rows == 0 {
-			continue
-		}
-		if _, err := fmt.Fprintln(c.stdout); err != nil {
-			return err
-		}
-		if err := part.write(c.stdout); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.writeParts([]part{
+		{head, 1}, {uplinks, max(1, len(s.Uplinks))}, {pools, len(s.Pools)}, {maps, len(s.Maps)}, {counters, len(shown)},
+	})
 }
 
 func endpoints(c call) error {

@@ -34,10 +34,13 @@ func (t *table) row(cells ...string) {
 		if cell == "" {
 			cell = "-"
 		}
-		cells[i] = strings.Map(printable, cell)
+		cells[i] = printed(cell)
 	}
 	fmt.Fprintln(t.writer, strings.Join(cells, "\t"))
 }
+
+// printed is a text that cannot drive the terminal.
+func printed(text string) string { return strings.Map(printable, text) }
 
 func printable(r rune) rune {
 	if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
@@ -53,6 +56,32 @@ func (t *table) write(to io.Writer) error {
 	}
 	for line := range strings.Lines(t.buffer.String()) {
 		if _, err := fmt.Fprintln(to, strings.TrimRight(line, " \n")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// part is one of several tables; one without rows is left out.
+type part struct {
+	*table
+	rows int
+}
+
+// writeParts prints tables with a blank line between them.
+func (c call) writeParts(parts []part) error {
+	first := true
+	for _, p := range parts {
+		if p.rows == 0 {
+			continue
+		}
+		if !first {
+			if _, err := fmt.Fprintln(c.stdout); err != nil {
+				return err
+			}
+		}
+		first = false
+		if err := p.write(c.stdout); err != nil {
 			return err
 		}
 	}

@@ -107,7 +107,7 @@ func (n *Node) Agent() *Agent { return n.agent }
 // agentCommand is the agent with the node's settings, not started. What is in
 // extra comes last, and so wins.
 func (n *Node) agentCommand(program string, extra ...string) *exec.Cmd {
-	args := append([]string{"--socket", n.Socket, "--state-dir", n.StateDir, "--bpf-root", n.BPFRoot}, n.Flags...)
+	args := append([]string{"--socket", n.Socket, "--state-dir", n.StateDir, "--bpf-root", n.BPFRoot, "--policy-dir", n.PolicyDir}, n.Flags...)
 	command := exec.Command(program, append(args, extra...)...)
 	command.Env = []string{"PATH=" + os.Getenv("PATH")}
 	return command

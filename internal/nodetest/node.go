@@ -38,8 +38,9 @@ type Node struct {
 	Flags []string
 	// Dir is a folder of the node's own.
 	Dir string
-	// Socket, StateDir and BPFRoot are the agent's places.
-	Socket, StateDir, BPFRoot string
+	// Socket, StateDir, BPFRoot and PolicyDir are the agent's places. There is no
+	// PolicyDir at first.
+	Socket, StateDir, BPFRoot, PolicyDir string
 	// API is a client of whichever agent runs.
 	API   *api.Client
 	agent *Agent
@@ -53,6 +54,7 @@ func New(tb testing.TB, opts Options) *Node {
 	}
 	n := &Node{NS: nstest.New(tb, opts.Name), Programs: opts.Programs, Flags: opts.Flags, Dir: tb.TempDir()}
 	n.Socket, n.StateDir = filepath.Join(n.Dir, "agent.sock"), filepath.Join(n.Dir, "state")
+	n.PolicyDir = filepath.Join(n.Dir, "policy.d")
 	n.BPFRoot = filepath.Join(nstest.BPFFS(tb), "tendril")
 	n.API = api.NewClient(n.Socket)
 	tb.Cleanup(n.API.Close)
@@ -85,12 +87,17 @@ func (n *Node) Status(tb testing.TB) api.Status {
 // runs.
 func (n *Node) Counter(tb testing.TB, journey, reason string) func() uint64 {
 	tb.Helper()
-	index := slices.IndexFunc(n.Status(tb).Counters, func(c api.Counter) bool { return c.Journey == journey && c.Reason == reason })
+	all := n.Status(tb).Counters
+	index := slices.IndexFunc(all, func(c api.Counter) bool { return c.Journey == journey && c.Reason == reason })
 	if index < 0 {
 		tb.Fatalf("there is no counter %s of %s", reason, journey)
 	}
 	m := n.Map(tb, "counters")
 	tb.Cleanup(func() { _ = m.Close() })
+	// A journey has more places than counters.
+	each := slices.IndexFunc(all, func(c api.Counter) bool { return c.Journey != all[0].Journey })
+	places := int(m.MaxEntries()) / (len(all) / each)
+	index = index/each*places + index%each
 	return func() (sum uint64) {
 		var perCPU []maps.Count
 		if err := m.Lookup(uint32(index), &perCPU); err != nil {

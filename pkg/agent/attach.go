@@ -66,6 +66,10 @@ func (s *Service) attach(ready *record) error {
 	before := s.lookup(ready.Attachment)
 	serves := before.State == api.Ready && !s.isDetached(ready.Attachment) // the repair sees to that one
 	served := ready.datapath()
+	if err := s.firewall.add(ready); err != nil {
+		return fmt.Errorf("set policy of endpoint %s: %w", recordKey(ready.Attachment), err)
+	}
+	s.hit(failpoint.AgentAttachPolicy)
 	err := s.opts.Datapath.Endpoints.AttachEndpoint(served)
 	if err != nil {
 		err = attachError(ready, err)
@@ -78,6 +82,9 @@ func (s *Service) attach(ready *record) error {
 	var left error
 	if err != nil && !serves {
 		left = s.opts.Datapath.Endpoints.DetachEndpoint(served)
+		if left == nil {
+			s.firewall.remove(ready.ID)
+		}
 		err = errors.Join(err, left)
 	}
 	s.mu.Lock()
@@ -189,6 +196,7 @@ func (s *Service) detach(r *record) error {
 	if err := s.opts.Datapath.Endpoints.DetachEndpoint(r.datapath()); err != nil {
 		return fmt.Errorf("detach endpoint %s: %w", recordKey(r.Attachment), err)
 	}
+	s.firewall.remove(r.ID)
 	s.disconnect(r) // who connects again does not come back here
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -28,6 +28,7 @@ func TestCrash(t *testing.T) {
 					continue // then the container lives, and so does its endpoint
 				}
 				for kind, req := range map[string]api.PrepareRequest{"leased": request("c1"), "delegated": delegated("c1", "192.0.2.7/24")} {
+					req.Network.NoICC = kind == "leased"
 					req = withPorts(req, mapped("", 8080, 80, "tcp"), mapped("127.0.0.1", 53, 53, "udp"))
 					t.Run(fmt.Sprintf("%s/link kept %v/%s/%s", step, keepLink, cure, kind), func(t *testing.T) {
 						testCrash(t, step, keepLink, cure, req)

@@ -10,7 +10,11 @@
 // and DEL is one transaction; what a crash leaves between two of them is undone
 // or completed by Start.
 //
+// Policy is a part of it (firewall): objects come from a source, pkg/policy makes
+// tables of them and of the endpoints, and the datapath is told before it serves an
+// endpoint and after it has ceased to.
+//
 // Locks are taken in this order: the lock of one attachment, that of the host's
-// routes (ground), that of the index. The index lock is never held over a call
+// routes (ground), those of the firewall, that of the index. The index lock is never held over a call
 // to the kernel or the disk.
 package agent

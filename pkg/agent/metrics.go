@@ -74,6 +74,7 @@ type collector struct {
 	mapEntries, mapCapacity, mapMemory    *prometheus.Desc
 	leases, leaseCapacity                 *prometheus.Desc
 	endpoints, buildInfo, draining, ready *prometheus.Desc
+	policies, policyRules, policyDenied   *prometheus.Desc
 }
 
 func newCollector(s *Service) *collector {
@@ -93,6 +94,9 @@ func newCollector(s *Service) *collector {
 		endpoints:     desc("endpoints", "Endpoints of the node, by state.", "state"),
 		draining:      desc("endpoint_ids_draining", "Numbers of removed endpoints that wait for the purge of their flows."),
 		ready:         desc("healthy", "Whether the agent can serve an ADD: 1 or 0."),
+		policies:      desc("policies", "NetworkPolicy objects that count."),
+		policyRules:   desc("policy_rules", "Rules of the NetworkPolicy objects that count."),
+		policyDenied:  desc("policy_denied_flows", "New flows that no rule let through, of the endpoints that there are now.", "direction"),
 		buildInfo:     desc("build_info", "Always 1; the labels say what runs.", "version", "goversion"),
 	}
 }
@@ -102,6 +106,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.packets, c.bytes, c.drops, c.mapEntries, c.mapCapacity, c.mapMemory,
 		c.leases, c.leaseCapacity, c.endpoints, c.draining, c.ready, c.buildInfo,
+		c.policies, c.policyRules, c.policyDenied,
 	} {
 		ch <- d
 	}
@@ -113,6 +118,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
 	c.collectDatapath(ch, gauge)
+	c.collectPolicy(ch, gauge)
 	sets := make(map[string]int)
 	for _, p := range c.service.opts.Leases.Pools() {
 		set := strconv.Itoa(sets[p.Network])
@@ -138,6 +144,24 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(c.ready, value)
 	gauge(c.buildInfo, 1, s.opts.Version, runtime.Version())
+}
+
+func (c *collector) collectPolicy(ch chan<- prometheus.Metric, gauge func(*prometheus.Desc, float64, ...string)) {
+	objects, rules := c.service.firewall.snapshot()
+	gauge(c.policies, float64(len(objects.Policies)))
+	gauge(c.policyRules, float64(len(rules)))
+	hits, err := c.service.opts.Datapath.Policy.PolicyHits()
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(c.policyDenied, fmt.Errorf("read policy hits: %w", err))
+		return
+	}
+	for direction, denied := range map[string]map[uint16]uint64{"ingress": hits.IngressDenied, "egress": hits.EgressDenied} {
+		sum := uint64(0)
+		for _, n := range denied {
+			sum += n
+		}
+		gauge(c.policyDenied, float64(sum), direction)
+	}
 }
 
 func (c *collector) collectDatapath(ch chan<- prometheus.Metric, gauge func(*prometheus.Desc, float64, ...string)) {

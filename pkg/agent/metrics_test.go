@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/tendril-net/tendril/pkg/datapath"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -42,6 +44,9 @@ func TestMetrics(t *testing.T) {
 	_, err := s.Prepare(ctx, request("c2"))
 	must(t, err)
 	must(t, s.Delete(ctx, w.mustAdd(t, s, tiny("c3")).Attachment))
+	w.keep(t, "web.yaml", allow("web", "client", "web", "80"))
+	s.firewall.reload()
+	w.hits = datapath.PolicyHits{IngressDenied: map[uint16]uint64{1: 4, 2: 5}, EgressDenied: map[uint16]uint64{1: 6}}
 	m := NewMetrics(s)
 	m.Observe("prepare", "", 2*time.Millisecond)
 	m.Observe("prepare", "exhausted", time.Millisecond)

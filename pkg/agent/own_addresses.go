@@ -16,6 +16,8 @@ import (
 type hostAddresses struct {
 	node  Surroundings
 	plane HostPlane
+	// gateways are those of the endpoints, which the node gets with their links.
+	gateways func() []netip.Addr
 
 	mu    sync.Mutex
 	known []netip.Addr // sorted, each once
@@ -38,8 +40,9 @@ func (h *hostAddresses) refresh() error {
 	return h.look()
 }
 
-// learn makes the datapath know the gateways of an endpoint whose links exist: the
-// node has them from now on, and most are known already.
+// learn makes the datapath know the gateways of an endpoint whose links exist. Most are
+// known already, and the others the node is about to have: the plugin gives them to it
+// when the endpoint is attached.
 func (h *hostAddresses) learn(addresses []api.Address) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -57,6 +60,7 @@ func (h *hostAddresses) look() error {
 	if err != nil {
 		return fmt.Errorf("read host addresses: %w", err)
 	}
+	addresses = append(addresses, h.gateways()...)
 	addresses = slices.DeleteFunc(addresses, func(a netip.Addr) bool { return !reachable(a) })
 	slices.SortFunc(addresses, netip.Addr.Compare)
 	addresses = slices.Compact(addresses)
@@ -75,6 +79,25 @@ func (h *hostAddresses) look() error {
 // loopback is the host's own affair, and one of a link says nothing without it.
 func reachable(a netip.Addr) bool {
 	return a.IsValid() && !a.IsLoopback() && (a.Is4() || !a.IsLinkLocalUnicast())
+}
+
+// gateways are those of the endpoints whose links exist, or are about to.
+func (s *Service) gateways() []netip.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var found []netip.Addr
+	last := netip.Addr{} // most endpoints have the same
+	for _, r := range s.index.records {
+		if s.index.detached[r.Attachment] {
+			continue
+		}
+		for _, a := range r.Addresses {
+			if a.Gateway != last && a.Gateway.IsValid() {
+				found, last = append(found, a.Gateway), a.Gateway
+			}
+		}
+	}
+	return found
 }
 
 // gatewaysLeft looks at the addresses of the node again when an endpoint that is

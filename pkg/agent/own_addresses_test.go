@@ -81,12 +81,13 @@ func TestGatewaysAreHostAddresses(t *testing.T) {
 	gateways := func(names ...string) { w.own = append(addrs("192.0.2.1"), addrs(names...)...) }
 	looks := w.counted
 
-	gateways("10.10.0.1", "fd00:10::1") // the plugin has set them before it calls Attach
 	one := w.mustAdd(t, s, request("c1"))
 	w.mustBeTold(t, "10.10.0.1", "192.0.2.1", "fd00:10::1")
 	two := w.mustAdd(t, s, request("c2"))
 	w.mustAdd(t, s, delegated("c3", "198.51.100.1/24")) // without a gateway
 	must(t, s.Delete(ctx, one.Attachment))
+	w.mustBeTold(t, "10.10.0.1", "192.0.2.1", "fd00:10::1")
+	gateways("10.10.0.1", "fd00:10::1") // the plugin sets them after it has called Attach
 	if got := w.counted - looks; got != 1 {
 		t.Errorf("%d looks at the node's addresses, want 1", got)
 	}

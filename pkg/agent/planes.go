@@ -10,7 +10,7 @@ import (
 )
 
 // Datapath is the part of *datapath.Datapath that the service uses, by concern.
-// One value usually fills all six.
+// One value usually fills all eight.
 type Datapath struct {
 	Endpoints EndpointPlane
 	Node      NodePlane
@@ -18,6 +18,8 @@ type Datapath struct {
 	Repairs   RepairPlane
 	Flows     FlowPlane
 	Stats     StatPlane
+	Policy    PolicyPlane
+	Walk      FlowWalk
 }
 
 // EndpointPlane serves single endpoints.
@@ -57,6 +59,18 @@ type StatPlane interface {
 	Counters() ([]datapath.Counter, error)
 	Maps() ([]datapath.MapUsage, error)
 	AttachKind() string
+}
+
+// PolicyPlane has the programs ask a policy.
+type PolicyPlane interface {
+	ReconcilePolicy(datapath.Policy) error
+	RepairPolicy() error
+	PolicyHits() (datapath.PolicyHits, error)
+}
+
+// FlowWalk shows all decisions that the datapath has stored, one by one.
+type FlowWalk interface {
+	EachFlow(func(datapath.Flow) bool) error
 }
 
 // HostLink is the host's side of a veth pair.

@@ -26,6 +26,9 @@ func (s *Service) Prepare(_ context.Context, req api.PrepareRequest) (api.Endpoi
 	if err != nil {
 		return api.Endpoint{}, err
 	}
+	if err := s.firewall.ready(); err != nil {
+		return api.Endpoint{}, err
+	}
 	defer s.locks.lock(in.attachment)()
 	s.hit(failpoint.AgentPrepareStart)
 
@@ -132,6 +135,7 @@ func (s *Service) newRecord(in *intent) (*record, error) {
 			Masquerade: in.network.IPMasq,
 			Addresses:  in.addresses,
 			Labels:     in.labels,
+			NamedPorts: in.namedPorts,
 			Ports:      in.ports,
 			Created:    s.opts.Now().UTC(),
 		},

@@ -63,13 +63,14 @@ func (s *Service) Start(uplinks uplink.Found) error {
 		return err
 	}
 	var alive []datapath.Endpoint
+	var served []*record
 	for _, r := range records {
 		gone, err := s.isGone(r)
 		switch {
 		case err != nil:
 			return err
 		case !gone:
-			alive = append(alive, r.datapath())
+			alive, served = append(alive, r.datapath()), append(served, r)
 			continue
 		}
 		s.log.Info("endpoint released", "container", r.ContainerID, "interface", r.IfName, "state", r.State)
@@ -82,6 +83,10 @@ func (s *Service) Start(uplinks uplink.Found) error {
 		if err != nil {
 			return err
 		}
+	}
+	// Before anybody can reach them.
+	if err := s.firewall.start(served); err != nil {
+		return err
 	}
 	if err := s.opts.Datapath.Node.ReconcileEndpoints(alive); err != nil {
 		return fmt.Errorf("attach endpoints again: %w", err)
@@ -140,7 +145,29 @@ func (s *Service) Run(ctx context.Context) error {
 		}
 		return nil
 	})
+	group.Go(func() error {
+		s.watchPolicies(ctx)
+		return nil
+	})
 	return group.Wait()
+}
+
+// watchPolicies has the firewall follow its source until the context ends. What keeps it
+// from that may pass.
+func (s *Service) watchPolicies(ctx context.Context) {
+	for {
+		err := s.firewall.source.watch(ctx, func() (again bool) {
+			s.problem(concernPolicyFolder, nil)
+			return s.firewall.reload()
+		})
+		if err == nil {
+			return
+		}
+		s.problem(concernPolicyFolder, err)
+		if !sleep(ctx, tidyInterval) {
+			return
+		}
+	}
 }
 
 // tidy undoes the endpoints of plugins that died between Prepare and Attach,
@@ -158,7 +185,9 @@ func (s *Service) tidy() {
 	s.problem("pins", s.repairPins()) // first: new links are pinned, too
 	s.problem("uplinks", s.applyUplinks())
 	s.problem("host addresses", s.addresses.ensure())
+	s.problem(concernPolicyMaps, s.firewall.tend())
 	s.problem("endpoints", s.repairEndpoints())
+	s.firewall.reload() // links of policy-dir may lead to where nobody watches
 	// The datapath judges by itself what is too old; this keeps the maps small.
 	s.problem("sweep", s.opts.Datapath.Flows.Purge(nil))
 }

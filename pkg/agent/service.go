@@ -40,6 +40,11 @@ type Options struct {
 	// Excludes are destinations that are never masqueraded, besides the
 	// subnets of the networks.
 	Excludes []netip.Prefix
+	// PolicyDir is the folder of policies; "" for none.
+	PolicyDir string
+	// FirstPolicyNumber is one above all that the datapath holds of a
+	// predecessor's policy.
+	FirstPolicyNumber uint32
 	// BPFRoot and Version are shown in Status.
 	BPFRoot, Version string
 	// EnsureRoot makes BPFRoot be on a bpf file system, should somebody have
@@ -62,6 +67,7 @@ type Service struct {
 	ground    *ground
 	reserved  *reservedPorts
 	addresses *hostAddresses
+	firewall  *firewall
 
 	cannotDisconnect sync.Once
 
@@ -88,7 +94,7 @@ func New(opts Options) *Service {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	return &Service{
+	s := &Service{
 		opts:     opts,
 		log:      opts.Logger,
 		started:  opts.Now(),
@@ -106,6 +112,9 @@ func New(opts Options) *Service {
 		reserved:  &reservedPorts{to: opts.Reservations, users: make(map[uint16]int)},
 		addresses: &hostAddresses{node: opts.Surroundings, plane: opts.Datapath.Host},
 	}
+	s.addresses.gateways = s.gateways
+	s.firewall = newFirewall(opts, s.problem)
+	return s
 }
 
 // lookup returns the record of an attachment, nil when there is none. A record

@@ -66,6 +66,7 @@ type intent struct {
 	addresses    []api.Address
 	mac, hostMAC net.HardwareAddr // nil: to be generated
 	labels       map[string]string
+	namedPorts   []api.NamedPort
 	ports        []api.PortMapping // each once
 	claims       []portClaim       // what ports come to
 }
@@ -80,7 +81,7 @@ func parsePrepare(req api.PrepareRequest) (*intent, error) {
 	}
 	in := &intent{
 		attachment: req.Attachment, network: network, ranges: ranges, netns: req.NetNS,
-		wanted: req.Wanted, addresses: req.Addresses, labels: req.Labels,
+		wanted: req.Wanted, addresses: req.Addresses, labels: req.Labels, namedPorts: req.NamedPorts,
 	}
 	switch {
 	case !filepath.IsAbs(req.NetNS) || len(req.NetNS) > maxPath || strings.ContainsRune(req.NetNS, 0):
@@ -112,6 +113,9 @@ func parsePrepare(req api.PrepareRequest) (*intent, error) {
 	if err := checkLabels(req.Labels); err != nil {
 		return nil, err
 	}
+	if err := checkNamedPorts(req.NamedPorts); err != nil {
+		return nil, err
+	}
 	in.ports, in.claims, err = parseMappings(req.Ports, familiesOf(network.Ranges, req.Addresses))
 	return in, err
 }
@@ -123,6 +127,12 @@ func parseNetwork(n api.Network) (api.Network, []ipam.RangeSet, error) {
 	}
 	if n.Driver != "routed" {
 		return n, nil, invalid("driver", n.Driver, `is not known; "routed" is`)
+	}
+	switch n.IngressPolicy {
+	case "", api.IngressOpen, api.IngressSameBridge, api.IngressIsolated:
+	default:
+		return n, nil, invalid("ingressPolicy", n.IngressPolicy[:min(len(n.IngressPolicy), 64)],
+			fmt.Sprintf("is not known; %q, %q and %q are", api.IngressOpen, api.IngressSameBridge, api.IngressIsolated))
 	}
 	if len(n.Ranges) == 0 {
 		n.Ranges = nil
@@ -229,6 +239,24 @@ func checkLabels(labels map[string]string) error {
 	for key, value := range labels {
 		if key == "" || len(key) > maxName || len(value) > maxName {
 			return invalid("labels", key[:min(len(key), 64)], fmt.Sprintf("key or value is empty or longer than %d bytes", maxName))
+		}
+	}
+	return nil
+}
+
+func checkNamedPorts(ports []api.NamedPort) error {
+	if len(ports) > maxPorts {
+		return invalid("namedPorts", strconv.Itoa(len(ports)), fmt.Sprintf("are more than %d", maxPorts))
+	}
+	for i, p := range ports {
+		at := fmt.Sprintf("namedPorts[%d]", i)
+		switch {
+		case p.Name == "" || len(p.Name) > maxName:
+			return invalid(at+".name", p.Name[:min(len(p.Name), 64)], fmt.Sprintf("is empty or longer than %d bytes", maxName))
+		case p.ContainerPort == 0:
+			return invalid(at+".containerPort", "0", "is not between 1 and 65535")
+		case namedProtocols[p.Protocol] == 0:
+			return invalid(at+".protocol", p.Protocol[:min(len(p.Protocol), 64)], "is not tcp, udp or sctp")
 		}
 	}
 	return nil

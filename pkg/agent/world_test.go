@@ -53,6 +53,11 @@ type world struct {
 	purged      []uint16
 	invalidated int
 	unpinned    bool
+	policy      datapath.Policy
+	policies    int // how often a policy was written
+	mended      int // how often it was repaired
+	hits        datapath.PolicyHits
+	flows       []datapath.Flow
 	repaired    []uint16
 	fail        map[string]error // what the named call returns
 	during      func(string)     // called in the middle of the named call
@@ -99,7 +104,8 @@ func (w *world) service(t *testing.T, db *bbolt.DB) *Service {
 	return New(Options{
 		DB:           db,
 		Leases:       leases,
-		Datapath:     Datapath{Endpoints: w, Node: w, Host: w, Repairs: w, Flows: w, Stats: w},
+		Datapath:     Datapath{Endpoints: w, Node: w, Host: w, Repairs: w, Flows: w, Stats: w, Policy: w, Walk: w},
+		PolicyDir:    w.policyDir(),
 		Links:        w,
 		Routes:       w,
 		Surroundings: w,
@@ -254,6 +260,42 @@ func (w *world) Maps() ([]datapath.MapUsage, error) {
 		{Name: "epochs", Capacity: 65536, Array: true, Memory: 4096},
 		{Name: "flows", Entries: 3, Capacity: 1024, Memory: 4096},
 	}, w.call("Maps")
+}
+
+func (w *world) policyDir() string { return filepath.Join(w.dir, "policy.d") }
+
+func (w *world) ReconcilePolicy(p datapath.Policy) error {
+	if err := w.call("ReconcilePolicy"); err != nil {
+		return err
+	}
+	w.during("ReconcilePolicy")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.policy = p
+	w.policies++
+	return nil
+}
+
+func (w *world) RepairPolicy() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.mended++
+	return w.fail["RepairPolicy"]
+}
+
+func (w *world) PolicyHits() (datapath.PolicyHits, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.hits, w.fail["PolicyHits"]
+}
+
+func (w *world) EachFlow(f func(datapath.Flow) bool) error {
+	for _, flow := range w.flows {
+		if !f(flow) {
+			break
+		}
+	}
+	return w.call("EachFlow")
 }
 
 func (w *world) AttachKind() string { return "tcx" }
@@ -482,7 +524,8 @@ type remains struct {
 	Leases      int
 	Draining    []uint16
 	Reserved    string
-	Claimed     int // ports that the index knows a holder of
+	Claimed     int      // ports that the index knows a holder of
+	Subjects    []uint16 // of the policy that the datapath asks
 }
 
 // nothing is what an idle node holds.
@@ -500,6 +543,7 @@ func (w *world) remains(t *testing.T, s *Service) remains {
 		Unreachable: sorted(maps.Keys(w.unreachable)),
 		Excludes:    w.excludes,
 		Reserved:    w.reserved,
+		Subjects:    slices.Sorted(maps.Keys(w.policy.Subjects)),
 	}
 	w.mu.Unlock()
 	for _, pool := range s.opts.Leases.Pools() {

@@ -131,6 +131,43 @@ func (c *Client) Ports(ctx context.Context) ([]Port, error) {
 	return call[[]Port](ctx, c, http.MethodGet, "/v1/ports", nil)
 }
 
+// Policies returns the policy of the node and what it comes to.
+func (c *Client) Policies(ctx context.Context) (Firewall, error) {
+	return call[Firewall](ctx, c, http.MethodGet, "/v1/policies", nil)
+}
+
+// ApplyPolicies keeps objects. An *Error of CodeInvalid names the object and has
+// the path of the field as its key.
+func (c *Client) ApplyPolicies(ctx context.Context, req ApplyRequest) (PolicyChange, error) {
+	query := url.Values{}
+	if req.Source != "" {
+		query.Set("source", req.Source)
+	}
+	if req.DryRun {
+		query.Set("dryRun", "true")
+	}
+	path := "/v1/policies"
+	if len(query) > 0 {
+		path += "?" + query.Encode()
+	}
+	return call[PolicyChange](ctx, c, http.MethodPost, path, yamlText(req.Text))
+}
+
+// DeletePolicy removes a NetworkPolicy that was applied.
+func (c *Client) DeletePolicy(ctx context.Context, namespace, name string) error {
+	_, err := call[none](ctx, c, http.MethodDelete, "/v1/policies/"+segment(namespace)+"/"+segment(name), nil)
+	return err
+}
+
+// Drops lists at most limit flows that are denied now; limit is as for Flows.
+func (c *Client) Drops(ctx context.Context, limit int) ([]Drop, error) {
+	path := "/v1/drops"
+	if limit != 0 {
+		path += "?limit=" + strconv.Itoa(limit)
+	}
+	return call[[]Drop](ctx, c, http.MethodGet, path, nil)
+}
+
 // Networks lists the networks that have endpoints.
 func (c *Client) Networks(ctx context.Context) ([]Network, error) {
 	return call[[]Network](ctx, c, http.MethodGet, "/v1/networks", nil)
@@ -152,11 +189,17 @@ func segment(name string) string {
 // none is the body of an answer that has none.
 type none struct{}
 
-// call sends one request; body is nil or what is sent as JSON.
+// yamlText is a body that is sent as it is.
+type yamlText []byte
+
+// call sends one request; body is nil, a yamlText, or what is sent as JSON.
 func call[T any](ctx context.Context, c *Client, method, path string, body any) (T, error) {
 	var answer T
 	var sent io.Reader
-	if body != nil {
+	kind := "application/json"
+	if text, asItIs := body.(yamlText); asItIs {
+		sent, kind = bytes.NewReader(text), "application/yaml"
+	} else if body != nil {
 		text, err := json.Marshal(body)
 		if err != nil {
 			return answer, fmt.Errorf("encode request %s %s: %w", method, path, err)
@@ -168,7 +211,7 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 		return answer, fmt.Errorf("build request %s %s: %w", method, path, err)
 	}
 	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", kind)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

@@ -176,6 +176,36 @@ func TestClientCalls(t *testing.T) {
 			}},
 		},
 		{
+			"policies", 200, `{"policies":[{"namespace":"default","name":"web","rules":[{"summary":"from everybody to TCP 80","hits":7}]}]}`,
+			func(ctx context.Context, c *api.Client) (any, error) { return c.Policies(ctx) },
+			request{"GET", "/v1/policies", ""},
+			api.Firewall{Policies: []api.Policy{{Namespace: "default", Name: "web", Rules: []api.PolicyRule{{Summary: "from everybody to TCP 80", Hits: 7}}}}},
+		},
+		{
+			"apply", 200, `{"dryRun":true,"objects":[{"kind":"NetworkPolicy","namespace":"default","name":"web","change":"created","file":"/f"}]}`,
+			func(ctx context.Context, c *api.Client) (any, error) {
+				return c.ApplyPolicies(ctx, api.ApplyRequest{Source: "a b.yaml", Text: []byte("kind: x\n"), DryRun: true})
+			},
+			request{"POST", "/v1/policies?dryRun=true&source=a+b.yaml", "kind: x\n"},
+			api.PolicyChange{DryRun: true, Objects: []api.ObjectChange{
+				{Kind: "NetworkPolicy", Namespace: "default", Name: "web", Change: api.ObjectCreated, File: "/f"},
+			}},
+		},
+		{
+			"delete policy", 204, ``,
+			func(ctx context.Context, c *api.Client) (any, error) {
+				return nil, c.DeletePolicy(ctx, "de/fault", "..")
+			},
+			request{"DELETE", "/v1/policies/de%2Ffault/%2E%2E", ""},
+			nil,
+		},
+		{
+			"drops", 200, `[{"reason":"policy_ingress","endpoint":{"containerID":"c1","ifName":"eth0"}}]`,
+			func(ctx context.Context, c *api.Client) (any, error) { return c.Drops(ctx, 5) },
+			request{"GET", "/v1/drops?limit=5", ""},
+			[]api.Drop{{Reason: "policy_ingress", Endpoint: api.Attachment{ContainerID: "c1", IfName: "eth0"}}},
+		},
+		{
 			"networks", 200, `[{"name":"pods","driver":"routed","ipMasq":true}]`,
 			func(ctx context.Context, c *api.Client) (any, error) { return c.Networks(ctx) },
 			request{"GET", "/v1/networks", ""},

@@ -27,6 +27,11 @@ type Network struct {
 	// Ranges to allocate from, one address per set. Empty when another IPAM
 	// plugin has chosen the addresses.
 	Ranges []RangeSet `json:"ranges,omitempty"`
+	// IngressPolicy is who may begin connections to endpoints: IngressOpen, which
+	// "" is too, IngressSameBridge or IngressIsolated.
+	IngressPolicy string `json:"ingressPolicy,omitempty"`
+	// NoICC refuses what endpoints of the network send to each other.
+	NoICC bool `json:"noICC,omitempty"`
 }
 
 // RangeSet is a list of ranges of one family from which one address is taken.
@@ -68,8 +73,10 @@ type PrepareRequest struct {
 	// HostMAC is that of the host's side; empty generates one. It is given
 	// where the links had to exist before the addresses were known.
 	HostMAC string `json:"hostMAC,omitempty"`
-	// Labels of the container, by which policy will know it.
+	// Labels of the container, by which policy knows it.
 	Labels map[string]string `json:"labels,omitempty"`
+	// NamedPorts are those that policy may name, at most 4096.
+	NamedPorts []NamedPort `json:"namedPorts,omitempty"`
 	// Ports of the host that lead to the container, at most 4096.
 	Ports []PortMapping `json:"ports,omitempty"`
 }
@@ -114,6 +121,7 @@ type Endpoint struct {
 	Masquerade bool              `json:"masquerade"`
 	Addresses  []Address         `json:"addresses"`
 	Labels     map[string]string `json:"labels,omitempty"`
+	NamedPorts []NamedPort       `json:"namedPorts,omitempty"`
 	Ports      []PortMapping     `json:"ports,omitempty"`
 	Created    time.Time         `json:"created"`
 }

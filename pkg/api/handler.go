@@ -4,10 +4,12 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"path"
 	"strconv"
@@ -18,7 +20,10 @@ import (
 // MaxBody is the length in bytes of the longest request body that is read.
 const MaxBody = 1 << 20
 
-// Limits of GET /v1/flows?limit=N.
+// MaxPolicyBody is that of POST /v1/policies.
+const MaxPolicyBody = 16 << 20
+
+// Limits of GET /v1/flows?limit=N and of GET /v1/drops?limit=N.
 const (
 	DefaultFlows = 1000
 	MaxFlows     = 100000
@@ -32,6 +37,8 @@ type Service interface {
 	Networker
 	Observer
 	PortLister
+	PolicyKeeper
+	DropLister
 }
 
 // Attacher changes endpoints.
@@ -65,6 +72,18 @@ type Observer interface {
 // PortLister shows the ports of the host that lead to endpoints.
 type PortLister interface {
 	Ports(context.Context) ([]Port, error)
+}
+
+// PolicyKeeper keeps the objects of the firewall.
+type PolicyKeeper interface {
+	Policies(context.Context) (Firewall, error)
+	ApplyPolicies(context.Context, ApplyRequest) (PolicyChange, error)
+	DeletePolicy(ctx context.Context, namespace, name string) error
+}
+
+// DropLister shows what policy denies.
+type DropLister interface {
+	Drops(ctx context.Context, limit int) ([]Drop, error)
 }
 
 // HandlerOptions are the optional parts of a handler.
@@ -109,6 +128,10 @@ func NewHandler(service Service, opts HandlerOptions) http.Handler {
 		{"GET /v1/networks", "", h.networks},
 		{"GET /v1/flows", "", h.flows},
 		{"GET /v1/ports", "", h.ports},
+		{"GET /v1/policies", "", h.policies},
+		{"POST /v1/policies", "", h.applyPolicies},
+		{"DELETE /v1/policies/{namespace}/{name}", "", h.deletePolicy},
+		{"GET /v1/drops", "", h.drops},
 		{"GET /v1/health", "", h.health},
 		{"GET /v1/status", "", h.status},
 	} {
@@ -162,7 +185,11 @@ func refuse(mux *http.ServeMux, r *http.Request) (fault *Error, allow string) {
 
 // run serves one request. A nil answer is 204 No Content.
 func (h *handler) run(w http.ResponseWriter, r *http.Request, operation string, serve func(*http.Request) (any, error)) {
-	r.Body = http.MaxBytesReader(w, r.Body, MaxBody)
+	most := int64(MaxBody)
+	if r.Pattern == "POST /v1/policies" {
+		most = MaxPolicyBody
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, most)
 	started := time.Now()
 	answer, err := serve(r)
 	code := ""
@@ -283,18 +310,67 @@ func (h *handler) ports(r *http.Request) (any, error) {
 }
 
 func (h *handler) flows(r *http.Request) (any, error) {
-	limit := DefaultFlows
-	if given := r.URL.Query().Get("limit"); given != "" {
-		n, err := strconv.Atoi(given)
-		if err != nil || n < 1 || n > MaxFlows {
-			return nil, &Error{
-				Code: CodeInvalid, Key: "limit", Value: given,
-				Message: fmt.Sprintf("limit %q: not a number from 1 to %d", given, MaxFlows),
-			}
-		}
-		limit = n
+	limit, err := limitOf(r)
+	if err != nil {
+		return nil, err
 	}
 	return list(h.service.Flows(r.Context(), limit))
+}
+
+func (h *handler) drops(r *http.Request) (any, error) {
+	limit, err := limitOf(r)
+	if err != nil {
+		return nil, err
+	}
+	return list(h.service.Drops(r.Context(), limit))
+}
+
+func limitOf(r *http.Request) (int, error) {
+	given := r.URL.Query().Get("limit")
+	if given == "" {
+		return DefaultFlows, nil
+	}
+	n, err := strconv.Atoi(given)
+	if err != nil || n < 1 || n > MaxFlows {
+		return 0, &Error{
+			Code: CodeInvalid, Key: "limit", Value: given,
+			Message: fmt.Sprintf("limit %q: not a number from 1 to %d", given, MaxFlows),
+		}
+	}
+	return n, nil
+}
+
+func (h *handler) policies(r *http.Request) (any, error) { return h.service.Policies(r.Context()) }
+
+// maxSource bounds the name of a text, in bytes: PATH_MAX.
+const maxSource = 4096
+
+func (h *handler) applyPolicies(r *http.Request) (any, error) {
+	query := r.URL.Query()
+	req := ApplyRequest{Source: cmp.Or(query.Get("source"), "request")}
+	if len(req.Source) > maxSource {
+		return nil, &Error{Code: CodeInvalid, Key: "source", Message: fmt.Sprintf("source is longer than %d bytes", maxSource)}
+	}
+	switch given := query.Get("dryRun"); given {
+	case "", "false":
+	case "true":
+		req.DryRun = true
+	default:
+		return nil, &Error{Code: CodeInvalid, Key: "dryRun", Value: given, Message: fmt.Sprintf("dryRun %q: neither true nor false", given)}
+	}
+	var err error
+	if req.Text, err = io.ReadAll(r.Body); err != nil {
+		message := err.Error()
+		if tooLong := (*http.MaxBytesError)(nil); errors.As(err, &tooLong) {
+			message = fmt.Sprintf("body is longer than %d bytes", MaxPolicyBody)
+		}
+		return nil, &Error{Code: CodeInvalid, Message: "read request: " + message}
+	}
+	return h.service.ApplyPolicies(r.Context(), req)
+}
+
+func (h *handler) deletePolicy(r *http.Request) (any, error) {
+	return nil, h.service.DeletePolicy(r.Context(), r.PathValue("namespace"), r.PathValue("name"))
 }
 
 func (h *handler) health(r *http.Request) (any, error) { return h.service.Health(r.Context()) }

@@ -91,6 +91,26 @@ func (r *recorder) Ports(context.Context) ([]Port, error) {
 	return nil, r.err
 }
 
+func (r *recorder) Policies(context.Context) (Firewall, error) {
+	r.ask("policies")
+	return Firewall{Policies: []Policy{}, Namespaces: []Namespace{}, Endpoints: []EndpointPolicy{}}, r.err
+}
+
+func (r *recorder) ApplyPolicies(_ context.Context, req ApplyRequest) (PolicyChange, error) {
+	r.ask("apply", req)
+	return PolicyChange{DryRun: req.DryRun, Objects: []ObjectChange{}}, r.err
+}
+
+func (r *recorder) DeletePolicy(_ context.Context, namespace, name string) error {
+	r.ask("delete policy", namespace, name)
+	return r.err
+}
+
+func (r *recorder) Drops(_ context.Context, limit int) ([]Drop, error) {
+	r.ask("drops", limit)
+	return nil, r.err
+}
+
 // serve sends one request to a handler of the service.
 func serve(s Service, opts HandlerOptions, method, path, body string) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
@@ -151,6 +171,24 @@ func TestHandlerRoutes(t *testing.T) {
 		},
 		{"GET", "/v1/flows?limit=0", "", 400, `{"code":"invalid","message":"limit \"0\": not a number from 1 to 100000","key":"limit","value":"0"}`, nil},
 		{"GET", "/v1/ports", "", 200, `[]`, []any{"ports"}},
+		{"GET", "/v1/policies", "", 200, `{"policies":[],"namespaces":[],"endpoints":[]}`, []any{"policies"}},
+		{
+			"POST", "/v1/policies", "kind: NetworkPolicy", 200, `{"dryRun":false,"objects":[]}`,
+			[]any{"apply", ApplyRequest{Source: "request", Text: []byte("kind: NetworkPolicy")}},
+		},
+		{
+			"POST", "/v1/policies?source=a%2Fb.yaml&dryRun=true", "", 200, `{"dryRun":true,"objects":[]}`,
+			[]any{"apply", ApplyRequest{Source: "a/b.yaml", Text: []byte{}, DryRun: true}},
+		},
+		{
+			"POST", "/v1/policies?dryRun=yes", "", 400,
+			`{"code":"invalid","message":"dryRun \"yes\": neither true nor false","key":"dryRun","value":"yes"}`, nil,
+		},
+		{"DELETE", "/v1/policies/default/web", "", 204, "", []any{"delete policy", "default", "web"}},
+		{"DELETE", "/v1/policies/web", "", 404, `{"code":"not_found","message":"no such operation: DELETE /v1/policies/web"}`, nil},
+		{"GET", "/v1/drops", "", 200, `[]`, []any{"drops", 1000}},
+		{"GET", "/v1/drops?limit=7", "", 200, `[]`, []any{"drops", 7}},
+		{"GET", "/v1/drops?limit=x", "", 400, `{"code":"invalid","message":"limit \"x\": not a number from 1 to 100000","key":"limit","value":"x"}`, nil},
 		{"GET", "/v1/health", "", 200, `{"ok":true}`, []any{"health"}},
 		{"GET", "/v2/health", "", 404, `{"code":"not_found","message":"no such operation: GET /v2/health"}`, nil},
 		{"PATCH", "/v1/endpoints", "", 405, `{"code":"method_not_allowed","message":"no such operation: PATCH /v1/endpoints, only GET, HEAD, POST"}`, nil},
@@ -292,6 +330,14 @@ func TestHandlerBoundsBodies(t *testing.T) {
 		if got := strings.TrimSpace(w.Body.String()); w.Code != http.StatusBadRequest || got != want {
 			t.Errorf("a body of %d bytes: status %d: %s", len(body), w.Code, got)
 		}
+	}
+	if w := serve(&recorder{}, HandlerOptions{}, "POST", "/v1/policies", strings.Repeat("#", MaxPolicyBody)); w.Code != http.StatusOK {
+		t.Errorf("policies of %d bytes: status %d: %s", MaxPolicyBody, w.Code, w.Body)
+	}
+	w := serve(&recorder{}, HandlerOptions{}, "POST", "/v1/policies", strings.Repeat("#", MaxPolicyBody+1))
+	want := `{"code":"invalid","message":"read request: body is longer than 16777216 bytes"}`
+	if got := strings.TrimSpace(w.Body.String()); w.Code != http.StatusBadRequest || got != want {
+		t.Errorf("policies of %d bytes: status %d: %s", MaxPolicyBody+1, w.Code, got)
 	}
 }
 
