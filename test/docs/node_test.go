@@ -180,7 +180,8 @@ const containers = `cat >/run/pods.json <<'END'
 ` + network + `
 END
 jq '. + {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80},
-	{"hostPort": 5300, "containerPort": 53, "protocol": "udp", "hostIP": "127.0.0.1"}]}}' /run/pods.json >/run/c2.json
+	{"hostPort": 5300, "containerPort": 53, "protocol": "udp", "hostIP": "127.0.0.1"}]},
+	"args": {"cni": {"labels": [{"key": "app", "value": "web"}]}}}' /run/pods.json >/run/c2.json
 ln -s pods.json /run/c1.json
 for name in c1 c2; do
 	ip netns add $name
