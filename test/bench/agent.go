@@ -39,6 +39,7 @@ func startAgent(ctx context.Context, binary string, node *namespace, name string
 		"--socket", a.socket,
 		"--state-dir", filepath.Join(dir, "state"),
 		"--bpf-root", filepath.Join(home, "bpf", name),
+		"--policy-dir", "",
 		"--metrics-address", "127.0.0.1:0",
 		"--log-level", "warn")
 	a.cmd.Stdout, a.cmd.Stderr = &a.log, &a.log

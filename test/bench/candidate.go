@@ -12,6 +12,8 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf/link"
+
+	"github.com/tendril-net/tendril/pkg/datapath"
 )
 
 // Names of what is compared.
@@ -39,11 +41,15 @@ type candidate struct {
 	node    *namespace
 	network *network
 	agent   *agent
+	// datapath is there where no agent is.
+	datapath *datapath.Datapath
 	// sameNode is from container to container, toWorld from the first container
 	// to the world; without a client there is no such path.
 	sameNode, toWorld path
 	// toPort is from the world to a mapped port of the node.
-	toPort     path
+	toPort path
+	// fromWorld is from the world to a container's own address.
+	fromWorld  path
 	namespaces []*namespace
 	links      []link.Link
 }
@@ -55,6 +61,9 @@ func (c *candidate) close() error {
 	var errs []error
 	if c.agent != nil {
 		errs = append(errs, c.agent.stop())
+	}
+	if c.datapath != nil {
+		errs = append(errs, c.datapath.Close())
 	}
 	for _, l := range c.links {
 		errs = append(errs, l.Close())
@@ -150,8 +159,12 @@ func (b *bench) join(ctx context.Context, c *candidate, kind string) (err error)
 	return nil
 }
 
-// wire makes a node with two containers.
-func (b *bench) wire(ctx context.Context, name string) (_ *candidate, err error) {
+// wire makes a node with two containers, named as its kind.
+func (b *bench) wire(ctx context.Context, name string) (*candidate, error) {
+	return b.wireNamed(ctx, name, name)
+}
+
+func (b *bench) wireNamed(ctx context.Context, name, kind string) (_ *candidate, err error) {
 	c, err := newNode(name)
 	if err != nil {
 		return nil, err
@@ -161,7 +174,7 @@ func (b *bench) wire(ctx context.Context, name string) (_ *candidate, err error)
 			err = errors.Join(err, c.close())
 		}
 	}()
-	if err := b.join(ctx, c, name); err != nil {
+	if err := b.join(ctx, c, kind); err != nil {
 		return nil, err
 	}
 	var containers [2]*namespace

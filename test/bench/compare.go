@@ -22,7 +22,9 @@ func ratio(atLeast float64) goal { return goal{Of: "ratio", AtLeast: atLeast} }
 
 // scene is where the traffic of a section goes, and how that is judged.
 type scene struct {
-	section    string
+	section string
+	// about is what the names of its metrics begin with, before the traffic.
+	about      string
 	candidates []*candidate
 	// over is the path of a candidate; one without a client takes no part.
 	over func(*candidate) path
@@ -68,7 +70,7 @@ func (b *bench) compare(ctx context.Context, s scene, comparisons []comparison) 
 		if err != nil {
 			return err
 		}
-		m := metric{Section: s.section, Name: string(one.traffic), Unit: one.unit, against: s.against, subject: s.subject, goal: one.goal}
+		m := metric{Section: s.section, Name: s.about + string(one.traffic), Unit: one.unit, against: s.against, subject: s.subject, goal: one.goal}
 		for round := range b.rounds {
 			for _, c := range s.candidates {
 				p := s.over(c)
@@ -88,8 +90,11 @@ func (b *bench) compare(ctx context.Context, s scene, comparisons []comparison) 
 				if o.Stalls > 0 {
 					note = fmt.Sprintf(", %d took 100 ms or more", o.Stalls)
 				}
-				b.progress("%s %s, round %d of %d: %s: %s %s%s", s.section, one.traffic, round+1, b.rounds, c.called(), figure(sample), one.unit, note)
+				b.progress("%s %s%s, round %d of %d: %s: %s %s%s", s.section, s.about, one.traffic, round+1, b.rounds, c.called(), figure(sample), one.unit, note)
 			}
+		}
+		if err := checkAsked(s.candidates); err != nil {
+			return err
 		}
 		after, err := drops(ctx, s.candidates)
 		if err != nil {
@@ -97,7 +102,7 @@ func (b *bench) compare(ctx context.Context, s scene, comparisons []comparison) 
 		}
 		for d, n := range after {
 			if n > before[d] {
-				b.progress("%s %s: %s dropped %d packets: %s %s", s.section, one.traffic, d.candidate, n-before[d], d.journey, d.reason)
+				b.progress("%s %s%s: %s dropped %d packets: %s %s", s.section, s.about, one.traffic, d.candidate, n-before[d], d.journey, d.reason)
 			}
 		}
 	}
@@ -111,16 +116,26 @@ type drop struct{ candidate, journey, reason string }
 func drops(ctx context.Context, candidates []*candidate) (map[drop]uint64, error) {
 	refused := make(map[drop]uint64)
 	for _, c := range candidates {
-		if c.agent == nil {
-			continue
-		}
-		status, err := c.agent.Status(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("read counters of %s: %w", c.called(), err)
-		}
-		for _, counter := range status.Counters {
-			if counter.Dropped {
-				refused[drop{c.called(), counter.Journey, counter.Reason}] += counter.Packets
+		switch {
+		case c.agent != nil:
+			status, err := c.agent.Status(ctx)
+			if err != nil {
+				return nil, fmt.Errorf("read counters of %s: %w", c.called(), err)
+			}
+			for _, counter := range status.Counters {
+				if counter.Dropped {
+					refused[drop{c.called(), counter.Journey, counter.Reason}] += counter.Packets
+				}
+			}
+		case c.datapath != nil:
+			counters, err := c.datapath.Counters()
+			if err != nil {
+				return nil, fmt.Errorf("read counters of %s: %w", c.called(), err)
+			}
+			for _, counter := range counters {
+				if counter.Dropped {
+					refused[drop{c.called(), counter.Journey, counter.Reason}] += counter.Packets
+				}
 			}
 		}
 	}

@@ -87,7 +87,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	f.BoolVar(&s.json, "json", false, "print JSON instead of the table")
 	only := f.String("only", strings.Join(sectionNames(), ","), "`sections` to run, separated by commas")
 	kinds := f.String("traffic", strings.Join(trafficNames(), ","), "kinds of `traffic` to send, separated by commas")
-	against := f.String("against", "raw,redirect,chain,ptp", "`names` of what to compare with, separated by commas")
+	against := f.String("against", strings.Join(others(), ","), "`names` of what to compare with, separated by commas")
 	f.IntVar(&s.rounds, "rounds", 21, "samples of each figure")
 	f.DurationVar(&s.window, "window", 500*time.Millisecond, "length of a sample of traffic")
 	f.IntVar(&s.repeat, "repeat", 1_000_000, "runs of a program for one sample")
@@ -120,7 +120,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	if s.traffic, err = some(*kinds, trafficNames()); err != nil {
 		return nil, fmt.Errorf("-traffic: %w", err)
 	}
-	if s.against, err = some(*against, []string{rawVeth, redirect, chain, ptp}); err != nil {
+	if s.against, err = some(*against, others()); err != nil {
 		return nil, fmt.Errorf("-against: %w", err)
 	}
 	for _, folder := range []*string{&s.tendril, &s.beside} {
@@ -133,6 +133,9 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	}
 	return s, nil
 }
+
+// others are what tendril is compared with.
+func others() []string { return []string{rawVeth, redirect, chain, ptp, nftRules, nftSet, iptables} }
 
 // some splits a list of names, each of which must be known.
 func some(list string, known []string) ([]string, error) {
@@ -157,6 +160,7 @@ func sections() []section {
 		{"same-node", (*bench).sameNode},
 		{"masquerade", (*bench).masquerade},
 		{"ports", (*bench).mappedPorts},
+		{"policy", (*bench).firewall},
 		{"cni", (*bench).cni},
 		{"memory", (*bench).memory},
 	}

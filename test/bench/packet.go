@@ -47,37 +47,16 @@ func (b *bench) packet(_ context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		var meters []*programMeter
-		defer func() {
-			for _, m := range meters {
-				m.close()
-			}
-		}()
-		for _, j := range journeys {
-			m, err := newProgramMeter(d.Program(j.program), j.ifindex, j.frame)
-			if err != nil {
-				return fmt.Errorf("%s: %w", j.name, err)
-			}
-			meters = append(meters, m)
+		meters, err := newJourneyMeters(d, journeys)
+		if err != nil {
+			return err
 		}
+		defer meters.close()
 		for round := range b.rounds {
 			for i, j := range journeys {
-				before, err := counted(d, j)
+				cost, err := meters.run(i, b.repeat)
 				if err != nil {
 					return err
-				}
-				cost, err := meters[i].run(b.repeat)
-				if err != nil {
-					return fmt.Errorf("%s: %w", j.name, err)
-				}
-				after, err := counted(d, j)
-				if err != nil {
-					return err
-				}
-				// Decisions are taken anew every 10 s; more would be the slow path's cost.
-				if n := after.wanted - before.wanted; n < uint64(b.repeat) || after.decided-before.decided > n/1000 {
-					return fmt.Errorf("%s: of %d packets %d were %s and %d decided anew: this is no established flow",
-						j.name, b.repeat, n, j.counter, after.decided-before.decided)
 				}
 				b.book.add(metric{Section: "packet", Name: j.name, Unit: "ns", goal: j.goal}, tendril, cost)
 			}
@@ -85,6 +64,57 @@ func (b *bench) packet(_ context.Context) (err error) {
 		}
 		return nil
 	})
+}
+
+// journeyMeters measure journeys through one datapath.
+type journeyMeters struct {
+	datapath *datapath.Datapath
+	journeys []journey
+	// meters are those of the journeys, in the same order.
+	meters []*programMeter
+}
+
+func newJourneyMeters(d *datapath.Datapath, journeys []journey) (*journeyMeters, error) {
+	m := &journeyMeters{datapath: d, journeys: journeys}
+	for _, j := range journeys {
+		one, err := newProgramMeter(d.Program(j.program), j.ifindex, j.frame)
+		if err != nil {
+			m.close()
+			return nil, fmt.Errorf("%s: %w", j.name, err)
+		}
+		m.meters = append(m.meters, one)
+	}
+	return m, nil
+}
+
+func (m *journeyMeters) close() {
+	for _, one := range m.meters {
+		one.close()
+	}
+}
+
+// run returns the cost of one packet of a journey in ns. All packets must have gone the
+// way of an established flow.
+func (m *journeyMeters) run(i, repeat int) (float64, error) {
+	j := m.journeys[i]
+	before, err := counted(m.datapath, j)
+	if err != nil {
+		return 0, err
+	}
+	cost, err := m.meters[i].run(repeat)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", j.name, err)
+	}
+	after, err := counted(m.datapath, j)
+	if err != nil {
+		return 0, err
+	}
+	// Decisions are taken anew every 10 s; more would be the slow path's cost.
+	if n := after.wanted - before.wanted; n < uint64(repeat) || after.decided-before.decided > n/1000 {
+		return 0, fmt.Errorf("%s: of %d packets %d were %s and %d decided anew: this is no established flow",
+			j.name, repeat, n, j.counter, after.decided-before.decided)
+	}
+	return cost, nil
 }
 
 // tally is what a program has counted.
@@ -172,15 +202,23 @@ func newStage(node *namespace) (*stage, error) {
 	return s, nil
 }
 
-// journeys attaches everything, opens connections, and returns packets of them.
-func (s *stage) journeys(d *datapath.Datapath) ([]journey, error) {
+// attach has the datapath serve the node.
+func (s *stage) attach(d *datapath.Datapath) error {
 	if err := d.ReconcileUplinks([]datapath.Uplink{s.uplink}); err != nil {
-		return nil, err
+		return err
 	}
 	for _, e := range s.containers {
 		if err := d.AttachEndpoint(e); err != nil {
-			return nil, err
+			return err
 		}
+	}
+	return nil
+}
+
+// journeys attaches everything, opens connections, and returns packets of them.
+func (s *stage) journeys(d *datapath.Datapath) ([]journey, error) {
+	if err := s.attach(d); err != nil {
+		return nil, err
 	}
 	var all []journey
 	for i, family := range []string{"IPv4", "IPv6"} {

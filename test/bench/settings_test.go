@@ -22,6 +22,6 @@ func TestParseRefuses(t *testing.T) {
 }
 
 const (
-	allSections = "packet, same-node, masquerade, ports, cni, memory"
-	allOthers   = "raw, redirect, chain, ptp"
+	allSections = "packet, same-node, masquerade, ports, policy, cni, memory"
+	allOthers   = "raw, redirect, chain, ptp, nft, nft-set, iptables"
 )

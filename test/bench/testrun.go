@@ -36,12 +36,18 @@ func packetContext(ifindex int) []byte {
 // that costs.
 type programMeter struct {
 	context, frame []byte
+	// vary changes the restored packet, which is at R2; R6 and R1 are not for it.
+	vary           asm.Instructions
 	whole, nothing *ebpf.Program
 	closers        []interface{ Close() error }
 }
 
-func newProgramMeter(program *ebpf.Program, ifindex int, frame []byte) (_ *programMeter, err error) {
+func newProgramMeter(program *ebpf.Program, ifindex int, frame []byte) (*programMeter, error) {
 	m := &programMeter{context: packetContext(ifindex), frame: frame}
+	return m, m.load(program)
+}
+
+func (m *programMeter) load(program *ebpf.Program) (err error) {
 	defer func() {
 		if err != nil {
 			m.close()
@@ -52,16 +58,14 @@ func newProgramMeter(program *ebpf.Program, ifindex int, frame []byte) (_ *progr
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, redirected), asm.Return()},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("load empty program: %w", err)
+		return fmt.Errorf("load empty program: %w", err)
 	}
 	m.closers = append(m.closers, empty)
 	if m.nothing, err = m.restoring(empty); err != nil {
-		return nil, err
+		return err
 	}
-	if m.whole, err = m.restoring(program); err != nil {
-		return nil, err
-	}
-	return m, nil
+	m.whole, err = m.restoring(program)
+	return err
 }
 
 func (m *programMeter) close() {
@@ -91,6 +95,7 @@ func (m *programMeter) restoring(next *ebpf.Program) (*ebpf.Program, error) {
 	for _, f := range changed(m.frame) {
 		instructions = append(instructions, f.store(m.frame)...)
 	}
+	instructions = append(instructions, m.vary...)
 	instructions = append(instructions,
 		asm.StoreImm(asm.R6, skbTCIndex, 0, asm.Word),
 		asm.Mov.Reg(asm.R1, asm.R6),
