@@ -80,8 +80,10 @@ __noinline int direction_of(struct __sk_buff *skb)
 		return DIRECTION_ANSWERS;
 	back_key(&s->wanted, &s->packet.key);
 	s->wanted.kind = KEY_TRACKED;
-	if (tracked(s))
+	if (tracked(s)) {
+		s->forgotten = false; /* it has been counted */
 		return DIRECTION_BEGINS;
+	}
 	if (s->decision.flags & FLOW_REPLY)
 		return DIRECTION_REMEMBERED;
 	if (s->packet.key.protocol != IPPROTO_TCP)

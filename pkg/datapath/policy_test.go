@@ -442,6 +442,9 @@ func testPolicyConnection(t *testing.T, n *node, f family) {
 		back("data", decided, packet.ACK),
 		back("more", nil, packet.ACK),
 		there("acknowledged", nil, packet.ACK),
+	)
+	n.wantHits(t, PolicyHits{Rules: map[uint64]uint64{ruleOne: 1}})
+	n.story(t,
 		step{"the other way round", call, denied("policy_ingress", "decided")},
 	)
 	n.wantTracked(t, tracked1{f.a, f.b, maps.TranslationEstablished})
