@@ -146,6 +146,13 @@ func policyList(c call) error {
 	if err != nil {
 		return err
 	}
+	if health, err := c.client.Health(c.ctx); err == nil {
+		for _, reason := range health.Reasons {
+			if strings.HasPrefix(reason, "policies: ") {
+				fmt.Fprintf(c.stderr, "tendril: policy-dir is not used as it is, and what was before goes on: %s\n", reason)
+			}
+		}
+	}
 	if len(c.args) > 0 {
 		if firewall = only(firewall, c.args[0]); len(firewall.Endpoints) == 0 {
 			return fmt.Errorf("no container that is attached has an ID that begins with %q", c.args[0])

@@ -94,6 +94,17 @@ func (e *ends) of(f datapath.Flow) (client, server netip.AddrPort) {
 	return client, server
 }
 
+// isMapped tells whether a flow is one to a port of the host that leads to a container.
+func (e *ends) isMapped(f datapath.Flow) bool {
+	all := netip.IPv6Unspecified()
+	if f.Destination.Addr().Is4() {
+		all = netip.IPv4Unspecified()
+	}
+	_, here := e.ports[mappedPort{f.Protocol, f.Destination}]
+	_, anywhere := e.ports[mappedPort{f.Protocol, netip.AddrPortFrom(all, f.Destination.Port())}]
+	return here || anywhere
+}
+
 func (e *ends) id(a netip.Addr) uint16 {
 	if r := e.byAddress[a]; r != nil {
 		return r.ID
@@ -137,6 +148,10 @@ func (s *Service) effect(c comparison) (*api.PolicyEffect, error) {
 		}
 		// A flow of answers is that of its questions, which is there as well.
 		if !f.Current || f.Reply && f.Action != actionDeny || f.Action == "return" {
+			return true
+		}
+		// So is what comes back from the world to what was masqueraded.
+		if f.TranslatesDestination && f.IfIndex == 0 && !ends.isMapped(f) {
 			return true
 		}
 		client, server := ends.of(f)

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -437,6 +438,10 @@ func TestApplyRefused(t *testing.T) {
 	w.keep(t, "default.else.yaml", isolate("another", "web"))
 	s, _ := w.boot(t)
 	before := w.files(t)
+	var many strings.Builder
+	for i := range maxPolicyFiles {
+		many.WriteString("---\n" + isolate(fmt.Sprintf("p%d", i), "x"))
+	}
 	tests := map[string]struct{ text, code, want string }{
 		"of a person":         {isolate("hand", "x"), api.CodeConflict, "default/hand is in " + filepath.Join(w.policyDir(), "hand.yaml") + ", which was not applied but written by hand: change it there"},
 		"among others":        {isolate("more", "x"), api.CodeConflict, "default.more.yaml, with others: change it there"},
@@ -444,6 +449,7 @@ func TestApplyRefused(t *testing.T) {
 		"nothing":             {"# nothing\n", api.CodeInvalid, "given.yaml holds no object"},
 		"invalid":             {brokenPolicy, api.CodeInvalid, `use given.yaml: default/web: spec.ingress[0].from[1].ipBlock.cidr`},
 		"twice":               {isolate("a", "x") + "---\n" + isolate("a", "x"), api.CodeInvalid, "default/a: is given twice"},
+		"too many":            {many.String(), api.CodeExhausted, "would have 4099 files, and 4096 are read"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -516,6 +522,9 @@ func TestDryRun(t *testing.T) {
 	stale.Current, answer.Reply = false, true
 	byPort := flow(world, netip.AddrPortFrom(host, 8080), "deliver")
 	byPort.TranslatesDestination, byPort.To = true, endOf(web, 80)
+	// What the world answers to a masqueraded connection begins nothing.
+	back := flow(world, netip.AddrPortFrom(host, 41000), "deliver")
+	back.TranslatesDestination, back.To = true, endOf(web, 9)
 	denied := flow(world, netip.AddrPortFrom(host, 8080), "deny")
 	denied.Reason = "policy_ingress"
 	w.flows = []datapath.Flow{
@@ -524,7 +533,7 @@ func TestDryRun(t *testing.T) {
 		flow(endOf(other, 1), endOf(web, 80), "deliver"), answer, // another client
 		stale, // decided anew anyway
 		flow(netip.AddrPortFrom(host, 9), endOf(web, 80), "pass"), // the host
-		flow(endOf(web, 9), world, "forward"), byPort,             // to the world, and from it
+		flow(endOf(web, 9), world, "forward"), byPort, back,       // to the world, and from it
 	}
 	dry := func(text string) api.PolicyChange {
 		t.Helper()

@@ -120,6 +120,12 @@ func (d *policyDir) plan(now policySet, put *policy.Objects, drop []policyName) 
 		if err != nil {
 			return policyPlan{}, fmt.Errorf("encode %s: %w", name, err)
 		}
+		if len(text) > policy.MaxSize {
+			return policyPlan{}, &api.Error{
+				Code: api.CodeExhausted, Key: "policy-dir", Value: path,
+				Message: fmt.Sprintf("keep %s: it takes %d bytes, and %d are read", name, len(text), policy.MaxSize),
+			}
+		}
 		if err := plan.add(path, text); err != nil {
 			return policyPlan{}, err
 		}
@@ -142,7 +148,36 @@ func (d *policyDir) plan(now policySet, put *policy.Objects, drop []policyName) 
 		}
 	}
 	plan.set.objects = replaced(now.objects, put, gone, func(n policyName) string { return filepath.Join(d.path, n.file()) })
-	return plan, nil
+	return plan, d.checkRoom(plan)
+}
+
+// checkRoom refuses what the folder would not be read with.
+func (d *policyDir) checkRoom(plan policyPlan) error {
+	refuse := func(format string, args ...any) error {
+		return &api.Error{Code: api.CodeExhausted, Key: "policy-dir", Value: d.path, Message: fmt.Sprintf(d.path+" would have "+format, args...)}
+	}
+	sizes := make(map[string]int64, len(plan.set.stamp))
+	for path := range plan.set.stamp {
+		if info, err := os.Stat(path); err == nil {
+			sizes[path] = info.Size()
+		}
+	}
+	for _, f := range plan.files {
+		sizes[f.path] = int64(len(f.after))
+	}
+	var total int64
+	for _, size := range sizes {
+		total += size
+	}
+	switch grows := slices.ContainsFunc(plan.files, func(f policyFile) bool { return f.after != nil }); {
+	case !grows:
+		return nil // who deletes makes room
+	case len(plan.set.stamp) > maxPolicyFiles:
+		return refuse("%d files, and %d are read", len(plan.set.stamp), maxPolicyFiles)
+	case total > maxPolicyBytes:
+		return refuse("%d bytes, and %d are read", total, maxPolicyBytes)
+	}
+	return nil
 }
 
 func comparePolicyNames(a, b policyName) int {

@@ -16,16 +16,16 @@ import (
 )
 
 const (
-	// maxSize is what one source may have, and what its aliases may make of it.
-	maxSize = 8 << 20
+	// MaxSize is what one source may have, and what its aliases may make of it, in bytes.
+	MaxSize = 8 << 20
 	// maxDepth is how deep mappings and lists may be nested. A policy needs ten.
 	maxDepth = 64
 )
 
 // documents splits a source into documents of JSON; an empty one is nil.
 func documents(data []byte) ([][]byte, *InvalidError) {
-	if len(data) > maxSize {
-		return nil, &InvalidError{Reason: fmt.Sprintf("has %d bytes, more than %d", len(data), maxSize)}
+	if len(data) > MaxSize {
+		return nil, &InvalidError{Reason: fmt.Sprintf("has %d bytes, more than %d", len(data), MaxSize)}
 	}
 	// Most JSON is YAML too, but not with tabs.
 	if trimmed := bytes.TrimLeft(data, " \t\r\n"); len(trimmed) > 0 && trimmed[0] == '{' {
@@ -54,7 +54,7 @@ func jsonDocuments(data []byte) ([][]byte, error) {
 func yamlDocuments(data []byte) ([][]byte, *InvalidError) {
 	d := yaml.NewDecoder(bytes.NewReader(data))
 	d.SetStrict(true)
-	budget := maxSize
+	budget := MaxSize
 	var docs [][]byte
 	for {
 		refuse := func(reason string) ([][]byte, *InvalidError) {
@@ -102,7 +102,7 @@ type converter struct{ budget *int }
 
 func (c converter) spend(n int) error {
 	if *c.budget -= n; *c.budget < 0 {
-		return fmt.Errorf("aliases make it larger than %d bytes", maxSize)
+		return fmt.Errorf("aliases make it larger than %d bytes", MaxSize)
 	}
 	return nil
 }

@@ -91,7 +91,7 @@ func TestParseRefuses(t *testing.T) {
 		{"twice", spec("podSelector: {}") + "---\n" + spec("podSelector: {}"), InvalidError{Reason: "is given twice"}},
 		{"too deep", "a: " + strings.Repeat("[", 100) + strings.Repeat("]", 100), InvalidError{Object: "document 1", Reason: "is nested more than 64 deep"}},
 		{"too deep, JSON", `{"a": ` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + "}", InvalidError{Object: "document 1", Reason: "is nested more than 64 deep"}},
-		{"too long", strings.Repeat(" ", maxSize+1), InvalidError{Object: "-", Reason: "has 8388609 bytes, more than 8388608"}},
+		{"too long", strings.Repeat(" ", MaxSize+1), InvalidError{Object: "-", Reason: "has 8388609 bytes, more than 8388608"}},
 		{"aliases that repeat", aliases(), InvalidError{Object: "document 1", Reason: "aliases make it larger than 8388608 bytes"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
