@@ -18,13 +18,14 @@ type lane struct {
 }
 
 func lanes() []lane {
-	return []lane{{guests, 1500 * time.Millisecond}, {node, 20 * time.Second}, {floods, 15 * time.Second}}
+	return []lane{{guests, 1500 * time.Millisecond}, {node, 20 * time.Second}, {floods, 15 * time.Second}, {rules, 5 * time.Second}}
 }
 
 const (
 	guests = "guests"
 	node   = "node"
 	floods = "floods"
+	rules  = "rules"
 )
 
 // disturbance is what is done to the node at random moments, while all others go
@@ -41,8 +42,8 @@ type disturbance struct {
 	run   func(s *soak, ctx context.Context, random *rand.Rand)
 }
 
-// disturbances are all that there are. What the node learns to do, policies or
-// port mappings, is disturbed by another line here; a new place to ask it at is
+// disturbances are all that there are. What the node learns to do, port mappings for
+// one, is disturbed by another line here; a new place to ask it at is
 // made in build (site.go), and what must be seen there in judgeAnswer (ways.go).
 func disturbances() []disturbance {
 	return []disturbance{
@@ -56,6 +57,7 @@ func disturbances() []disturbance {
 		{"uplink's address changed", node, 1, false, (*soak).changeSource},
 		{"routes of nobody changed", node, 2, false, (*soak).disturbRoutes},
 		{"flood", floods, 1, false, (*soak).flood},
+		{"policy changed", rules, 1, false, (*soak).changePolicy},
 	}
 }
 
@@ -100,6 +102,7 @@ func (s *soak) loadAndChange(ctx context.Context) {
 		group.Go(func() { s.disturb(ctx, l, random) })
 	}
 	group.Go(func() { s.printLines(ctx) })
+	group.Go(func() { s.knock(ctx) })
 	tickets := make(chan struct{})
 	for range askers {
 		number++

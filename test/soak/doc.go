@@ -12,6 +12,7 @@
 //   - Load: streams of TCP whose bytes follow from a key, short TCP connections,
 //     UDP exchanges and ICMP echoes, in both families, between containers, host
 //     and worlds in all directions that are routed (exchange.go, stream.go).
+//   - Policy: one container lets in one other, and a stranger knocks all the time (rules.go).
 //   - Disturbances come at random moments; the table in disturb.go lists them, and
 //     another one is a line there.
 //   - Judgement: each question names who asks and whom, and each answer who

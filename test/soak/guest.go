@@ -169,7 +169,7 @@ func (s *soak) loseGuest(_ context.Context, random *rand.Rand) {
 		s.ledger.wrong("a namespace's end", "%v", err)
 	}
 	valid := []any{}
-	for _, one := range s.parties.list(func(o *party) bool { return o.container != nil }) {
+	for _, one := range append(s.parties.list(func(o *party) bool { return o.container != nil }), s.guarded) {
 		if one.container.Network["name"] == p.container.Network["name"] {
 			valid = append(valid, map[string]any{"containerID": one.container.ContainerID, "ifname": one.container.IfName})
 		}

@@ -153,8 +153,14 @@ func (s *soak) judge(tb testing.TB) {
 	if !status.OK {
 		s.ledger.wrong("health", "%v", status.Reasons)
 	}
+	s.remove(s.guarded, false, false)
 	for _, p := range s.parties.list(func(p *party) bool { return p.container != nil }) {
 		s.remove(p, false, false)
+	}
+	for _, name := range []string{"guard", "open"} {
+		if err := s.drop(name); err != nil {
+			s.ledger.wrong("the end", "delete policy %s: %v", name, err)
+		}
 	}
 	for _, p := range s.parties.list(func(*party) bool { return true }) {
 		s.parties.part(p)
@@ -178,6 +184,8 @@ func permittedDrops() []string {
 		"from_container ports_exhausted", "from_container endpoint_limit", "from_container translations_full",
 		// What containers send while they are deleted.
 		"from_container unknown_sender",
+		// The stranger who knocks.
+		"from_container policy_ingress",
 		// Connections whose way is another for a while, or whose end was forgotten.
 		"to_uplink no_translation", "from_container no_translation",
 	}

@@ -34,6 +34,8 @@ type soak struct {
 	worlds  [2]*nstest.NS
 	host    *party
 	flooder *party
+	// guarded has a policy that lets in judged alone, and not the stranger.
+	guarded, judged, stranger *party
 	// pods are hidden by masquerade, open is not.
 	pods, open nodetest.Network
 	parties    parties
@@ -122,16 +124,32 @@ func (s *soak) build(tb testing.TB) {
 		s.host.places = append(s.host.places, &place{addr: netip.MustParseAddr(uplinkOf[0][family]), ports: 2})
 	}
 	s.join(tb, s.host)
-	for i, network := range []nodetest.Network{s.pods, s.pods, s.pods, s.open, s.pods} {
+	for i, network := range []nodetest.Network{withRole(s.pods, judgedRole), s.pods, s.pods, s.open, s.pods} {
 		p, err := s.attach(fmt.Sprintf("resident%d", i), network)
 		if err != nil {
 			tb.Fatal(err)
 		}
 		p.lasts = true
-		if i == 4 {
+		switch i {
+		case 0:
+			s.judged = p
+		case 1:
+			s.stranger = p
+		case 4:
 			p.floods, s.flooder = true, p
 		}
 		s.join(tb, p)
+	}
+	if err := s.apply(guardPolicy); err != nil {
+		tb.Fatal(err)
+	}
+	// Nobody else is to ask the guarded, so it does not join.
+	if s.guarded, err = s.attach("guarded", withRole(s.pods, guardedRole)); err != nil {
+		tb.Fatal(err)
+	}
+	s.parties.identify(s.guarded)
+	if err := s.serve(s.guarded); err != nil {
+		tb.Fatal(err)
 	}
 }
 
