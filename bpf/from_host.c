@@ -105,7 +105,9 @@ static __always_inline void note(const struct socket_key *key, const struct sock
 
 /*
  * Notes whom the socket is connected to from now on, or that it is not led anywhere; dialled
- * is NULL then. Returns false when there is no memory for it.
+ * is NULL then. Returns false when sockets is to be told: there is no memory for a new link
+ * (never is there on x86 without cmpxchg16b since Linux 7), or there was none at the time of
+ * one that sockets knows.
  */
 static __always_inline bool note_peer(struct bpf_sock_addr *ctx, const struct socket_peer *to,
 				      const struct socket_peer *dialled)
@@ -114,7 +116,7 @@ static __always_inline bool note_peer(struct bpf_sock_addr *ctx, const struct so
 
 	link = bpf_sk_storage_get(&peers, ctx->sk, NULL, dialled ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	if (!link)
-		return !dialled;
+		return false;
 	link->to = *to;
 	link->dialled = dialled ? *dialled : *to;
 	return true;
