@@ -98,6 +98,7 @@ func TestPolicy(t *testing.T) {
 		t.Run("fragments", func(t *testing.T) { testPolicyFragments(t, n, f) })
 		t.Run("ICMP errors", func(t *testing.T) { testPolicyErrors(t, n, f) })
 		t.Run("connection", func(t *testing.T) { testPolicyConnection(t, n, f) })
+		t.Run("connection that nobody has seen begin", func(t *testing.T) { testPolicyStranger(t, n, f) })
 		t.Run("host", func(t *testing.T) { testPolicyHost(t, n, f) })
 		t.Run("services of others", func(t *testing.T) { testPolicyServices(t, n, f) })
 		t.Run("by address", func(t *testing.T) { testPolicyByAddress(t, n, f) })
@@ -459,6 +460,23 @@ func testPolicyConnection(t *testing.T, n *node, f family) {
 	n.wantTracked(t, tracked1{f.a, f.b, maps.TranslationOpening})
 	n.story(t, back("RST", decided, packet.RST, packet.ACK))
 	n.wantTracked(t, tracked1{f.a, f.b, maps.TranslationClosed})
+}
+
+// testPolicyStranger: either end may have begun what is met in its middle, so both must be
+// allowed to.
+func testPolicyStranger(t *testing.T, n *node, f family) {
+	both := func(s *Subject) { s.Egress, s.Ingress = setOne, setOne+1 }
+	n.enforce(t, n.policy().restrict(n.a, both).allow(setOne, ofB))
+	there, arrives := n.between(n.a, n.b, f.a, f.b, tcp(low, server, packet.ACK))
+	back, _ := n.between(n.b, n.a, f.b, f.a, tcp(server, low, packet.ACK))
+	n.story(t,
+		step{"of who may begin", there, denied("policy_ingress", "decided")},
+		step{"of who may not", back, denied("policy_ingress", "decided")},
+	)
+	n.wantTracked(t)
+	n.enforce(t, n.policy().restrict(n.a, both).allow(setOne, ofB).allow(setOne+1, ofB))
+	n.story(t, step{"either may", there, deliveredAs(arrives, "decided")})
+	n.wantTracked(t, tracked1{f.a, f.b, maps.TranslationOpening})
 }
 
 // tracked1 is a flow that is tracked.
