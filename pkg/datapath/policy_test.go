@@ -99,6 +99,7 @@ func TestPolicy(t *testing.T) {
 		t.Run("ICMP errors", func(t *testing.T) { testPolicyErrors(t, n, f) })
 		t.Run("connection", func(t *testing.T) { testPolicyConnection(t, n, f) })
 		t.Run("connection that nobody has seen begin", func(t *testing.T) { testPolicyStranger(t, n, f) })
+		t.Run("echoes", func(t *testing.T) { testPolicyEchoes(t, n, f) })
 		t.Run("host", func(t *testing.T) { testPolicyHost(t, n, f) })
 		t.Run("services of others", func(t *testing.T) { testPolicyServices(t, n, f) })
 		t.Run("by address", func(t *testing.T) { testPolicyByAddress(t, n, f) })
@@ -397,6 +398,7 @@ func testPolicyErrors(t *testing.T, n *node, f family) {
 		packet.Unreachable(packet.PortUnreachable),
 		packet.Quote(delivered(n.c, ip(f.a, f.c, 63, udp(low, server)...)...)),
 	})
+	another, _ := n.between(n.c, n.a, f.c, f.a, []packet.Layer{packet.Unreachable(packet.PortUnreachable), packet.Quote(quoted)})
 	both := func(s *Subject) { s.Egress, s.Ingress = setOne, setOne+1 }
 	n.enforce(t, n.policy().restrict(n.a, both).restrict(n.b, both).
 		allow(setOne, ofB).allow(setOne+1, ofA, PolicyRange{First: server, Last: server, Protocol: unix.IPPROTO_UDP, Rule: ruleOne}))
@@ -405,6 +407,7 @@ func testPolicyErrors(t *testing.T, n *node, f family) {
 		step{"asked", ask, deliveredAs(asked, "decided")},
 		step{"of what was sent", refused, deliveredAs(refuses, "decided")},
 		step{"of what was sent to nobody", about, denied("policy_ingress", "decided")},
+		step{"of what was sent to another", another, denied("policy_ingress", "decided")},
 	)
 	n.forget(t)
 	out := n.fromA(ip(f.a, f.world, 64, udp(inside, server)...)...)
@@ -479,6 +482,19 @@ func testPolicyStranger(t *testing.T, n *node, f family) {
 	n.wantTracked(t, tracked1{f.a, f.b, maps.TranslationOpening})
 }
 
+// testPolicyEchoes: a request asks, whatever identifier the other end has asked by.
+func testPolicyEchoes(t *testing.T, n *node, f family) {
+	n.enforce(t, n.policy().restrict(n.a, func(s *Subject) { s.Egress, s.Ingress = setOne, setOne+1 }).allow(setOne, ofB))
+	ask, asked := n.between(n.a, n.b, f.a, f.b, []packet.Layer{packet.Echo(low, 1), packet.Payload(8)})
+	answer, answered := n.between(n.b, n.a, f.b, f.a, []packet.Layer{packet.EchoReply(low, 1), packet.Payload(8)})
+	other, _ := n.between(n.b, n.a, f.b, f.a, []packet.Layer{packet.Echo(low, 1), packet.Payload(8)})
+	n.story(t,
+		step{"asked", ask, deliveredAs(asked, "decided")},
+		step{"asked back", other, denied("policy_ingress", "decided")},
+		step{"answered", answer, deliveredAs(answered, "decided")},
+	)
+}
+
 // tracked1 is a flow that is tracked.
 type tracked1 struct {
 	client, server netip.Addr
@@ -534,7 +550,14 @@ func testPolicyServices(t *testing.T, n *node, f family) {
 			"nor the world", n.toWorld(seenNot, ip(f.b, f.world, 63, udp(low, server)...)...),
 			denied("policy_egress"),
 		},
+		step{
+			"that nobody has translated", n.toWorld(seenNot, ip(f.b, f.neighbour, 63, udp(low, server)...)...),
+			denied("policy_egress"),
+		},
 	)
+	// An endpoint is one, whatever range its address lies in.
+	must(t, n.ReconcileStackDestinations([]netip.Prefix{service, netip.PrefixFrom(f.a, f.a.BitLen())}))
+	n.story(t, step{"endpoint among the services", n.toA(n.b.IfIndex, ip(f.b, f.a, 63, udp(inside, server)...)...), denied("policy_egress")})
 }
 
 // testPolicyByAddress: an endpoint whose addresses are of different identities.

@@ -68,7 +68,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	f.StringVar(&s.tags, "tags", "", "build tags")
 	f.StringVar(&s.run, "run", "", "run only the tests that match")
 	f.StringVar(&s.skip, "skip", "", "leave out the tests that match")
-	f.DurationVar(&s.timeout, "timeout", 20*time.Minute, "limit for one package on one kernel")
+	f.DurationVar(&s.timeout, "timeout", 30*time.Minute, "limit for one package on one kernel")
 	f.IntVar(&s.memory, "memory", 2048, "memory of the machine in MiB")
 	f.IntVar(&s.cpus, "cpus", 2, "processors of the machine")
 	f.IntVar(&s.jobs, "jobs", runtime.NumCPU(), "machines at a time: each keeps one processor of this host busy")
