@@ -31,6 +31,7 @@ func TestPolicyMore(t *testing.T) {
 				t.Run("errors after a change", func(t *testing.T) { testPolicyErrorsChange(t, n, f, tr) })
 				t.Run("learnt without a policy", func(t *testing.T) { testPolicyLearnt(t, n, f, tr) })
 				t.Run("by the stack", func(t *testing.T) { testPolicyByStack(t, n, f, tr) })
+				t.Run("hidden by the stack", func(t *testing.T) { testPolicyHidden(t, n, f, tr) })
 				t.Run("late answer", func(t *testing.T) { testPolicyLate(t, n, f, tr) })
 				t.Run("unasked answer", func(t *testing.T) { testPolicyUnasked(t, n, f, tr) })
 			})
@@ -249,6 +250,18 @@ func testPolicyByStack(t *testing.T, n *node, f family, tr transport) {
 		step{"not let out", n.toWorld(seenNot, ip(f.c, f.neighbour, 63, tr.begin(inside)...)...), denied("policy_egress")},
 		step{"asked for before", n.toWorld(seenDecided, ip(f.c, f.neighbour, 63, tr.begin(inside)...)...), untouched()},
 		step{"the host's own", n.toWorld(seenNot, ip(f.host, f.neighbour, 64, tr.begin(low)...)...), untouched()},
+	)
+}
+
+// testPolicyHidden: where the stack has replaced an endpoint's address, the device tells.
+func testPolicyHidden(t *testing.T, n *node, f family, tr transport) {
+	n.enforce(t, n.policy().restrict(n.c, egress).allow(setOne, ofWorld))
+	let := n.toWorld(seenNot, ip(f.host, f.world, 63, tr.begin(low)...)...)
+	not := n.toWorld(seenNot, ip(f.host, f.neighbour, 63, tr.begin(low)...)...)
+	let.ingress, not.ingress = n.c.IfIndex, n.c.IfIndex
+	n.table(t,
+		step{"let out", let, untouched()},
+		step{"not let out", not, denied("policy_egress")},
 	)
 }
 
