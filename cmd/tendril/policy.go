@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -232,14 +231,9 @@ func labels(all map[string]string) string {
 
 // drops shows what policy denies now.
 func drops(c call) error {
-	limit := cmp.Or(c.limit, api.DefaultFlows)
-	list, err := c.client.Drops(c.ctx, min(limit+1, api.MaxFlows)) // one more tells whether there are more
+	list, err := limited(c, "flows denied", c.client.Drops)
 	if err != nil {
 		return err
-	}
-	if len(list) > limit {
-		list = list[:limit]
-		fmt.Fprintf(c.stderr, "tendril: there are more flows denied than these %d: --limit N lists up to %d\n", limit, api.MaxFlows)
 	}
 	if c.json {
 		return c.printJSON(list)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -98,16 +99,21 @@ func endpoints(c call) error {
 	return t.write(c.stdout)
 }
 
-func flows(c call) error {
+// limited asks for as many as --limit says, and tells when there are more.
+func limited[T any](c call, what string, ask func(ctx context.Context, limit int) ([]T, error)) ([]T, error) {
 	limit := cmp.Or(c.limit, api.DefaultFlows)
-	// One more tells whether there are more.
-	list, err := c.client.Flows(c.ctx, min(limit+1, api.MaxFlows))
+	list, err := ask(c.ctx, min(limit+1, api.MaxFlows)) // one more tells
+	if err != nil || len(list) <= limit {
+		return list, err
+	}
+	fmt.Fprintf(c.stderr, "tendril: there are more %s than these %d: --limit N lists up to %d\n", what, limit, api.MaxFlows)
+	return list[:limit], nil
+}
+
+func flows(c call) error {
+	list, err := limited(c, "flows", c.client.Flows)
 	if err != nil {
 		return err
-	}
-	if len(list) > limit {
-		list = list[:limit]
-		fmt.Fprintf(c.stderr, "tendril: there are more flows than these %d: --limit N lists up to %d\n", limit, api.MaxFlows)
 	}
 	if c.json {
 		return c.printJSON(list)
