@@ -184,7 +184,7 @@ func (f *firewall) install(e *policy.Engine) error {
 	if f.told && !f.stale && !f.active && !e.Active() {
 		return nil
 	}
-	if err := f.plane.ReconcilePolicy(programmed(e.Tables())); err != nil {
+	if err := f.plane.ReconcilePolicy(DatapathPolicy(e.Tables())); err != nil {
 		f.stale = true
 		return policyError(fmt.Errorf("reconcile policy: %w", err))
 	}

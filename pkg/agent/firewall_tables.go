@@ -43,8 +43,9 @@ func (r *record) subject() policy.Endpoint {
 	return e
 }
 
-// programmed are tables as the datapath takes them.
-func programmed(t *policy.Tables) datapath.Policy {
+// DatapathPolicy returns the tables as the datapath takes them; where nobody is restricted,
+// none.
+func DatapathPolicy(t *policy.Tables) datapath.Policy {
 	if !t.Active {
 		return datapath.Policy{} // nothing is asked, so nothing need be there
 	}

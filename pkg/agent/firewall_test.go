@@ -679,7 +679,7 @@ func TestProgrammed(t *testing.T) {
 		Identities: map[netip.Prefix]uint32{netip.MustParsePrefix("10.0.0.0/8"): 5},
 		Entries:    map[datapath.PolicyPair][]datapath.PolicyRange{{Set: 1, Identity: 5}: {{First: 1, Last: 2, Protocol: 6, Rule: 9}}},
 	}
-	if d := cmp.Diff(want, programmed(tables), equate...); d != "" {
+	if d := cmp.Diff(want, DatapathPolicy(tables), equate...); d != "" {
 		t.Errorf("policy (-want +got):\n%s", d)
 	}
 }

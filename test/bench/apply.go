@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/tendril-net/tendril/internal/packet"
+	nodeagent "github.com/tendril-net/tendril/pkg/agent"
 	"github.com/tendril-net/tendril/pkg/datapath"
 	"github.com/tendril-net/tendril/pkg/policy"
 )
@@ -96,7 +97,7 @@ func applyOnce(d *datapath.Datapath, empty *policy.Engine, text []byte) (a appli
 		return a, err
 	}
 	a.compile = lap()
-	next := loadable(engine.Tables())
+	next := nodeagent.DatapathPolicy(engine.Tables())
 	a.tables = lap()
 	if err := d.ReconcilePolicy(next); err != nil {
 		return a, err
@@ -105,7 +106,7 @@ func applyOnce(d *datapath.Datapath, empty *policy.Engine, text []byte) (a appli
 	if n := len(next.Identities); n < cidrRules {
 		return a, fmt.Errorf("%d prefixes stand for %d rules", n, cidrRules)
 	}
-	return a, d.ReconcilePolicy(loadable(empty.Tables()))
+	return a, d.ReconcilePolicy(nodeagent.DatapathPolicy(empty.Tables()))
 }
 
 // note writes down the whole, which has the goal, and its parts.

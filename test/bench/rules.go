@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	nodeagent "github.com/tendril-net/tendril/pkg/agent"
 	"github.com/tendril-net/tendril/pkg/datapath"
 	"github.com/tendril-net/tendril/pkg/policy"
 )
@@ -139,29 +140,7 @@ func compile(engine *policy.Engine, rules []rule) (datapath.Policy, error) {
 	if err != nil {
 		return datapath.Policy{}, err
 	}
-	return loadable(engine.Tables()), nil
-}
-
-// loadable are tables as the datapath takes them.
-func loadable(t *policy.Tables) datapath.Policy {
-	p := datapath.Policy{
-		Active: t.Active, Subjects: make(map[uint16]datapath.Subject, len(t.Subjects)), Identities: t.Prefixes,
-		Entries: make(map[datapath.PolicyPair][]datapath.PolicyRange, len(t.Entries)),
-	}
-	for id, s := range t.Subjects {
-		p.Subjects[id] = datapath.Subject{
-			Ingress: s.Ingress, Egress: s.Egress, Identity: s.Identity, ByAddress: s.ByAddress,
-			Network: s.Network, NoOthers: s.FromOtherNetworks, NoOwn: s.FromOwnNetwork,
-		}
-	}
-	for pair, ranges := range t.Entries {
-		all := make([]datapath.PolicyRange, len(ranges))
-		for i, r := range ranges {
-			all[i] = datapath.PolicyRange(r)
-		}
-		p.Entries[datapath.PolicyPair(pair)] = all
-	}
-	return p
+	return nodeagent.DatapathPolicy(engine.Tables()), nil
 }
 
 // ruleCount is a number of rules in the report.
