@@ -33,13 +33,8 @@ static __always_inline void back_key(struct flow_key *back, const struct flow_ke
 {
 	struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &key->destination);
 
-	__builtin_memset(back, 0, sizeof(*back));
-	back->source = key->destination;
-	back->destination = key->source;
-	back->source_port = key->destination_port;
-	back->destination_port = key->source_port;
+	reply_key(back, key, &key->source, key->source_port);
 	back->ifindex = endpoint ? endpoint->ifindex : 0;
-	back->protocol = key->protocol;
 }
 
 static __always_inline struct translation *tracked(struct scratch *s)
