@@ -173,9 +173,18 @@ func (o *oracle) meant(who uint32, a netip.Addr, e *Endpoint) bool {
 // refused is the counter of what the policy of the moment says of a connection; "" where
 // it lets it through.
 func (o *oracle) refused(c connection) string {
+	var hidden *Endpoint
+	if c.client.Addr() == o.hiding {
+		hidden = o.hidden
+	}
+	return o.refusedOf(c, hidden)
+}
+
+// refusedOf is refused, where the client's address, if no endpoint's, hides one.
+func (o *oracle) refusedOf(c connection, hidden *Endpoint) string {
 	client, server := o.owner(c.client.Addr()), o.owner(c.server.Addr())
-	if client == nil && o.hidden != nil && c.client.Addr() == o.hiding {
-		client = o.hidden
+	if client == nil {
+		client = hidden
 	}
 	if client != nil && server != nil && client.ID == server.ID {
 		return ""
@@ -218,6 +227,9 @@ type memory struct {
 	known bool
 	// closing: with a FIN or an RST on its way, it may be forgotten at any time.
 	closing bool
+	// hidden is the client whose address the stack has replaced. The answer to such an
+	// address passes while a cache knows it, and is then one to the world.
+	hidden *Endpoint
 }
 
 // began tells whether the connection may have begun, and whether the programs must know
@@ -374,7 +386,9 @@ func (o *oracle) policy(p *outcome) error {
 		return nil
 	}
 	readings := o.readings(p.in, ifindex)
-	explained := slices.DeleteFunc(slices.Clone(readings), func(c connection) bool { return o.refused(c) != "" })
+	explained := slices.DeleteFunc(slices.Clone(readings), func(c connection) bool {
+		return o.refused(c) != "" && o.refusedOf(c, o.begun[c].hidden) != ""
+	})
 	if len(explained) == 0 {
 		return fmt.Errorf("policy refuses %v", readings)
 	}
@@ -388,6 +402,9 @@ func (o *oracle) policy(p *outcome) error {
 			continue
 		}
 		m.at = o.clock
+		if o.hidden != nil && c.client.Addr() == o.hiding {
+			m.hidden = o.hidden
+		}
 		if p.in.protocol == unix.IPPROTO_TCP && !p.in.later {
 			m.closing = p.in.tcpFlags&0x05 != 0 || m.closing && !opens(p.in)
 		}
