@@ -9,9 +9,9 @@
 
 #include "lib/apply.h"
 #include "lib/fragment.h"
+#include "lib/parse.h"
 #include "lib/link_local.h"
 #include "lib/masquerade.h"
-#include "lib/parse.h"
 #include "lib/port.h"
 #include "lib/route.h"
 #include "lib/track.h"
@@ -87,7 +87,7 @@ __noinline bool is_asked_for(struct __sk_buff *skb)
 	struct scratch *s = scratch_get();
 	struct flow *question;
 
-	if (!s || !skb || s->packet.icmp_kind || begins_tcp(&s->packet))
+	if (!s || !skb || s->packet.icmp_kind || opens(&s->packet))
 		return false;
 	back_key(&s->other, &s->packet.key);
 	question = bpf_map_lookup_elem(&flows, &s->other);
@@ -349,8 +349,8 @@ int from_container(struct __sk_buff *skb)
 	packet.key.ifindex = skb->ifindex;
 	if (packet.fragment)
 		fragment_find(&packet);
-	if (packet.icmp_kind)
-		return ask_slow_path(skb, &packet, false);
+	if (packet.unkeyed)
+		return ask_slow_path(skb, &packet, asks_for_echo(&packet));
 
 	flow = bpf_map_lookup_elem(&flows, &packet.key);
 	data = (void *)(long)skb->data;

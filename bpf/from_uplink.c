@@ -10,8 +10,8 @@
 
 #include "lib/apply.h"
 #include "lib/fragment.h"
-#include "lib/masquerade.h"
 #include "lib/parse.h"
+#include "lib/masquerade.h"
 #include "lib/port.h"
 #include "lib/track.h"
 
@@ -54,7 +54,7 @@ static __always_inline bool answers_endpoint(struct scratch *s)
 {
 	struct flow *question;
 
-	if (begins_tcp(&s->packet))
+	if (opens(&s->packet))
 		return false;
 	back_key(&s->sent, &s->packet.key);
 	question = bpf_map_lookup_elem(&flows, &s->sent);
@@ -166,8 +166,8 @@ int from_uplink(struct __sk_buff *skb)
 		fragment_find(&packet);
 		fragment_keep(&packet);
 	}
-	if (packet.icmp_kind)
-		return ask_slow_path(skb, &packet, false);
+	if (packet.unkeyed)
+		return ask_slow_path(skb, &packet, asks_for_echo(&packet));
 	flow = bpf_map_lookup_elem(&flows, &packet.key);
 	if (!flow || !current(flow, &packet))
 		return ask_slow_path(skb, &packet, !flow);

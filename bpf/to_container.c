@@ -70,7 +70,7 @@ __noinline int note(struct __sk_buff *skb)
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	s->epoch = epoch_of(0);
 	reason = judge_forwarded(skb, s);
-	if (reason || s->packet.icmp_kind)
+	if (reason || s->packet.icmp_kind || answers_echo(&s->packet))
 		return reason;
 	/* Policy knows that the endpoint began. */
 	if (s->decision.flags & FLOW_REPLY)

@@ -12,8 +12,8 @@
 
 #include "lib/apply.h"
 #include "lib/fragment.h"
-#include "lib/masquerade.h"
 #include "lib/parse.h"
+#include "lib/masquerade.h"
 #include "lib/port.h"
 #include "lib/track.h"
 

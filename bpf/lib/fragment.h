@@ -39,6 +39,7 @@ static __noinline int fragment_find(struct packet *packet)
 		packet->key.source_port = known->source_port;
 		packet->key.destination_port = known->destination_port;
 	}
+	packet->unkeyed = is_icmp(packet) && !has_ports(&packet->key);
 	return 0;
 }
 

@@ -24,6 +24,12 @@ static __always_inline bool begins_tcp(const struct packet *packet)
 	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
+/* Whether the packet answers none, whatever is remembered of its ports. */
+static __always_inline bool opens(const struct packet *packet)
+{
+	return begins_tcp(packet) || asks_for_echo(packet);
+}
+
 /* How long a direction is remembered as the reply's, in seconds: as a translation would be. */
 static __always_inline bool before_says_reply(const struct flow *before,
 					      const struct packet *packet)
@@ -33,7 +39,7 @@ static __always_inline bool before_says_reply(const struct flow *before,
 	if (!before || !(before->flags & FLOW_REPLY))
 		return false;
 	/* A new connection from the endpoint, on the same ports. */
-	if (begins_tcp(packet))
+	if (opens(packet))
 		return false;
 	/* Signed: another CPU's clock may be ahead. */
 	return (__s32)(now() - before->decided) <=
@@ -61,19 +67,11 @@ static __always_inline bool masquerades(const struct endpoint *self, const struc
 	       !excluded(&packet->key.destination);
 }
 
-/*
- * A packet that can only be an answer: to a connection that the datapath did not
- * see begin. A later fragment of an echo reply is told by the ports of the first.
- */
+/* A packet that can only be an answer: to a connection that the datapath did not see begin. */
 static __always_inline bool begins_with_reply(const struct packet *packet)
 {
-	if ((packet->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK))
-		return true;
-	if (packet->key.protocol != (packet->ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
-		return false;
-	if (packet->fragment == FRAGMENT_LATER)
-		return !packet->key.source_port && packet->key.destination_port;
-	return packet->icmp_type == (packet->ipv6 ? ICMPV6_ECHO_REPLY : ICMP_ECHOREPLY);
+	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) ||
+	       answers_echo(packet);
 }
 
 static __always_inline bool can_masquerade(const struct packet *packet)
@@ -279,15 +277,17 @@ static __always_inline bool receiver_is_there(const struct scratch *s)
 }
 
 /*
- * Keeps a decision for the packets that follow. Errors are decided each by
- * itself, and a closed connection is followed packet by packet.
+ * Keeps a decision for the packets that follow. Errors are decided each by itself, and
+ * a closed connection is followed packet by packet. What has the key of an echo request
+ * without identifier is the reply's.
  */
 __noinline int remember(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
 	struct flow *before;
 
-	if (!s || s->packet.icmp_kind == ICMP_KIND_ERROR || s->decision.epoch == NOT_REMEMBERED)
+	if (!s || s->packet.icmp_kind == ICMP_KIND_ERROR || s->decision.epoch == NOT_REMEMBERED ||
+	    (s->packet.unkeyed && asks_for_echo(&s->packet)))
 		return 0;
 	before = s->forgotten ? NULL : bpf_map_lookup_elem(&flows, &s->packet.key);
 	s->decision.unsure = s->packet.key.protocol == IPPROTO_TCP && !begins_tcp(&s->packet) &&

@@ -55,6 +55,7 @@ struct packet {
 	__u8 icmp_type;
 	__u8 icmp_kind; /* enum icmp_kind */
 	__u8 fragment;	/* enum fragment_kind */
+	bool unkeyed;	/* ICMP without identifier: its key does not tell which flow it is of */
 	bool ipv6;
 };
 
@@ -211,6 +212,11 @@ enum icmp_type {
 	ICMPV6_MLD2_REPORT = 143,
 };
 
+static __always_inline bool has_ports(const struct flow_key *key)
+{
+	return key->source_port || key->destination_port;
+}
+
 static __always_inline int parse_icmp(struct cursor *c, struct packet *packet)
 {
 	struct icmp *icmp = c->at;
@@ -236,6 +242,7 @@ static __always_inline int parse_icmp(struct cursor *c, struct packet *packet)
 	default:
 		packet->icmp_kind = ICMP_KIND_OTHER;
 	}
+	packet->unkeyed = !has_ports(&packet->key);
 	return sizeof(*icmp);
 }
 
@@ -263,7 +270,30 @@ static __always_inline int parse_icmpv6(struct cursor *c, struct packet *packet)
 	default:
 		packet->icmp_kind = ICMP_KIND_OTHER;
 	}
+	packet->unkeyed = !has_ports(&packet->key);
 	return sizeof(*icmp);
+}
+
+/* Whether it is of the ICMP of its family, in any fragment. */
+static __always_inline bool is_icmp(const struct packet *packet)
+{
+	return packet->key.protocol == (packet->ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
+}
+
+static __always_inline bool asks_for_echo(const struct packet *packet)
+{
+	return packet->fragment != FRAGMENT_LATER && is_icmp(packet) &&
+	       packet->icmp_type == (packet->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO);
+}
+
+/* A later fragment of an echo reply is told by the ports of the first. */
+static __always_inline bool answers_echo(const struct packet *packet)
+{
+	if (!is_icmp(packet))
+		return false;
+	if (packet->fragment == FRAGMENT_LATER)
+		return !packet->key.source_port && packet->key.destination_port;
+	return packet->icmp_type == (packet->ipv6 ? ICMPV6_ECHO_REPLY : ICMP_ECHOREPLY);
 }
 
 /* Returns the length of the header that is repeated in every segment of a GSO packet. */

@@ -51,13 +51,6 @@ enum direction {
 	DIRECTION_UNKNOWN,    /* in the middle of a connection that nobody has seen begin */
 };
 
-static __always_inline bool asks_for_echo(const struct packet *packet)
-{
-	return packet->fragment != FRAGMENT_LATER &&
-	       packet->key.protocol == (packet->ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP) &&
-	       packet->icmp_type == (packet->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO);
-}
-
 /*
  * Whether scratch->packet is of who began or of who answers. Where nothing is tracked the
  * decision's FLOW_REPLY counts, for flows from before there was a policy.
@@ -67,11 +60,11 @@ __noinline int direction_of(struct __sk_buff *skb)
 	struct scratch *s = scratch_get();
 	struct flow *before;
 
-	if (!s || !skb || begins_tcp(&s->packet) || asks_for_echo(&s->packet))
+	if (!s || !skb || begins_tcp(&s->packet))
 		return DIRECTION_BEGINS;
 	s->wanted = s->packet.key;
 	s->wanted.kind = KEY_TRACKED;
-	if (tracked(s))
+	if (!asks_for_echo(&s->packet) && tracked(s))
 		return DIRECTION_ANSWERS;
 	back_key(&s->wanted, &s->packet.key);
 	s->wanted.kind = KEY_TRACKED;
@@ -79,6 +72,8 @@ __noinline int direction_of(struct __sk_buff *skb)
 		s->forgotten = false; /* it has been counted */
 		return DIRECTION_BEGINS;
 	}
+	if (asks_for_echo(&s->packet))
+		return DIRECTION_BEGINS;
 	if (s->decision.flags & FLOW_REPLY)
 		return DIRECTION_REMEMBERED;
 	if (s->packet.key.protocol != IPPROTO_TCP)

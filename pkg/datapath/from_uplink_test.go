@@ -28,6 +28,7 @@ func testFromUplink(t *testing.T, n *node) {
 		t.Run("answers that are none", func(t *testing.T) { testNoAnswers(t, n, f) })
 		t.Run("evicted decision", func(t *testing.T) { testEvicted(t, n, f) })
 		t.Run("evicted note", func(t *testing.T) { testAskedThenEvicted(t, n, f) })
+		t.Run("echoes without identifier", func(t *testing.T) { testEchoesWithoutIdentifier(t, n, f) })
 	})
 }
 
@@ -228,25 +229,53 @@ func testNoAnswers(t *testing.T, n *node, f family) {
 	}
 }
 
-// testEvicted: decisions are a cache, the packets of either side bring them back.
+// evict has the cache forget some of its flows.
+func (n *node) evict(t *testing.T, which func(maps.FlowKey) bool) {
+	t.Helper()
+	var gone []maps.FlowKey
+	must(t, each(n.maps.Flows, func(key maps.FlowKey, _ maps.Flow) bool {
+		if which(key) {
+			gone = append(gone, key)
+		}
+		return true
+	}))
+	must(t, removeAll(n.maps.Flows, gone))
+}
+
 // testAskedThenEvicted: the cache forgets that what the world has asked for at the
 // endpoint's own address is an answer, before it comes.
 func testAskedThenEvicted(t *testing.T, n *node, f family) {
 	n.forget(t)
 	n.check(t, n.fromWorld(ip(f.world, f.a, 58, udp(low, server)...)...),
 		deliveredAs(delivered(n.a, ip(f.world, f.a, 57, udp(low, server)...)...), "decided"))
-	var notes []maps.FlowKey
-	must(t, each(n.maps.Flows, func(key maps.FlowKey, _ maps.Flow) bool {
-		if key.Ifindex != 0 {
-			notes = append(notes, key)
-		}
-		return true
-	}))
-	must(t, removeAll(n.maps.Flows, notes))
+	n.evict(t, func(key maps.FlowKey) bool { return key.Ifindex != 0 })
 	n.check(t, n.fromA(ip(f.a, f.world, 64, udp(server, low)...)...),
 		forwarded(sent(n.a, ip(f.a, f.world, 63, udp(server, low)...)...), "decided"))
 }
 
+// testEchoesWithoutIdentifier: the requests of one end have the key of the other's answers.
+// Each is masqueraded, or not, as what it is.
+func testEchoesWithoutIdentifier(t *testing.T, n *node, f family) {
+	n.forget(t)
+	request, reply := []packet.Layer{packet.Echo(0, 1), packet.Payload(8)}, []packet.Layer{packet.EchoReply(0, 1), packet.Payload(8)}
+	asked := step{"asked", n.fromWorld(ip(f.world, f.a, 58, request...)...), deliveredAs(delivered(n.a, ip(f.world, f.a, 57, request...)...), "decided")}
+	answer := step{"answer", n.fromA(ip(f.a, f.world, 64, reply...)...), forwarded(sent(n.a, ip(f.a, f.world, 63, reply...)...), "decided")}
+	n.story(t, asked, answer)
+	own := n.run(t, n.fromA(ip(f.a, f.world, 64, request...)...))
+	outside := see(own.out, false).sport
+	own.compare(t, forwarded(sent(n.a, ip(f.host, f.world, 63, packet.Echo(outside, 1), packet.Payload(8))...), "decided"))
+	n.evict(t, func(key maps.FlowKey) bool { return key.Ifindex == 0 })
+	n.story(
+		t, answer,
+		step{
+			"own answer", n.fromWorld(ip(f.world, f.host, 58, packet.EchoReply(outside, 1), packet.Payload(8))...),
+			deliveredAs(delivered(n.a, ip(f.world, f.a, 57, reply...)...), "decided"),
+		},
+		asked, answer,
+	)
+}
+
+// testEvicted: decisions are a cache, the packets of either side bring them back.
 func testEvicted(t *testing.T, n *node, f family) {
 	for _, tr := range transports() {
 		t.Run(tr.name, func(t *testing.T) {

@@ -487,11 +487,17 @@ func testPolicyStranger(t *testing.T, n *node, f family) {
 func testPolicyEchoes(t *testing.T, n *node, f family) {
 	n.enforce(t, n.policy().restrict(n.a, func(s *Subject) { s.Egress, s.Ingress = setOne, setOne+1 }).allow(setOne, ofB))
 	ask, asked := n.between(n.a, n.b, f.a, f.b, []packet.Layer{packet.Echo(0, 1), packet.Payload(8)})
+	answer, answered := n.between(n.b, n.a, f.b, f.a, []packet.Layer{packet.EchoReply(0, 1), packet.Payload(8)})
 	other, _ := n.between(n.b, n.a, f.b, f.a, []packet.Layer{packet.Echo(0, 1), packet.Payload(8)})
 	n.story(t,
 		step{"asked", ask, deliveredAs(asked, "decided")},
 		step{"asked back", other, denied("policy_ingress", "decided")},
+		step{"answered", answer, deliveredAs(answered, "decided")},
+		step{"asked back, although that was an answer", other, denied("policy_ingress", "decided")},
+		step{"answered, although that was denied", answer, deliveredAs(answered, "decided")},
+		step{"asked again", ask, deliveredAs(asked, "decided")},
 	)
+	n.wantHits(t, PolicyHits{Rules: map[uint64]uint64{ruleOne: 1}, IngressDenied: map[uint16]uint64{n.a.ID: 2}})
 }
 
 // tracked1 is a flow that is tracked.
