@@ -9,7 +9,7 @@
 
 #include "lib/apply.h"
 #include "lib/fragment.h"
-#include "lib/parse.h"
+#include "lib/frame.h"
 #include "lib/link_local.h"
 #include "lib/masquerade.h"
 #include "lib/port.h"

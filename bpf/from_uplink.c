@@ -10,7 +10,7 @@
 
 #include "lib/apply.h"
 #include "lib/fragment.h"
-#include "lib/parse.h"
+#include "lib/frame.h"
 #include "lib/masquerade.h"
 #include "lib/port.h"
 #include "lib/track.h"

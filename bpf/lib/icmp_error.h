@@ -57,8 +57,7 @@ __noinline int parse_quote(struct __sk_buff *skb)
 		for (int i = 0; i < QUOTE_EXTENSIONS_MAX; i++) {
 			struct ipv6_fragment extension; /* as long as the shortest of all */
 
-			if (next != IPPROTO_FRAGMENT && next != IPPROTO_HOPOPTS &&
-			    next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS)
+			if (!is_extension(next))
 				break;
 			if (bpf_skb_load_bytes(skb, offset, &extension, sizeof(extension)))
 				return -1;

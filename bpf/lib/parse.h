@@ -23,7 +23,7 @@
 #include "types.h"
 
 #define PARSE_INVALID -1 /* lengths or versions that make no sense */
-#define PARSE_SHORT -2	 /* the header is not in the linear part of the packet */
+#define PARSE_SHORT -2	 /* a header is not in the linear part of the packet */
 
 enum parsed {
 	PARSED_IP,    /* packet is filled in */
@@ -67,6 +67,7 @@ struct packet {
 #define IP_MORE_FRAGMENTS 0x2000
 #define IP_OFFSET 0x1fff
 #define IPV6_EXTENSIONS_MAX 8
+#define EXTENSIONS_END_MAX 0x7fff /* of a frame, for the verifier: all of them are shorter */
 #define SCTP_HEADER 12
 
 struct cursor {
@@ -118,11 +119,63 @@ static __always_inline int parse_ipv4(struct cursor *c, struct packet *packet, _
 	return ip->protocol;
 }
 
-static __always_inline int parse_ipv6(struct cursor *c, struct packet *packet, __u32 frame_length)
+static __always_inline __u32 linear_length(const struct __sk_buff *skb)
+{
+	return (void *)(long)skb->data_end - (void *)(long)skb->data;
+}
+
+static __always_inline bool is_extension(__u8 next)
+{
+	return next == IPPROTO_FRAGMENT || next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING ||
+	       next == IPPROTO_DSTOPTS;
+}
+
+/*
+ * Walks by offsets, which the verifier need not know: with pointers it follows each chain
+ * by itself, and all that comes after.
+ */
+static __always_inline int skip_extensions(struct __sk_buff *skb, struct cursor *c,
+					   struct packet *packet, __u8 next)
+{
+	__u32 offset = packet->transport, linear = linear_length(skb);
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < IPV6_EXTENSIONS_MAX; i++) {
+		struct ipv6_fragment header; /* as long as the shortest of all */
+		struct ipv6_extension *extension = (void *)&header;
+
+		if (offset + sizeof(header) > linear)
+			return PARSE_SHORT;
+		if (bpf_skb_load_bytes(skb, offset, &header, sizeof(header)))
+			return PARSE_SHORT;
+		if (next != IPPROTO_FRAGMENT) {
+			offset += (extension->length + 1) * 8;
+		} else {
+			offset += sizeof(header);
+			/* An atomic fragment (RFC 6946) is whole. */
+			if (header.offset & bpf_htons(0xfff9))
+				packet->fragment = header.offset & bpf_htons(0xfff8)
+							   ? FRAGMENT_LATER
+							   : FRAGMENT_FIRST;
+			packet->identification = header.identification;
+		}
+		next = header.next;
+		if (packet->fragment == FRAGMENT_LATER || !is_extension(next)) {
+			packet->transport = offset;
+			if (offset > linear || offset > EXTENSIONS_END_MAX)
+				return PARSE_SHORT;
+			c->at = (void *)(long)skb->data + offset;
+			return next;
+		}
+	}
+	return PARSE_INVALID;
+}
+
+static __always_inline int parse_ipv6(struct __sk_buff *skb, struct cursor *c,
+				      struct packet *packet, bool thoroughly)
 {
 	struct ipv6hdr *ip = c->at;
-	__u32 total, offset = ETH_HLEN + sizeof(*ip);
-	int next;
+	__u32 total;
 
 	if ((void *)(ip + 1) > c->end)
 		return PARSE_SHORT;
@@ -130,7 +183,7 @@ static __always_inline int parse_ipv6(struct cursor *c, struct packet *packet, _
 	if (ip->version != 6)
 		return PARSE_INVALID;
 	if (packet->length == 0) {
-		if (total > frame_length - ETH_HLEN)
+		if (total > skb->len - ETH_HLEN)
 			return PARSE_INVALID;
 		packet->length = total;
 	}
@@ -142,47 +195,11 @@ static __always_inline int parse_ipv6(struct cursor *c, struct packet *packet, _
 	packet->ipv6 = true;
 	packet->ttl = ip->hop_limit;
 	packet->traffic_class = ip->priority << 4 | ip->flow_lbl[0] >> 4;
-	next = ip->nexthdr;
 	c->at += sizeof(*ip);
-
-#pragma clang loop unroll(disable)
-	for (int i = 0; i <= IPV6_EXTENSIONS_MAX; i++) {
-		struct ipv6_extension *extension = c->at;
-		__u32 length;
-
-		if (next == IPPROTO_FRAGMENT) {
-			struct ipv6_fragment *fragment = c->at;
-
-			if ((void *)(fragment + 1) > c->end)
-				return PARSE_SHORT;
-			length = sizeof(*fragment);
-			/* An atomic fragment (RFC 6946) is whole. */
-			if (fragment->offset & bpf_htons(0xfff9))
-				packet->fragment = fragment->offset & bpf_htons(0xfff8)
-							   ? FRAGMENT_LATER
-							   : FRAGMENT_FIRST;
-			packet->identification = fragment->identification;
-			next = fragment->next;
-			if (packet->fragment == FRAGMENT_LATER) {
-				packet->transport = offset + length;
-				return next;
-			}
-		} else if (next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING ||
-			   next == IPPROTO_DSTOPTS) {
-			if ((void *)(extension + 1) > c->end)
-				return PARSE_SHORT;
-			length = (extension->length + 1) * 8;
-			next = extension->next;
-		} else {
-			packet->transport = offset;
-			return next;
-		}
-		c->at += length;
-		offset += length;
-		if (c->at > c->end)
-			return PARSE_SHORT;
-	}
-	return PARSE_INVALID;
+	packet->transport = ETH_HLEN + sizeof(*ip);
+	if (!is_extension(ip->nexthdr))
+		return ip->nexthdr;
+	return thoroughly ? skip_extensions(skb, c, packet, ip->nexthdr) : PARSE_SHORT;
 }
 
 /* RFC 792 and RFC 4443 share the layout. linux/icmp.h needs a C library, so the names are here. */
@@ -335,7 +352,13 @@ static __always_inline int parse_transport(struct cursor *c, struct packet *pack
 	return length;
 }
 
-static __always_inline int parse_frame(struct __sk_buff *skb, struct packet *packet)
+/*
+ * Fills packet, which the caller has zeroed, from headers in the linear part of the frame.
+ * Returns an enum parsed or a negative value; not thoroughly, PARSE_SHORT also where IPv6
+ * has extensions.
+ */
+static __always_inline int parse_headers(struct __sk_buff *skb, struct packet *packet,
+					 bool thoroughly)
 {
 	struct cursor c = { (void *)(long)skb->data, (void *)(long)skb->data_end };
 	struct ethhdr *ethernet = c.at;
@@ -350,7 +373,7 @@ static __always_inline int parse_frame(struct __sk_buff *skb, struct packet *pac
 		next = parse_ipv4(&c, packet, skb->len);
 		break;
 	case bpf_htons(ETH_P_IPV6):
-		next = parse_ipv6(&c, packet, skb->len);
+		next = parse_ipv6(skb, &c, packet, thoroughly);
 		break;
 	case bpf_htons(ETH_P_ARP):
 		return PARSED_ARP;
@@ -373,25 +396,4 @@ static __always_inline int parse_frame(struct __sk_buff *skb, struct packet *pac
 	else if ((__u32)(packet->transport - ETH_HLEN + length) > packet->length)
 		return PARSE_INVALID; /* the headers go on behind the end of the packet */
 	return PARSED_IP;
-}
-
-/*
- * Fills packet, which the caller has zeroed, and returns an enum parsed or
- * PARSE_INVALID. Headers outside of the linear part are pulled into it once,
- * but never those of a GSO packet: pulling a part of a fraglist one crashes
- * kernels before 6.16. Senders and drivers keep the headers of GSO packets
- * linear; a packet that does not is refused.
- */
-static __always_inline int parse(struct __sk_buff *skb, struct packet *packet)
-{
-	int parsed;
-
-	parsed = parse_frame(skb, packet);
-	if (parsed != PARSE_SHORT)
-		return parsed;
-	if (skb->gso_size || bpf_skb_pull_data(skb, skb->len < 256 ? skb->len : 256))
-		return PARSE_INVALID;
-	__builtin_memset(packet, 0, sizeof(*packet));
-	parsed = parse_frame(skb, packet);
-	return parsed == PARSE_SHORT ? PARSE_INVALID : parsed;
 }

@@ -63,40 +63,48 @@ static __noinline int count_denied(__u32 at)
 	return 0;
 }
 
+enum permission {
+	PERMISSION_NONE,
+	PERMISSION_GIVEN,
+	PERMISSION_OPEN, /* the next chunk may give it */
+};
+
+/* What one chunk of the set says of scratch->question. The rule is noted in the question. */
+__noinline int chunk_permits(struct __sk_buff *skb, __u32 set, __u32 identity, __u32 chunk)
+{
+	struct policy_key key = { .set = set, .identity = identity, .chunk = chunk };
+	struct policy *policy = bpf_map_lookup_elem(&policies, &key);
+	struct scratch *s = scratch_get();
+	__u16 port;
+
+	if (!policy || !s || !skb)
+		return PERMISSION_NONE;
+	port = bpf_ntohs(s->question.server_port);
+	for (int i = 0; i < POLICY_RANGES; i++) {
+		const struct policy_range *range = &policy->ranges[i];
+
+		if (!range->rule ||
+		    (range->protocol && (range->protocol != s->question.protocol ||
+					 port < range->first || port > range->last)))
+			continue;
+		s->question.rule = range->rule;
+		return PERMISSION_GIVEN;
+	}
+	return policy->more ? PERMISSION_OPEN : PERMISSION_NONE;
+}
+
 /*
  * Whether the set lets through what scratch->question asks for, with the other end being
- * of the identity. The rule that does is noted in the question.
+ * of the identity.
  */
 __noinline int set_permits(struct __sk_buff *skb, __u32 set, __u32 identity)
 {
-	struct policy_key key = { .set = set, .identity = identity };
-	struct scratch *s = scratch_get();
-	struct policy *policy;
-	__u16 port;
+	int permission = PERMISSION_OPEN;
 
-	if (!s || !skb)
-		return false;
-	port = bpf_ntohs(s->question.server_port);
 #pragma clang loop unroll(disable)
-	for (int chunk = 0; chunk < POLICY_CHUNKS; chunk++) {
-		key.chunk = chunk;
-		policy = bpf_map_lookup_elem(&policies, &key);
-		if (!policy)
-			return false;
-		for (int i = 0; i < POLICY_RANGES; i++) {
-			const struct policy_range *range = &policy->ranges[i];
-
-			if (!range->rule ||
-			    (range->protocol && (range->protocol != s->question.protocol ||
-						 port < range->first || port > range->last)))
-				continue;
-			s->question.rule = range->rule;
-			return true;
-		}
-		if (!policy->more)
-			return false;
-	}
-	return false;
+	for (int chunk = 0; chunk < POLICY_CHUNKS && permission == PERMISSION_OPEN; chunk++)
+		permission = chunk_permits(skb, set, identity, chunk);
+	return permission == PERMISSION_GIVEN;
 }
 
 /* As set_permits, with the rules for everybody besides; counts for whom it is asked. */
