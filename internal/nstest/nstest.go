@@ -75,8 +75,19 @@ func New(tb testing.TB, hint string) *NS {
 	lo, err := n.Handle.LinkByName("lo")
 	must(tb, err)
 	must(tb, n.Handle.LinkSetUp(lo))
+	n.Do(tb, func() {
+		for _, setting := range unlimited {
+			if err := os.WriteFile(filepath.Join("/proc/sys/net", setting), []byte("0"), 0); err != nil {
+				tb.Error(err)
+			}
+		}
+	})
 	return n
 }
+
+// unlimited are 0 in each namespace, where errors that a test waits for would else be held
+// back for their rate.
+var unlimited = []string{"ipv4/icmp_ratemask", "ipv6/icmp/ratelimit"}
 
 // Do runs f on a thread inside the namespace. f must not start goroutines that
 // rely on it.

@@ -10,8 +10,6 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/btf"
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
@@ -63,70 +61,6 @@ type skBuff struct {
 	HardwareTimestamp                             uint64
 }
 
-// Indices of skBuff.CB that a prelude takes and returns.
-const (
-	cbSeen = iota // in and out: skb->tc_index
-	cbVLAN        // in: identifier of a tag to push; out: skb->vlan_present
-)
-
-// newPreludes makes for each program one that prepares the packet in ways that
-// BPF_PROG_TEST_RUN does not, calls the program as it is loaded, and tells what
-// became of it. The tail call in a function of its own makes the program's exit
-// return to the prelude.
-func newPreludes(t testing.TB, p *programs) map[string]*ebpf.Program {
-	t.Helper()
-	const (
-		offsetTCIndex     = 44
-		offsetVLANPresent = 20
-		offsetCB          = 48
-	)
-	preludes := make(map[string]*ebpf.Program)
-	for name, program := range p.byName {
-		targets, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
-		must(t, err)
-		t.Cleanup(func() { _ = targets.Close() })
-		prelude, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-			Name: "prelude", Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
-			Instructions: asm.Instructions{
-				btf.WithFuncMetadata(asm.Mov.Reg(asm.R6, asm.R1).WithSymbol("prelude"), function("prelude", btf.GlobalFunc)),
-				asm.LoadMem(asm.R2, asm.R6, offsetCB+4*cbSeen, asm.Word),
-				asm.StoreMem(asm.R6, offsetTCIndex, asm.R2, asm.Word),
-				asm.LoadMem(asm.R3, asm.R6, offsetCB+4*cbVLAN, asm.Word),
-				asm.JEq.Imm(asm.R3, 0, "call"),
-				asm.Mov.Reg(asm.R1, asm.R6),
-				asm.Mov.Imm(asm.R2, 0x0081), // htons(ETH_P_8021Q)
-				asm.FnSkbVlanPush.Call(),
-				asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("call"),
-				asm.Call.Label("run"),
-				asm.LoadMem(asm.R2, asm.R6, offsetTCIndex, asm.Word),
-				asm.StoreMem(asm.R6, offsetCB+4*cbSeen, asm.R2, asm.Word),
-				asm.LoadMem(asm.R2, asm.R6, offsetVLANPresent, asm.Word),
-				asm.StoreMem(asm.R6, offsetCB+4*cbVLAN, asm.R2, asm.Word),
-				asm.Return(),
-				btf.WithFuncMetadata(asm.LoadMapPtr(asm.R2, targets.FD()).WithSymbol("run"), function("run", btf.StaticFunc)),
-				asm.Mov.Imm(asm.R3, 0),
-				asm.FnTailCall.Call(),
-				asm.Mov.Imm(asm.R0, 99), // no verdict: the call failed
-				asm.Return(),
-			},
-		})
-		must(t, err)
-		t.Cleanup(func() { _ = prelude.Close() })
-		must(t, targets.Put(uint32(0), program))
-		preludes[name] = prelude
-	}
-	return preludes
-}
-
-// function describes a function that takes the context, as the verifier wants to
-// know before it allows a tail call in one.
-func function(name string, linkage btf.FuncLinkage) *btf.Func {
-	return &btf.Func{Name: name, Linkage: linkage, Type: &btf.FuncProto{
-		Return: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed},
-		Params: []btf.FuncParam{{Name: "skb", Type: &btf.Pointer{Target: &btf.Struct{Name: "__sk_buff"}}}},
-	}}
-}
-
 // run is one packet that meets a program.
 type run struct {
 	program string
@@ -169,37 +103,27 @@ func (r run) require(t *testing.T) {
 	}
 }
 
-// result is what a program made of a packet.
+// result is what a program made of a packet. want.counters is not set.
 type result struct {
 	run
 	want
+	// counts are those of the program's journey that changed.
 	counts map[string]maps.Count
 }
 
 // run shows a packet to its program.
-func (n *node) run(t *testing.T, r run) result {
+func (n *node) run(t *testing.T, r run) (got result) {
 	t.Helper()
 	r.require(t)
-	before := n.counts(t)
-	var got want
 	n.do(t, func() (err error) {
 		got, err = n.execute(r)
 		return err
 	})
-	counts := n.counts(t)
-	for name, count := range counts {
-		count.Packets -= before[name].Packets
-		count.Bytes -= before[name].Bytes
-		if counts[name] = count; count.Packets == 0 && count.Bytes == 0 {
-			delete(counts, name)
-		}
-	}
-	return result{r, got, counts}
+	return got
 }
 
-// execute runs the program once, in the namespace of the calling thread, and returns
-// what it made of the packet, the counters left out.
-func (n *node) execute(r run) (want, error) {
+// execute runs the program once, in the namespace of the calling thread.
+func (n *node) execute(r run) (result, error) {
 	context := skBuff{
 		Ifindex: uint32(r.device), IngressIfindex: uint32(r.ingress),
 		GSOSize: r.gsoSize, GSOSegs: r.gsoSegs,
@@ -207,8 +131,13 @@ func (n *node) execute(r run) (want, error) {
 	context.CB[cbSeen], context.CB[cbVLAN] = r.seen, r.vlan
 	after := context
 	options := ebpf.RunOptions{Data: r.in, DataOut: make([]byte, len(r.in)+256), Context: context, ContextOut: &after}
-	verdict, err := n.preludes[r.program].Run(&options)
-	return want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen]}, err
+	p := n.preludes[r.program]
+	verdict, err := p.program.Run(&options)
+	if err != nil {
+		return result{}, err
+	}
+	counts, err := p.counts()
+	return result{r, want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen]}, counts}, err
 }
 
 // compare compares verdict, frame, mark and all counters. Where a packet was right

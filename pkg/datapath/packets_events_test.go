@@ -3,12 +3,10 @@
 package datapath
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/pkg/maps"
@@ -86,55 +84,6 @@ func (s *teller) event(t *testing.T, kind int, story *script) error {
 	}
 	s.after = n.entries(t)
 	return n.consistent(s.after)
-}
-
-// count reads all counters at once, and returns those that changed.
-func (s *teller) count(t *testing.T) (map[string]maps.Count, []maps.Count) {
-	sums := make([]maps.Count, s.n.maps.Counters.MaxEntries())
-	must(t, s.n.readCounters(sums))
-	changed := make(map[string]maps.Count)
-	for i, sum := range sums {
-		if s.counters == nil || sum == s.counters[i] {
-			continue
-		}
-		places := len(sums) / int(maps.JourneyMax)
-		name := s.n.maps.JourneyNames[i/places] + " " + s.n.maps.CounterNames[i%places]
-		changed[name] = maps.Count{Packets: sum.Packets - s.counters[i].Packets, Bytes: sum.Bytes - s.counters[i].Bytes}
-	}
-	return changed, sums
-}
-
-// readCounters sums the counters over CPUs.
-func (n *node) readCounters(sums []maps.Count) error {
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		return err
-	}
-	keys, values := make([]uint32, len(sums)), make([]maps.Count, len(sums)*cpus)
-	var cursor ebpf.MapBatchCursor
-	if _, err := n.maps.Counters.BatchLookup(&cursor, keys, values, nil); err == nil || errors.Is(err, ebpf.ErrKeyNotExist) {
-		for i, count := range values {
-			sums[keys[i/cpus]].Packets += count.Packets
-			sums[keys[i/cpus]].Bytes += count.Bytes
-		}
-		return nil
-	}
-	// Before Linux 5.13 there are no batches of values of each CPU.
-	places := len(sums) / int(maps.JourneyMax)
-	for i := range sums {
-		if i%places >= int(maps.CounterMax) {
-			continue
-		}
-		var perCPU []maps.Count
-		if err := n.maps.Counters.Lookup(uint32(i), &perCPU); err != nil {
-			return fmt.Errorf("read map counters: %w", err)
-		}
-		for _, count := range perCPU {
-			sums[i].Packets += count.Packets
-			sums[i].Bytes += count.Bytes
-		}
-	}
-	return nil
 }
 
 // entries reads the translations, both halves of each.

@@ -131,9 +131,7 @@ type teller struct {
 	*oracle
 	all       [2][]base
 	firewalls []firewall
-	// counters are as they were last read.
-	counters []maps.Count
-	log      []string
+	log       []string
 	// departed are the packets that left translated, in order.
 	departed []*outcome
 	// last and passed are the last packet, and the last that the stack got.
@@ -213,7 +211,6 @@ func (s *teller) begin(t *testing.T) {
 	s.asked, s.fragments = make(map[maps.FlowKey]uint32), make(map[maps.FragmentKey][]firstFragment)
 	s.before, s.after = nil, make(map[maps.FlowKey]maps.Translation)
 	s.log, s.departed, s.last, s.passed = nil, nil, nil, nil
-	_, s.counters = s.count(t)
 }
 
 func (s *teller) say(format string, args ...any) { s.log = append(s.log, fmt.Sprintf(format, args...)) }
@@ -277,15 +274,13 @@ func (s *teller) show(t *testing.T, r run) (*outcome, error) {
 	if r.ingress != 0 && !s.n.ingressWorks(t) {
 		r.ingress = 0
 	}
-	became, err := s.n.execute(r)
+	got, err := s.n.execute(r)
 	if errors.Is(err, unix.EINVAL) && len(r.in) < 14+40 {
 		return nil, nil // some kernels take no frame without a whole IP header
 	}
 	if err != nil {
 		return nil, fmt.Errorf("run %s with %d bytes: %w", r.program, len(r.in), err)
 	}
-	got := result{run: r, want: became}
-	got.counts, s.counters = s.count(t)
 	s.before, s.after = s.after, s.n.entries(t)
 	s.say("%s on %d, tc_index %#x: %s", r.program, r.device, r.seen, packet.Summary(r.in))
 	p, err := s.judge(got)

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -30,7 +29,7 @@ type node struct {
 	uplink  Uplink
 	other   netlink.Link
 	// preludes run the programs, by name.
-	preludes map[string]*ebpf.Program
+	preludes map[string]*prelude
 }
 
 // family is one address family of the world that the tests live in.
@@ -188,7 +187,7 @@ func newNode(t testing.TB, cfg Config) *node {
 			}
 		})
 	})
-	n.preludes = newPreludes(t, n.programs)
+	n.preludes = newPreludes(t, n.Datapath)
 	return n
 }
 

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// Indices of skBuff.CB that a prelude takes and returns.
+const (
+	cbSeen = iota // in and out: skb->tc_index
+	cbVLAN        // in: identifier of a tag to push; out: skb->vlan_present
+)
+
+// prelude prepares the packet in ways that BPF_PROG_TEST_RUN does not, calls a program as
+// it is loaded, and tells what became of it: what it counts is read in the same run, since
+// to read all counters from outside costs more than all else.
+type prelude struct {
+	program *ebpf.Program
+	// counted has the counters of the program's journey, names tells which.
+	counted *ebpf.Map
+	names   []string
+}
+
+// snapshots is the value of prelude.counted: on the CPU of the run, before and after it.
+type snapshots struct{ Before, After [snapshotPlaces]maps.Count }
+
+const (
+	snapshotPlaces = 64
+	countSize      = 16
+)
+
+// newPreludes makes one for each program.
+func newPreludes(t testing.TB, d *Datapath) map[string]*prelude {
+	t.Helper()
+	if int(maps.CounterMax) > snapshotPlaces {
+		t.Fatalf("%d counters, room for %d", maps.CounterMax, snapshotPlaces)
+	}
+	preludes := make(map[string]*prelude)
+	for name, program := range d.programs.byName {
+		targets, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+		must(t, err)
+		t.Cleanup(func() { _ = targets.Close() })
+		counted, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 2 * snapshotPlaces * countSize, MaxEntries: 1})
+		must(t, err)
+		t.Cleanup(func() { _ = counted.Close() })
+		p := &prelude{counted: counted}
+		journey := slices.Index(d.maps.JourneyNames, name)
+		if journey >= 0 {
+			for _, counter := range d.maps.CounterNames {
+				p.names = append(p.names, name+" "+counter)
+			}
+		}
+		p.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{
+			Name: "prelude", Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
+			Instructions: preludeInstructions(d, targets, counted, journey),
+		})
+		must(t, err)
+		t.Cleanup(func() { _ = p.program.Close() })
+		must(t, targets.Put(uint32(0), program))
+		preludes[name] = p
+	}
+	return preludes
+}
+
+// preludeInstructions are those of a program's. The tail call in a function of its own makes
+// the program's exit return to the prelude. journey is negative where nothing is counted.
+func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journey int) asm.Instructions {
+	const (
+		offsetTCIndex     = 44
+		offsetVLANPresent = 20
+		offsetCB          = 48
+	)
+	snapshot := func(label string, at int32) asm.Instructions {
+		if journey < 0 {
+			return nil
+		}
+		first := uint32(journey) * d.maps.Counters.MaxEntries() / uint32(maps.JourneyMax)
+		return asm.Instructions{
+			asm.Mov.Imm(asm.R7, 0),
+			asm.Mov.Reg(asm.R2, asm.R7).WithSymbol(label),
+			asm.Add.Imm(asm.R2, int32(first)),
+			asm.StoreMem(asm.R10, -4, asm.R2, asm.Word),
+			asm.LoadMapPtr(asm.R1, d.maps.Counters.FD()),
+			asm.Mov.Reg(asm.R2, asm.R10),
+			asm.Add.Imm(asm.R2, -4),
+			asm.FnMapLookupElem.Call(),
+			asm.JEq.Imm(asm.R0, 0, label+"_end"),
+			asm.LoadMapValue(asm.R1, counted.FD(), 0),
+			asm.Mov.Reg(asm.R2, asm.R7),
+			asm.LSh.Imm(asm.R2, 4), // by countSize
+			asm.Add.Reg(asm.R1, asm.R2),
+			asm.LoadMem(asm.R3, asm.R0, 0, asm.DWord),
+			asm.StoreMem(asm.R1, int16(at), asm.R3, asm.DWord),
+			asm.LoadMem(asm.R3, asm.R0, 8, asm.DWord),
+			asm.StoreMem(asm.R1, int16(at)+8, asm.R3, asm.DWord),
+			asm.Add.Imm(asm.R7, 1),
+			asm.JLT.Imm(asm.R7, int32(maps.CounterMax), label),
+			asm.Mov.Imm(asm.R0, 0).WithSymbol(label + "_end"),
+		}
+	}
+	return slices.Concat(
+		asm.Instructions{btf.WithFuncMetadata(asm.Mov.Reg(asm.R6, asm.R1).WithSymbol("prelude"), function("prelude", btf.GlobalFunc))},
+		snapshot("before", 0),
+		asm.Instructions{
+			asm.LoadMem(asm.R2, asm.R6, offsetCB+4*cbSeen, asm.Word),
+			asm.StoreMem(asm.R6, offsetTCIndex, asm.R2, asm.Word),
+			asm.LoadMem(asm.R3, asm.R6, offsetCB+4*cbVLAN, asm.Word),
+			asm.JEq.Imm(asm.R3, 0, "call"),
+			asm.Mov.Reg(asm.R1, asm.R6),
+			asm.Mov.Imm(asm.R2, 0x0081), // htons(ETH_P_8021Q)
+			asm.FnSkbVlanPush.Call(),
+			asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("call"),
+			asm.Call.Label("run"),
+			asm.Mov.Reg(asm.R8, asm.R0),
+			asm.LoadMem(asm.R2, asm.R6, offsetTCIndex, asm.Word),
+			asm.StoreMem(asm.R6, offsetCB+4*cbSeen, asm.R2, asm.Word),
+			asm.LoadMem(asm.R2, asm.R6, offsetVLANPresent, asm.Word),
+			asm.StoreMem(asm.R6, offsetCB+4*cbVLAN, asm.R2, asm.Word),
+		},
+		snapshot("after", snapshotPlaces*countSize),
+		asm.Instructions{
+			asm.Mov.Reg(asm.R0, asm.R8),
+			asm.Return(),
+			btf.WithFuncMetadata(asm.LoadMapPtr(asm.R2, targets.FD()).WithSymbol("run"), function("run", btf.StaticFunc)),
+			asm.Mov.Imm(asm.R3, 0),
+			asm.FnTailCall.Call(),
+			asm.Mov.Imm(asm.R0, 99), // no verdict: the call failed
+			asm.Return(),
+		},
+	)
+}
+
+// function describes a function that takes the context, as the verifier wants to
+// know before it allows a tail call in one.
+func function(name string, linkage btf.FuncLinkage) *btf.Func {
+	return &btf.Func{Name: name, Linkage: linkage, Type: &btf.FuncProto{
+		Return: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed},
+		Params: []btf.FuncParam{{Name: "skb", Type: &btf.Pointer{Target: &btf.Struct{Name: "__sk_buff"}}}},
+	}}
+}
+
+// counts are what the last run has added to the counters of its journey, by journey and name.
+func (p *prelude) counts() (map[string]maps.Count, error) {
+	var both snapshots
+	if err := p.counted.Lookup(uint32(0), &both); err != nil {
+		return nil, fmt.Errorf("read what was counted: %w", err)
+	}
+	counts := make(map[string]maps.Count)
+	for i, name := range p.names {
+		packets, bytes := both.After[i].Packets-both.Before[i].Packets, both.After[i].Bytes-both.Before[i].Bytes
+		if packets != 0 || bytes != 0 {
+			counts[name] = maps.Count{Packets: packets, Bytes: bytes}
+		}
+	}
+	return counts, nil
+}
