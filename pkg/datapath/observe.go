@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -58,28 +59,35 @@ var actionNames = map[uint8]string{
 }
 
 // Flows reads up to limit entries of the flow cache, in no order.
-func (d *Datapath) Flows(limit int) ([]Flow, error) {
-	now, err := ticks()
-	if err != nil {
-		return nil, err
-	}
-	epochs, err := d.epochs()
-	if err != nil {
-		return nil, err
-	}
-	var flows []Flow
-	err = each(d.maps.Flows, func(key maps.FlowKey, value maps.Flow) bool {
-		f := newFlow(key, value, now, epochs)
-		if value.Action == maps.ActionDeny && int(value.Reason) < len(d.maps.CounterNames) {
-			f.Reason = d.maps.CounterNames[value.Reason]
-		}
+func (d *Datapath) Flows(limit int) (flows []Flow, err error) {
+	err = d.EachFlow(func(f Flow) bool {
 		flows = append(flows, f)
 		return len(flows) < limit
 	})
 	return flows, err
 }
 
-func newFlow(key maps.FlowKey, value maps.Flow, now uint32, epochs []uint32) Flow {
+// EachFlow calls f for the entries of the flow cache, in no order, until it returns
+// false. It takes no more memory than one batch, however many there are.
+func (d *Datapath) EachFlow(f func(Flow) bool) error {
+	now, err := ticks()
+	if err != nil {
+		return err
+	}
+	epochs := epochs{of: d.maps.Epochs, known: make(map[uint32]uint32)}
+	err = each(d.maps.Flows, func(key maps.FlowKey, value maps.Flow) bool {
+		one := newFlow(key, value, now)
+		one.Current = value.Action != maps.ActionNone && now-min(now, value.Decided) < decisionAge &&
+			value.Epoch == epochs.get(0)+epochs.get(value.Endpoint)
+		if value.Action == maps.ActionDeny && int(value.Reason) < len(d.maps.CounterNames) {
+			one.Reason = d.maps.CounterNames[value.Reason]
+		}
+		return f(one) && epochs.err == nil
+	})
+	return cmp.Or(epochs.err, err)
+}
+
+func newFlow(key maps.FlowKey, value maps.Flow, now uint32) Flow {
 	f := Flow{
 		Protocol:              key.Protocol,
 		Source:                netip.AddrPortFrom(maps.Addr(key.Source), maps.Port(key.SourcePort)),
@@ -100,19 +108,27 @@ func newFlow(key maps.FlowKey, value maps.Flow, now uint32, epochs []uint32) Flo
 	if value.Action == maps.ActionForward {
 		f.NextHop = maps.Addr(value.NextHop)
 	}
-	f.Current = value.Action != maps.ActionNone && now-min(now, value.Decided) < decisionAge &&
-		value.Epoch == epochs[0]+epochs[value.Endpoint]
 	return f
 }
 
-func (d *Datapath) epochs() ([]uint32, error) {
-	epochs := make([]uint32, d.maps.Epochs.MaxEntries())
-	keys := make([]uint32, len(epochs))
-	var cursor ebpf.MapBatchCursor
-	if _, err := d.maps.Epochs.BatchLookup(&cursor, keys, epochs, nil); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil, fmt.Errorf("read map epochs: %w", err)
+// epochs reads each endpoint's when it is asked for: there is one for every id that an
+// endpoint may have, and few are in use.
+type epochs struct {
+	of    *ebpf.Map
+	known map[uint32]uint32
+	err   error
+}
+
+func (e *epochs) get(endpoint uint16) uint32 {
+	id := uint32(endpoint)
+	epoch, ok := e.known[id]
+	if !ok {
+		if err := e.of.Lookup(id, &epoch); err != nil {
+			e.err = cmp.Or(e.err, fmt.Errorf("read map epochs: %w", err))
+		}
+		e.known[id] = epoch
 	}
-	return epochs, nil
+	return epoch
 }
 
 // each calls f for every entry of a hash map until it returns false, in batches.
