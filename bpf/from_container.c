@@ -157,7 +157,7 @@ static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 		 !(s->decision.flags & FLOW_REPLY);
 	/* The translation of what is masked knows who began. */
 	if (!reason && s->tracks && !(masked && way == WAY_UPLINK))
-		reason = -track(skb);
+		reason = -track(skb, 0);
 	if (reason)
 		return refuse(skb, FROM_CONTAINER, reason);
 	if (endpoint)

@@ -64,6 +64,28 @@ static __always_inline bool answers_endpoint(struct scratch *s)
 		       (__s32)translation_timeout(s->packet.key.protocol, TRANSLATION_ESTABLISHED);
 }
 
+/*
+ * Whether scratch->packet answers what the endpoint sent by way of the stack, or speaks of
+ * it: others may have translated that, and have to translate it back.
+ */
+__noinline bool answers_stack(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct translation *t;
+
+	if (!s || opens(&s->packet))
+		return false;
+	if (s->packet.icmp_kind != ICMP_KIND_ERROR)
+		s->wanted = s->packet.key;
+	else if (parse_quote(skb))
+		return false;
+	else
+		answer_key(&s->wanted, &s->quote, 0);
+	s->wanted.kind = KEY_TRACKED;
+	t = tracked(s);
+	return t && t->flags & TRANSLATION_STACK;
+}
+
 /* Whether the source of scratch->packet may be in the world. */
 static __always_inline bool is_from_outside(struct __sk_buff *skb)
 {
@@ -78,17 +100,23 @@ static __always_inline int to_endpoint(struct __sk_buff *skb, struct scratch *s,
 				       const struct endpoint *endpoint)
 {
 	int reason;
+	bool stack;
 
 	if (!is_from_outside(skb))
 		return -DROP_MARTIAN;
 	if (endpoint->flags & ENDPOINT_PORTS && is_shut(skb))
 		return -DROP_LOOPBACK_ONLY;
 	deliver(&s->decision, endpoint);
-	if (s->packet.icmp_kind != ICMP_KIND_ERROR && answers_endpoint(s))
+	stack = answers_stack(skb);
+	if (s->packet.icmp_kind != ICMP_KIND_ERROR && (stack || answers_endpoint(s)))
 		s->decision.flags = FLOW_REPLY;
-	reason = judge_and_track(skb, s);
+	reason = judge(skb);
+	if (!reason && s->packet.icmp_kind != ICMP_KIND_ERROR && (stack || s->tracks))
+		reason = -track(skb, 0);
 	if (reason)
 		return -reason;
+	if (stack)
+		s->decision.action = ACTION_PASS;
 	if (s->packet.icmp_kind != ICMP_KIND_ERROR && !(s->decision.flags & FLOW_REPLY))
 		expect_reply(s, endpoint);
 	return 0;

@@ -81,6 +81,27 @@ static __always_inline bool is_astray(const struct __sk_buff *skb, const struct 
 	return uplink && uplink->role == INTERFACE_UPLINK;
 }
 
+/*
+ * What leaves as the stack has made it of scratch->packet, which others may have translated:
+ * its answer must not reach the endpoint past them. Returns 0, or minus a counter.
+ */
+static __always_inline int track_stack(struct __sk_buff *skb, struct scratch *s)
+{
+	bool answers = s->decision.flags & FLOW_REPLY;
+
+	if (s->packet.icmp_kind == ICMP_KIND_ERROR || s->packet.icmp_kind == ICMP_KIND_LINK ||
+	    lacks_ports(&s->packet) || (answers && !s->tracks))
+		return 0;
+	/* Met in its middle, it may have been begun by the other end. */
+	if (!s->tracks && s->packet.key.protocol == IPPROTO_TCP && !begins_tcp(&s->packet)) {
+		back_key(&s->wanted, &s->packet.key);
+		s->wanted.kind = KEY_TRACKED;
+		if (!tracked(s))
+			return 0;
+	}
+	return track(skb, answers ? 0 : TRANSLATION_STACK);
+}
+
 /* Masquerades scratch->packet. */
 __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 {
@@ -110,12 +131,14 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	s->decision.flags = before_says_reply(before, &s->packet) ? FLOW_REPLY : 0;
 	/* What others have translated has its destination only now. */
-	s->sender = s->later = 0;
+	s->sender = s->later = s->tracks = 0;
 	reason = seen == SEEN_DECIDED ? 0 : judge(skb);
 	if (reason)
 		return drop(skb, TO_UPLINK, reason);
-	if (!masquerades(endpoint, &s->packet) || s->decision.flags & FLOW_REPLY)
-		return TC_ACT_UNSPEC;
+	if (!masquerades(endpoint, &s->packet) || s->decision.flags & FLOW_REPLY) {
+		error = seen == SEEN_DECIDED ? 0 : track_stack(skb, s);
+		return error ? drop(skb, TO_UPLINK, -error) : TC_ACT_UNSPEC;
+	}
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	s->decision.out_ifindex = skb->ifindex;
 	if (s->packet.icmp_kind == ICMP_KIND_ERROR)

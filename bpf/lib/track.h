@@ -84,9 +84,10 @@ __noinline int direction_of(struct __sk_buff *skb)
 
 /*
  * Makes or follows the tracked entry of scratch->packet, which answers if the decision says
- * FLOW_REPLY. Returns 0, or minus a counter.
+ * FLOW_REPLY. flags are added to the entry's (enum translation_flag). Returns 0, or minus a
+ * counter.
  */
-__noinline int track(struct __sk_buff *skb)
+__noinline int track(struct __sk_buff *skb, __u32 flags)
 {
 	struct scratch *s = scratch_get();
 	struct endpoint *client;
@@ -115,7 +116,7 @@ __noinline int track(struct __sk_buff *skb)
 		s->to.endpoint = client->id;
 		s->to.epoch = epoch_of(client->id);
 		s->to.seen = now();
-		s->to.flags = TRANSLATION_PORT; /* the other end began */
+		s->to.flags = TRANSLATION_PORT | flags; /* the other end began */
 		s->to.kind = KEY_TRACKED;
 		error = translation_enter(skb, s->to.endpoint);
 		if (error < 0)
@@ -124,8 +125,11 @@ __noinline int track(struct __sk_buff *skb)
 		flow_forget(&s->other);
 		t = tracked(s);
 	}
-	if (t)
+	if (t) {
+		if (flags & ~t->flags)
+			t->flags |= flags;
 		translation_follow(s, t, &s->other, !(s->decision.flags & FLOW_REPLY));
+	}
 	s->decision.flags |= FLOW_TRACKED;
 	return 0;
 }
@@ -247,7 +251,7 @@ static __always_inline int judge_and_track(struct __sk_buff *skb, struct scratch
 {
 	int reason = judge(skb);
 
-	return reason || !s->tracks ? reason : -track(skb);
+	return reason || !s->tracks ? reason : -track(skb, 0);
 }
 
 /* Drops scratch->packet, and those that follow until policy or their flow changes. */

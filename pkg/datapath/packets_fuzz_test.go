@@ -208,6 +208,7 @@ func (s *teller) begin(t *testing.T) {
 	s.attached = map[int]Endpoint{n.a.IfIndex: n.a, n.b.IfIndex: n.b, n.c.IfIndex: n.c}
 	s.gone = make(map[int]departure)
 	s.uplink, s.changed, s.clock = n.uplink, false, 0
+	s.byStack = make(map[maps.FlowKey]bool)
 	s.asked, s.fragments = make(map[maps.FlowKey]uint32), make(map[maps.FragmentKey][]firstFragment)
 	s.before, s.after = nil, make(map[maps.FlowKey]maps.Translation)
 	s.log, s.departed, s.last, s.passed = nil, nil, nil, nil

@@ -33,6 +33,8 @@ type oracle struct {
 	// asked are flows from endpoints whose other direction spoke first, or came by way
 	// of the stack, and when.
 	asked map[maps.FlowKey]uint32
+	// byStack are the answers to what has left by the stack as endpoints sent it.
+	byStack map[maps.FlowKey]bool
 	// fragments are the ports of first fragments, by what later ones share with them.
 	fragments map[maps.FragmentKey][]firstFragment
 	// firewall is the policy of the moment, and begun what began by it or without one.

@@ -352,7 +352,8 @@ func (o *oracle) question(p *outcome) (ifindex int, judged, follows bool) {
 		return 0, own, own
 	}
 	if e := o.owner(p.in.src); e != nil {
-		return e.IfIndex, p.run.seen != seenDecided && p.run.seen != seenTranslated, false
+		judged = p.run.seen != seenDecided && p.run.seen != seenTranslated
+		return e.IfIndex, judged, judged && !o.hides(e, p.in.dst)
 	}
 	return 0, o.hidden != nil && p.run.seen != seenDecided && p.run.seen != seenTranslated, false
 }

@@ -259,8 +259,9 @@ func (o *oracle) direct(p *outcome) error {
 		}
 		return p.made(rewriting{hop: true, to: to})
 	case "passed":
-		if p.in.ttl > 1 {
-			return fmt.Errorf("passed with TTL %d", p.in.ttl)
+		left := slices.ContainsFunc(o.replyKeys(p.in, 0), func(key maps.FlowKey) bool { return o.byStack[key] })
+		if p.in.ttl > 1 && !left {
+			return fmt.Errorf("passed with TTL %d, although nothing was sent by the stack", p.in.ttl)
 		}
 	case "too_big":
 		if wire(p) <= to.MTU {
@@ -318,6 +319,11 @@ func (o *oracle) toUplink(p *outcome) error {
 		}
 		if p.want.seen != p.run.seen {
 			return fmt.Errorf("tc_index %#x has become %#x", p.run.seen, p.want.seen)
+		}
+		if e != nil && p.run.seen != seenDecided {
+			for _, key := range o.candidates(p.in, 0) {
+				o.byStack[turned(key, 0)] = true
+			}
 		}
 		return p.made(rewriting{})
 	}

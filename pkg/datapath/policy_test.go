@@ -563,6 +563,15 @@ func testPolicyServices(t *testing.T, n *node, f family) {
 	// An endpoint is one, whatever range its address lies in.
 	must(t, n.ReconcileStackDestinations([]netip.Prefix{service, netip.PrefixFrom(f.a, f.a.BitLen())}))
 	n.story(t, step{"endpoint among the services", n.toA(n.b.IfIndex, ip(f.b, f.a, 63, udp(inside, server)...)...), denied("policy_egress")})
+	// Nobody may begin to c, but what it was led to may answer.
+	n.enforce(t, n.policy().restrict(n.c, both).allow(setOne, ofWorld))
+	answer := n.fromWorld(ip(f.world, f.c, 60, udp(server, low)...)...)
+	n.story(t,
+		step{"of c, to a service", n.from(n.c, ip(f.c, f.neighbour, 64, udp(low, server)...)...), passed(seenNot, "decided")},
+		step{"which is the world", n.toWorld(seenNot, ip(f.c, f.world, 63, udp(low, server)...)...), untouched()},
+		step{"answer of the world", answer, passed(seenNot, "decided")},
+		step{"answer of another", n.fromWorld(ip(f.neighbour, f.c, 60, udp(server, inside)...)...), denied("policy_ingress")},
+	)
 }
 
 // testPolicyByAddress: an endpoint whose addresses are of different identities.
