@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os/exec"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -33,7 +32,7 @@ func TestPolicyModel(t *testing.T) {
 	n := newNode(t, Config{})
 	m := &modelNode{node: n, engine: policy.New(policy.Limits{}, 1)}
 	policies := uint64(modelPolicies)
-	if _, err := exec.LookPath("go"); err != nil {
+	if emulated() {
 		policies = modelPoliciesEmulated
 	}
 	for seed := range policies {

@@ -209,7 +209,7 @@ func requireKernel(t *testing.T, feature string, major, minor int) {
 }
 
 // kernelVersion is major and minor of the running kernel.
-func kernelVersion(t *testing.T) (version [2]int) {
+func kernelVersion(t testing.TB) (version [2]int) {
 	t.Helper()
 	var name unix.Utsname
 	must(t, unix.Uname(&name))
