@@ -126,8 +126,10 @@ __noinline int track(struct __sk_buff *skb, __u32 flags)
 		t = tracked(s);
 	}
 	if (t) {
-		if (flags & ~t->flags)
+		if (flags & ~t->flags) {
 			t->flags |= flags;
+			flow_forget(&s->other);
+		}
 		translation_follow(s, t, &s->other, !(s->decision.flags & FLOW_REPLY));
 	}
 	s->decision.flags |= FLOW_TRACKED;

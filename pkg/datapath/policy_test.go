@@ -567,6 +567,8 @@ func testPolicyServices(t *testing.T, n *node, f family) {
 	n.enforce(t, n.policy().restrict(n.c, both).allow(setOne, ofWorld))
 	answer := n.fromWorld(ip(f.world, f.c, 60, udp(server, low)...)...)
 	n.story(t,
+		step{"of c, straight", n.from(n.c, ip(f.c, f.world, 64, udp(low, server)...)...), forwarded(sent(n.c, ip(f.c, f.world, 63, udp(low, server)...)...), "decided")},
+		step{"answer, straight", answer, deliveredAs(delivered(n.c, ip(f.world, f.c, 59, udp(server, low)...)...), "decided")},
 		step{"of c, to a service", n.from(n.c, ip(f.c, f.neighbour, 64, udp(low, server)...)...), passed(seenNot, "decided")},
 		step{"which is the world", n.toWorld(seenNot, ip(f.c, f.world, 63, udp(low, server)...)...), untouched()},
 		step{"answer of the world", answer, passed(seenNot, "decided")},

@@ -75,6 +75,12 @@ func testServiceOfOthers(t *testing.T, n *node, f family, tr transport) {
 	n.wantTracked(t, tracked1{f.c, f.world, maps.TranslationOpening})
 	clearMap[maps.FlowKey, maps.Flow](t, n.maps.Flows)
 	n.story(t, step{"answer, when the cache has forgotten", answer, passed(seenNot, "decided")})
+	// What was known of the same ports before does not lead past them either.
+	n.forget(t)
+	arrives := deliveredAs(delivered(n.c, ip(f.world, f.c, 59, tr.back(low)...)...))
+	n.story(t, step{"sent straight", n.from(n.c, ip(f.c, f.world, 64, tr.begin(low)...)...), forwarded(sent(n.c, ip(f.c, f.world, 63, tr.begin(low)...)...), "decided")})
+	n.run(t, answer)
+	n.story(t, step{"answered straight", answer, arrives}, step{"led there", led, untouched()}, step{"answer by the stack", answer, passed(seenNot, "decided")})
 	n.forget(t)
 	n.story(t, step{"nobody's answer", answer, deliveredAs(delivered(n.c, ip(f.world, f.c, 59, tr.back(low)...)...), "decided")})
 }
