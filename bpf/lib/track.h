@@ -57,6 +57,7 @@ enum direction {
  */
 __noinline int direction_of(struct __sk_buff *skb)
 {
+	struct translation *masqueraded;
 	struct scratch *s = scratch_get();
 	struct flow *before;
 
@@ -79,7 +80,12 @@ __noinline int direction_of(struct __sk_buff *skb)
 	if (s->packet.key.protocol != IPPROTO_TCP)
 		return DIRECTION_BEGINS;
 	before = s->forgotten ? NULL : bpf_map_lookup_elem(&flows, &s->packet.key);
-	return before && !before->unsure ? DIRECTION_BEGINS : DIRECTION_UNKNOWN;
+	if (before && !before->unsure)
+		return DIRECTION_BEGINS;
+	/* What the stack has sent on is in no cache, but what is masqueraded began here. */
+	masqueraded = translation_find(&s->packet.key, &s->other);
+	return masqueraded && !(masqueraded->flags & TRANSLATION_PORT) ? DIRECTION_BEGINS
+								       : DIRECTION_UNKNOWN;
 }
 
 /*

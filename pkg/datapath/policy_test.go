@@ -574,6 +574,15 @@ func testPolicyServices(t *testing.T, n *node, f family) {
 		step{"answer of the world", answer, passed(seenNot, "decided")},
 		step{"answer of another", n.fromWorld(ip(f.neighbour, f.c, 60, udp(server, inside)...)...), denied("policy_ingress")},
 	)
+	// Of what is masqueraded there, the translation knows that a began.
+	n.enforce(t, n.policy().restrict(n.a, both).allow(setOne, ofWorld))
+	syn, ack := tcp(inside, server, packet.SYN), tcp(inside, server, packet.ACK)
+	n.story(t,
+		step{"of a, to a service", n.fromA(ip(f.a, f.neighbour, 64, syn...)...), passed(seenNot, "decided")},
+		step{"which is the world", n.toWorld(seenNot, ip(f.a, f.world, 63, syn...)...), leaves(n.left(ip(f.host, f.world, 63, syn...)...))},
+		step{"and after an answer", n.fromA(ip(f.a, f.neighbour, 64, ack...)...), passed(seenNot, "decided")},
+		step{"to the world", n.toWorld(seenNot, ip(f.a, f.world, 63, ack...)...), leaves(n.left(ip(f.host, f.world, 63, ack...)...))},
+	)
 }
 
 // testPolicyByAddress: an endpoint whose addresses are of different identities.
