@@ -100,7 +100,8 @@ __noinline bool is_asked_for(struct __sk_buff *skb)
  * The stack sends it on, by what it knows then. What is kept is that the endpoint began,
  * for to_container to know the answer.
  */
-static __always_inline int pass_on(struct __sk_buff *skb, struct scratch *s, struct flow *before)
+static __always_inline int pass_on(struct __sk_buff *skb, struct scratch *s, struct flow *before,
+				   bool others)
 {
 	if (!(s->decision.flags & FLOW_REPLY) && s->packet.icmp_kind != ICMP_KIND_ERROR) {
 		if (!before)
@@ -108,7 +109,27 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct scratch *s, str
 		else if ((__s32)(now() - before->decided) >= (__s32)DECISION_AGE)
 			before->decided = now();
 	}
+	if (others)
+		skb->tc_index = SEEN_LED;
 	return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+}
+
+/* What goes straight is answered straight, whatever went by the stack before. */
+static __always_inline void goes_straight(struct scratch *s)
+{
+	struct translation *t;
+
+	if (s->decision.flags & FLOW_REPLY ||
+	    (s->packet.key.protocol == IPPROTO_TCP && !begins_tcp(&s->packet)))
+		return;
+	back_key(&s->wanted, &s->packet.key);
+	s->wanted.kind = KEY_TRACKED;
+	t = bpf_map_lookup_elem(&translations, &s->wanted);
+	if (!t || !(t->flags & TRANSLATION_STACK))
+		return;
+	t->flags &= ~TRANSLATION_STACK;
+	s->wanted.kind = KEY_PACKET;
+	flow_forget(&s->wanted);
 }
 
 /* Decides for scratch->packet, whose sender is who it says. Returns a TC action or APPLY. */
@@ -163,15 +184,17 @@ static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 	if (endpoint)
 		return APPLY;
 	if (others)
-		return pass_on(skb, s, before);
+		return pass_on(skb, s, before, true);
 	/* An uplink may be too new for the agent, or the agent gone: nothing leaves unhidden. */
 	if (way == WAY_GATEWAY && masked)
 		return drop(skb, FROM_CONTAINER, DROP_NO_UPLINK);
 	if (way != WAY_UPLINK)
-		return pass_on(skb, s, before);
+		return pass_on(skb, s, before, false);
 	s->decision.action = ACTION_FORWARD;
-	if (!masked)
+	if (!masked) {
+		goes_straight(s);
 		return APPLY;
+	}
 	/* The stack answers or fragments it, and must know what it quotes. */
 	if (s->packet.icmp_kind == ICMP_KIND_ERROR && s->packet.length > s->decision.mtu)
 		return apply_pass(skb, FROM_CONTAINER, COUNTER_TOO_BIG);

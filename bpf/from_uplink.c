@@ -73,11 +73,11 @@ __noinline bool answers_stack(struct __sk_buff *skb)
 	struct scratch *s = scratch_get();
 	struct translation *t;
 
-	if (!s || opens(&s->packet))
+	if (!s)
 		return false;
 	if (s->packet.icmp_kind != ICMP_KIND_ERROR)
 		s->wanted = s->packet.key;
-	else if (parse_quote(skb))
+	else if (parse_quote(skb) || !same(&s->quote.key.source, &s->packet.key.destination))
 		return false;
 	else
 		answer_key(&s->wanted, &s->quote, 0);
@@ -108,6 +108,10 @@ static __always_inline int to_endpoint(struct __sk_buff *skb, struct scratch *s,
 		return -DROP_LOOPBACK_ONLY;
 	deliver(&s->decision, endpoint);
 	stack = answers_stack(skb);
+	if (stack && opens(&s->packet)) {
+		stack = false;
+		s->decision.epoch = NOT_REMEMBERED;
+	}
 	if (s->packet.icmp_kind != ICMP_KIND_ERROR && (stack || answers_endpoint(s)))
 		s->decision.flags = FLOW_REPLY;
 	reason = judge(skb);

@@ -85,21 +85,28 @@ static __always_inline bool is_astray(const struct __sk_buff *skb, const struct 
  * What leaves as the stack has made it of scratch->packet, which others may have translated:
  * its answer must not reach the endpoint past them. Returns 0, or minus a counter.
  */
-static __always_inline int track_stack(struct __sk_buff *skb, struct scratch *s)
+static __always_inline int track_stack(struct __sk_buff *skb, struct scratch *s, bool led)
 {
 	bool answers = s->decision.flags & FLOW_REPLY;
+	int error;
 
+	/* What the endpoint has not sent says nothing of it. */
+	if (skb->ingress_ifindex && skb->ingress_ifindex != s->packet.key.ifindex)
+		return 0;
 	if (s->packet.icmp_kind == ICMP_KIND_ERROR || s->packet.icmp_kind == ICMP_KIND_LINK ||
 	    lacks_ports(&s->packet) || (answers && !s->tracks))
 		return 0;
 	/* Met in its middle, it may have been begun by the other end. */
-	if (!s->tracks && s->packet.key.protocol == IPPROTO_TCP && !begins_tcp(&s->packet)) {
+	if (!led && !s->tracks && s->packet.key.protocol == IPPROTO_TCP &&
+	    !begins_tcp(&s->packet)) {
 		back_key(&s->wanted, &s->packet.key);
 		s->wanted.kind = KEY_TRACKED;
 		if (!tracked(s))
 			return 0;
 	}
-	return track(skb, answers ? 0 : TRANSLATION_STACK);
+	error = track(skb, answers ? 0 : TRANSLATION_STACK);
+	/* Without room only an answer that others would translate is lost. */
+	return s->tracks ? error : 0;
 }
 
 /* Masquerades scratch->packet. */
@@ -109,6 +116,7 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	struct endpoint *endpoint;
 	struct flow *before;
 	int error, reason;
+	bool led;
 
 	if (!s)
 		return drop(skb, TO_UPLINK, DROP_INVALID);
@@ -127,16 +135,21 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 			return finish(skb, reason ? -reason : port_quote(skb, s));
 		}
 	}
+	s->sender = s->later = s->tracks = 0;
+	/* An endpoint's address is believed where the endpoint is. */
+	if (skb->ingress_ifindex && skb->ingress_ifindex != endpoint->ifindex && is_policed(s))
+		return drop(skb, TO_UPLINK, DROP_MARTIAN);
+	/* What others have led here answers nobody, whatever has come from there. */
+	led = seen == SEEN_LED && !others_translate(&s->packet.key.destination);
 	before = before_this(skb);
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
-	s->decision.flags = before_says_reply(before, &s->packet) ? FLOW_REPLY : 0;
+	s->decision.flags = !led && before_says_reply(before, &s->packet) ? FLOW_REPLY : 0;
 	/* What others have translated has its destination only now. */
-	s->sender = s->later = s->tracks = 0;
 	reason = seen == SEEN_DECIDED ? 0 : judge(skb);
 	if (reason)
 		return drop(skb, TO_UPLINK, reason);
 	if (!masquerades(endpoint, &s->packet) || s->decision.flags & FLOW_REPLY) {
-		error = seen == SEEN_DECIDED ? 0 : track_stack(skb, s);
+		error = seen == SEEN_DECIDED ? 0 : track_stack(skb, s, led);
 		return error ? drop(skb, TO_UPLINK, -error) : TC_ACT_UNSPEC;
 	}
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));

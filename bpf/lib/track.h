@@ -180,6 +180,7 @@ __noinline int judge_error(struct __sk_buff *skb)
 			ask(s, &s->quote.key.source, &s->quote.key.destination,
 			    s->quote.key.destination_port);
 			s->question.protocol = s->quote.key.protocol;
+			s->question.later = s->later;
 			return police(skb);
 		}
 		/* Of what was masqueraded, the translation knows. */

@@ -253,7 +253,7 @@ func testStackDestinations(t *testing.T, n *node, f family) {
 	outside := service.Addr().Prev()
 	for _, tr := range transports() {
 		n.table(t,
-			step{tr.name + " to a service", n.fromA(ip(f.a, f.neighbour, 64, tr.begin(inside)...)...), passed(seenNot, "decided")},
+			step{tr.name + " to a service", n.fromA(ip(f.a, f.neighbour, 64, tr.begin(inside)...)...), passed(seenLed, "decided")},
 			step{
 				tr.name + " beside it", n.fromA(ip(f.a, outside, 64, tr.begin(inside)...)...),
 				forwarded(sent(n.a, ip(f.host, outside, 63, tr.begin(inside)...)...), "decided"),
@@ -262,7 +262,7 @@ func testStackDestinations(t *testing.T, n *node, f family) {
 	}
 	n.forget(t)
 	in := n.fromA(ip(f.a, f.neighbour, 64, udp(inside, server)...)...)
-	n.check(t, in, passed(seenNot, "decided"))
+	n.check(t, in, passed(seenLed, "decided"))
 	n.wantFlows(t, Flow{ // remembers who began
 		Protocol: unix.IPPROTO_UDP, Source: port(f.a, inside), Destination: port(f.neighbour, server), IfIndex: n.a.IfIndex,
 		Packets: 1, Bytes: uint64(len(in.in) - 14),

@@ -29,6 +29,7 @@ const (
 	seenNot        = 0
 	seenDecided    = 0x7e40
 	seenTranslated = 0x7e41
+	seenLed        = 0x7e42
 	seenAsBefore   = 1 << 31 // in want: whatever it was
 )
 

@@ -233,7 +233,7 @@ func setProtocol(m *mutant, s *script) {
 func setGSO(m *mutant, s *script) { m.gsoSize, m.gsoSegs = uint32(s.word()%1600), uint32(s.next()) }
 
 func setSeen(m *mutant, s *script) {
-	m.seen = []uint32{seenNot, seenDecided, seenTranslated, 7}[s.next()%4]
+	m.seen = []uint32{seenNot, seenDecided, seenTranslated, seenLed, 7}[s.next()%5]
 }
 
 func setVLAN(m *mutant, s *script) { m.vlan = uint32(s.next()) }

@@ -353,7 +353,7 @@ func (o *oracle) question(p *outcome) (ifindex int, judged, follows bool) {
 	}
 	if e := o.owner(p.in.src); e != nil {
 		judged = p.run.seen != seenDecided && p.run.seen != seenTranslated
-		return e.IfIndex, judged, judged && !o.hides(e, p.in.dst)
+		return e.IfIndex, judged, judged && !o.hides(e, p.in.dst) && (p.ingress == 0 || p.ingress == e.IfIndex)
 	}
 	return 0, o.hidden != nil && p.run.seen != seenDecided && p.run.seen != seenTranslated, false
 }
@@ -428,7 +428,7 @@ func (o *oracle) unreadable(p *outcome) bool {
 // forged tells an endpoint's address at another device than its own, where policy cares.
 func (o *oracle) forged(p *outcome) bool {
 	from := o.owner(p.in.src)
-	return p.program == toContainer && from != nil && from.IfIndex != p.ingress &&
+	return (p.program == toContainer || p.program == toUplink && p.ingress != 0) && from != nil && from.IfIndex != p.ingress &&
 		(o.firewall.restricts(from) || o.firewall.restricts(o.owner(p.in.dst)))
 }
 

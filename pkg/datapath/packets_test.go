@@ -19,6 +19,7 @@ func TestPackets(t *testing.T) {
 		{"from uplink", testFromUplink},
 		{"to container", testToContainer},
 		{"to uplink", testToUplink},
+		{"services of others", testServices},
 		{"ICMP errors", testICMPErrors},
 		{"checksums", testChecksums},
 		{"fragments", testFragments},

@@ -538,7 +538,7 @@ func testPolicyServices(t *testing.T, n *node, f family) {
 	both := func(s *Subject) { s.Egress, s.Ingress = setOne, setOne+1 }
 	n.enforce(t, n.policy().restrict(n.b, both).allow(setOne, ofA))
 	n.story(t,
-		step{"to a service", n.from(n.b, ip(f.b, f.neighbour, 64, udp(low, server)...)...), passed(seenNot, "decided")},
+		step{"to a service", n.from(n.b, ip(f.b, f.neighbour, 64, udp(low, server)...)...), passed(seenLed, "decided")},
 		step{"which is a", n.toA(n.b.IfIndex, ip(f.b, f.a, 63, udp(low, server)...)...), passed(seenNot)},
 		step{"answer of a", n.fromA(ip(f.a, f.b, 64, udp(server, low)...)...), passed(seenNot)},
 		step{
@@ -549,7 +549,7 @@ func testPolicyServices(t *testing.T, n *node, f family) {
 	)
 	n.enforce(t, n.policy().restrict(n.b, both).allow(setOne, ofC))
 	n.story(t,
-		step{"to a service again", n.from(n.b, ip(f.b, f.neighbour, 64, udp(low, server)...)...), passed(seenNot, "decided")},
+		step{"to a service again", n.from(n.b, ip(f.b, f.neighbour, 64, udp(low, server)...)...), passed(seenLed, "decided")},
 		step{"which may not be a", n.toA(n.b.IfIndex, ip(f.b, f.a, 63, udp(low, server)...)...), denied("policy_egress")},
 		step{
 			"nor the world", n.toWorld(seenNot, ip(f.b, f.world, 63, udp(low, server)...)...),
@@ -569,8 +569,8 @@ func testPolicyServices(t *testing.T, n *node, f family) {
 	n.story(t,
 		step{"of c, straight", n.from(n.c, ip(f.c, f.world, 64, udp(low, server)...)...), forwarded(sent(n.c, ip(f.c, f.world, 63, udp(low, server)...)...), "decided")},
 		step{"answer, straight", answer, deliveredAs(delivered(n.c, ip(f.world, f.c, 59, udp(server, low)...)...), "decided")},
-		step{"of c, to a service", n.from(n.c, ip(f.c, f.neighbour, 64, udp(low, server)...)...), passed(seenNot, "decided")},
-		step{"which is the world", n.toWorld(seenNot, ip(f.c, f.world, 63, udp(low, server)...)...), untouched()},
+		step{"of c, to a service", n.from(n.c, ip(f.c, f.neighbour, 64, udp(low, server)...)...), passed(seenLed, "decided")},
+		step{"which is the world", n.toWorld(seenLed, ip(f.c, f.world, 63, udp(low, server)...)...), untouched()},
 		step{"answer of the world", answer, passed(seenNot, "decided")},
 		step{"answer of another", n.fromWorld(ip(f.neighbour, f.c, 60, udp(server, inside)...)...), denied("policy_ingress")},
 	)
@@ -578,10 +578,10 @@ func testPolicyServices(t *testing.T, n *node, f family) {
 	n.enforce(t, n.policy().restrict(n.a, both).allow(setOne, ofWorld))
 	syn, ack := tcp(inside, server, packet.SYN), tcp(inside, server, packet.ACK)
 	n.story(t,
-		step{"of a, to a service", n.fromA(ip(f.a, f.neighbour, 64, syn...)...), passed(seenNot, "decided")},
-		step{"which is the world", n.toWorld(seenNot, ip(f.a, f.world, 63, syn...)...), leaves(n.left(ip(f.host, f.world, 63, syn...)...))},
-		step{"and after an answer", n.fromA(ip(f.a, f.neighbour, 64, ack...)...), passed(seenNot, "decided")},
-		step{"to the world", n.toWorld(seenNot, ip(f.a, f.world, 63, ack...)...), leaves(n.left(ip(f.host, f.world, 63, ack...)...))},
+		step{"of a, to a service", n.fromA(ip(f.a, f.neighbour, 64, syn...)...), passed(seenLed, "decided")},
+		step{"which is the world", n.toWorld(seenLed, ip(f.a, f.world, 63, syn...)...), leaves(n.left(ip(f.host, f.world, 63, syn...)...))},
+		step{"and after an answer", n.fromA(ip(f.a, f.neighbour, 64, ack...)...), passed(seenLed, "decided")},
+		step{"to the world", n.toWorld(seenLed, ip(f.a, f.world, 63, ack...)...), leaves(n.left(ip(f.host, f.world, 63, ack...)...))},
 	)
 }
 

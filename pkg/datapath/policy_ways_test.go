@@ -67,7 +67,7 @@ func testPolicyServiceThatIsNone(t *testing.T, n *node, f family) {
 	n.services(t, netip.PrefixFrom(f.neighbour, f.neighbour.BitLen()))
 	n.enforce(t, n.policy().restrict(n.a, egress).restrict(n.c, egress))
 	n.story(t,
-		step{"left to others", n.fromA(ip(f.a, f.neighbour, 64, udp(inside, server)...)...), passed(seenNot, "decided")},
+		step{"left to others", n.fromA(ip(f.a, f.neighbour, 64, udp(inside, server)...)...), passed(seenLed, "decided")},
 		step{"masqueraded", n.toWorld(seenNot, ip(f.a, f.neighbour, 63, udp(inside, server)...)...).forwardedBy(n.a), denied("policy_egress")},
 		step{"not masqueraded", n.toWorld(seenNot, ip(f.c, f.neighbour, 63, udp(inside, server)...)...).forwardedBy(n.c), denied("policy_egress")},
 	)

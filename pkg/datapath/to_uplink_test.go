@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/tendril-net/tendril/internal/packet"
-	"github.com/tendril-net/tendril/pkg/maps"
 )
 
 func testToUplink(t *testing.T, n *node) {
@@ -16,7 +15,6 @@ func testToUplink(t *testing.T, n *node) {
 			t.Run(tr.name, func(t *testing.T) {
 				t.Run("masqueraded", func(t *testing.T) { testStackMasquerade(t, n, f, tr) })
 				t.Run("left alone", func(t *testing.T) { testLeftAlone(t, n, f, tr) })
-				t.Run("service of others", func(t *testing.T) { testServiceOfOthers(t, n, f, tr) })
 			})
 		}
 		t.Run("refused", func(t *testing.T) { testRefused(t, n, f) })
@@ -55,34 +53,6 @@ func testStackMasquerade(t *testing.T, n *node, f family, tr transport) {
 			protocol: tr.protocol(f), inside: port(f.a, inside), outside: port(f.host, inside), world: tr.server(f.world),
 		})
 	})
-}
-
-// testServiceOfOthers: others lead an endpoint that is not masqueraded to somebody behind the
-// uplink, and have to translate the answer back. It must not come past them.
-func testServiceOfOthers(t *testing.T, n *node, f family, tr transport) {
-	must(t, n.ReconcileStackDestinations([]netip.Prefix{netip.PrefixFrom(f.neighbour, f.neighbour.BitLen())}))
-	defer func() { must(t, n.ReconcileStackDestinations(nil)) }()
-	n.forget(t)
-	ask, led := n.from(n.c, ip(f.c, f.neighbour, 64, tr.begin(low)...)...), n.toWorld(seenNot, ip(f.c, f.world, 63, tr.begin(low)...)...).forwardedBy(n.c)
-	answer := n.fromWorld(ip(f.world, f.c, 60, tr.back(low)...)...)
-	n.story(
-		t,
-		step{"asked", ask, passed(seenNot, "decided")},
-		step{"led to the world", led, untouched()},
-		step{"answer", answer, passed(seenNot, "decided")},
-		step{"error about it", n.fromWorld(ip(f.world, f.c, 60, packet.Unreachable(packet.PortUnreachable), packet.Quote(led.in))...), passed(seenNot, "decided")},
-	)
-	n.wantTracked(t, tracked1{f.c, f.world, maps.TranslationOpening})
-	clearMap[maps.FlowKey, maps.Flow](t, n.maps.Flows)
-	n.story(t, step{"answer, when the cache has forgotten", answer, passed(seenNot, "decided")})
-	// What was known of the same ports before does not lead past them either.
-	n.forget(t)
-	arrives := deliveredAs(delivered(n.c, ip(f.world, f.c, 59, tr.back(low)...)...))
-	n.story(t, step{"sent straight", n.from(n.c, ip(f.c, f.world, 64, tr.begin(low)...)...), forwarded(sent(n.c, ip(f.c, f.world, 63, tr.begin(low)...)...), "decided")})
-	n.run(t, answer)
-	n.story(t, step{"answered straight", answer, arrives}, step{"led there", led, untouched()}, step{"answer by the stack", answer, passed(seenNot, "decided")})
-	n.forget(t)
-	n.story(t, step{"nobody's answer", answer, deliveredAs(delivered(n.c, ip(f.world, f.c, 59, tr.back(low)...)...), "decided")})
 }
 
 func testLeftAlone(t *testing.T, n *node, f family, tr transport) {
