@@ -28,7 +28,7 @@ import (
 const packageDir = "pkg/datapath"
 
 // firewallTests catch what is wrong with policy, without the minutes of all others.
-const firewallTests = "TestPolicy$|TestPolicyMore"
+const firewallTests = "TestPolicy$|TestPolicyMore|TestPolicyWays"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -43,7 +43,7 @@ func main() {
 func run(ctx context.Context, out io.Writer, args []string) error {
 	flags := flag.NewFlagSet("mutations", flag.ContinueOnError)
 	only := flags.String("run", "", "only the faults whose names match the `regexp`")
-	tests := flags.String("tests", "TestPackets|TestScarcity|TestPorts|TestClientOfPortGone|"+firewallTests, "the tests that are to catch them, as -run of go test; those of the firewall's own files meet only "+firewallTests)
+	tests := flags.String("tests", "TestPackets|TestServicesFull|TestScarcity|TestPorts|TestClientOfPortGone|"+firewallTests, "the tests that are to catch them, as -run of go test; those of the firewall's own files meet only "+firewallTests)
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
