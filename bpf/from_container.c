@@ -100,8 +100,7 @@ __noinline bool is_asked_for(struct __sk_buff *skb)
  * The stack sends it on, by what it knows then. What is kept is that the endpoint began,
  * for to_container to know the answer.
  */
-static __always_inline int pass_on(struct __sk_buff *skb, struct scratch *s, struct flow *before,
-				   bool others)
+static __always_inline int pass_on(struct __sk_buff *skb, struct scratch *s, struct flow *before)
 {
 	if (!(s->decision.flags & FLOW_REPLY) && s->packet.icmp_kind != ICMP_KIND_ERROR) {
 		if (!before)
@@ -109,8 +108,6 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct scratch *s, str
 		else if ((__s32)(now() - before->decided) >= (__s32)DECISION_AGE)
 			before->decided = now();
 	}
-	if (others)
-		skb->tc_index = SEEN_LED;
 	return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 }
 
@@ -124,7 +121,7 @@ static __always_inline void goes_straight(struct scratch *s)
 		return;
 	back_key(&s->wanted, &s->packet.key);
 	s->wanted.kind = KEY_TRACKED;
-	t = bpf_map_lookup_elem(&translations, &s->wanted);
+	t = tracked(s);
 	if (!t || !(t->flags & TRANSLATION_STACK))
 		return;
 	t->flags &= ~TRANSLATION_STACK;
@@ -183,13 +180,15 @@ static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 		return refuse(skb, FROM_CONTAINER, reason);
 	if (endpoint)
 		return APPLY;
-	if (others)
-		return pass_on(skb, s, before, true);
+	if (others) {
+		skb->tc_index = SEEN_LED;
+		return pass_on(skb, s, before);
+	}
 	/* An uplink may be too new for the agent, or the agent gone: nothing leaves unhidden. */
 	if (way == WAY_GATEWAY && masked)
 		return drop(skb, FROM_CONTAINER, DROP_NO_UPLINK);
 	if (way != WAY_UPLINK)
-		return pass_on(skb, s, before, false);
+		return pass_on(skb, s, before);
 	s->decision.action = ACTION_FORWARD;
 	if (!masked) {
 		goes_straight(s);

@@ -99,8 +99,8 @@ static __always_inline bool is_from_outside(struct __sk_buff *skb)
 static __always_inline int to_endpoint(struct __sk_buff *skb, struct scratch *s,
 				       const struct endpoint *endpoint)
 {
+	bool error = s->packet.icmp_kind == ICMP_KIND_ERROR, stack;
 	int reason;
-	bool stack;
 
 	if (!is_from_outside(skb))
 		return -DROP_MARTIAN;
@@ -112,16 +112,16 @@ static __always_inline int to_endpoint(struct __sk_buff *skb, struct scratch *s,
 		stack = false;
 		s->decision.epoch = NOT_REMEMBERED;
 	}
-	if (s->packet.icmp_kind != ICMP_KIND_ERROR && (stack || answers_endpoint(s)))
+	if (!error && (stack || answers_endpoint(s)))
 		s->decision.flags = FLOW_REPLY;
 	reason = judge(skb);
-	if (!reason && s->packet.icmp_kind != ICMP_KIND_ERROR && (stack || s->tracks))
+	if (!reason && !error && (stack || s->tracks))
 		reason = -track(skb, 0);
 	if (reason)
 		return -reason;
 	if (stack)
 		s->decision.action = ACTION_PASS;
-	if (s->packet.icmp_kind != ICMP_KIND_ERROR && !(s->decision.flags & FLOW_REPLY))
+	if (!error && !(s->decision.flags & FLOW_REPLY))
 		expect_reply(s, endpoint);
 	return 0;
 }

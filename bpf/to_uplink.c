@@ -90,9 +90,6 @@ static __always_inline int track_stack(struct __sk_buff *skb, struct scratch *s,
 	bool answers = s->decision.flags & FLOW_REPLY;
 	int error;
 
-	/* What the endpoint has not sent says nothing of it. */
-	if (skb->ingress_ifindex && skb->ingress_ifindex != s->packet.key.ifindex)
-		return 0;
 	if (s->packet.icmp_kind == ICMP_KIND_ERROR || s->packet.icmp_kind == ICMP_KIND_LINK ||
 	    lacks_ports(&s->packet) || (answers && !s->tracks))
 		return 0;
@@ -116,7 +113,7 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	struct endpoint *endpoint;
 	struct flow *before;
 	int error, reason;
-	bool led;
+	bool led, forged;
 
 	if (!s)
 		return drop(skb, TO_UPLINK, DROP_INVALID);
@@ -137,7 +134,8 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	}
 	s->sender = s->later = s->tracks = 0;
 	/* An endpoint's address is believed where the endpoint is. */
-	if (skb->ingress_ifindex && skb->ingress_ifindex != endpoint->ifindex && is_policed(s))
+	forged = skb->ingress_ifindex && skb->ingress_ifindex != endpoint->ifindex;
+	if (forged && is_policed(s))
 		return drop(skb, TO_UPLINK, DROP_MARTIAN);
 	/* What others have led here answers nobody, whatever has come from there. */
 	led = seen == SEEN_LED && !others_translate(&s->packet.key.destination);
@@ -149,7 +147,7 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	if (reason)
 		return drop(skb, TO_UPLINK, reason);
 	if (!masquerades(endpoint, &s->packet) || s->decision.flags & FLOW_REPLY) {
-		error = seen == SEEN_DECIDED ? 0 : track_stack(skb, s, led);
+		error = forged || seen == SEEN_DECIDED ? 0 : track_stack(skb, s, led);
 		return error ? drop(skb, TO_UPLINK, -error) : TC_ACT_UNSPEC;
 	}
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));

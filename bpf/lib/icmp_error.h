@@ -55,19 +55,15 @@ __noinline int parse_quote(struct __sk_buff *skb)
 		offset += sizeof(ip);
 #pragma clang loop unroll(disable)
 		for (int i = 0; i < QUOTE_EXTENSIONS_MAX; i++) {
-			struct ipv6_fragment extension; /* as long as the shortest of all */
+			struct ipv6_extension extension;
 
 			if (!is_extension(next))
 				break;
 			if (bpf_skb_load_bytes(skb, offset, &extension, sizeof(extension)))
 				return -1;
-			if (next == IPPROTO_FRAGMENT) {
-				if (extension.offset & bpf_htons(0xfff8))
-					return -1;
-				offset += sizeof(extension);
-			} else {
-				offset += (extension.reserved + 1) * 8; /* its length, here */
-			}
+			if (next == IPPROTO_FRAGMENT && extension.offset & bpf_htons(0xfff8))
+				return -1;
+			offset += extension_length(next, &extension);
 			next = extension.next;
 		}
 		quote->key.protocol = next;

@@ -75,14 +75,11 @@ struct cursor {
 	void *end;
 };
 
+/* The first bytes of an IPv6 extension header; none is shorter. */
 struct ipv6_extension {
 	__u8 next;
-	__u8 length; /* in units of 8 bytes, the first not counted */
-};
-
-struct ipv6_fragment {
-	__u8 next;
-	__u8 reserved;
+	__u8 length; /* in units of 8 bytes, the first not counted; of a fragment reserved */
+	/* Only of a fragment. */
 	__be16 offset; /* upper 13 bits; bit 0: more follow */
 	__be32 identification;
 };
@@ -130,6 +127,12 @@ static __always_inline bool is_extension(__u8 next)
 	       next == IPPROTO_DSTOPTS;
 }
 
+/* In bytes. */
+static __always_inline __u32 extension_length(__u8 type, const struct ipv6_extension *header)
+{
+	return type == IPPROTO_FRAGMENT ? sizeof(*header) : (header->length + 1) * 8;
+}
+
 /*
  * Walks by offsets, which the verifier need not know: with pointers it follows each chain
  * by itself, and all that comes after.
@@ -141,17 +144,14 @@ static __always_inline int skip_extensions(struct __sk_buff *skb, struct cursor 
 
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < IPV6_EXTENSIONS_MAX; i++) {
-		struct ipv6_fragment header; /* as long as the shortest of all */
-		struct ipv6_extension *extension = (void *)&header;
+		struct ipv6_extension header;
 
 		if (offset + sizeof(header) > linear)
 			return PARSE_SHORT;
 		if (bpf_skb_load_bytes(skb, offset, &header, sizeof(header)))
 			return PARSE_SHORT;
-		if (next != IPPROTO_FRAGMENT) {
-			offset += (extension->length + 1) * 8;
-		} else {
-			offset += sizeof(header);
+		offset += extension_length(next, &header);
+		if (next == IPPROTO_FRAGMENT) {
 			/* An atomic fragment (RFC 6946) is whole. */
 			if (header.offset & bpf_htons(0xfff9))
 				packet->fragment = header.offset & bpf_htons(0xfff8)

@@ -145,8 +145,7 @@ __noinline int track(struct __sk_buff *skb, __u32 flags)
 /* Whether the ports that policy may have to know are lost with another fragment. */
 static __always_inline bool lacks_ports(const struct packet *packet)
 {
-	return packet->fragment == FRAGMENT_LATER && !packet->key.source_port &&
-	       !packet->key.destination_port;
+	return packet->fragment == FRAGMENT_LATER && !has_ports(&packet->key);
 }
 
 /*

@@ -232,13 +232,8 @@ func testNoAnswers(t *testing.T, n *node, f family) {
 // evict has the cache forget some of its flows.
 func (n *node) evict(t *testing.T, which func(maps.FlowKey) bool) {
 	t.Helper()
-	var gone []maps.FlowKey
-	must(t, each(n.maps.Flows, func(key maps.FlowKey, _ maps.Flow) bool {
-		if which(key) {
-			gone = append(gone, key)
-		}
-		return true
-	}))
+	gone, err := keysWhere[maps.FlowKey, maps.Flow](n.maps.Flows, which)
+	must(t, err)
 	must(t, removeAll(n.maps.Flows, gone))
 }
 

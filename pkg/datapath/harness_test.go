@@ -230,11 +230,9 @@ func (n *node) forget(t *testing.T) {
 
 func clearMap[K, V any](t *testing.T, m *ebpf.Map) {
 	t.Helper()
-	var keys []K
-	must(t, each(m, func(key K, _ V) bool { keys = append(keys, key); return true }))
-	for _, key := range keys {
-		must(t, ignoreMissing(m.Delete(key)))
-	}
+	keys, err := keysWhere[K, V](m, func(K) bool { return true })
+	must(t, err)
+	must(t, removeAll(m, keys))
 }
 
 // pass lets seconds go by, for everything that the datapath remembers.

@@ -156,6 +156,17 @@ func each[K, V any](m *ebpf.Map, f func(K, V) bool) error {
 	}
 }
 
+// keysWhere returns the keys of a hash map for which which holds, as each finds them.
+func keysWhere[K, V any](m *ebpf.Map, which func(K) bool) (keys []K, err error) {
+	err = each(m, func(key K, _ V) bool {
+		if which(key) {
+			keys = append(keys, key)
+		}
+		return true
+	})
+	return keys, err
+}
+
 // Counter is one of the datapath's counters, summed over CPUs.
 type Counter struct {
 	Journey, Reason string

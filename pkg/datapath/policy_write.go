@@ -305,25 +305,13 @@ func (d *Datapath) removeUnknown(p Policy) error {
 			wanted[key] = true
 		}
 	}
-	var stale []maps.PolicyKey
-	err := each(d.maps.Policies, func(key maps.PolicyKey, _ maps.Policy) bool {
-		if !wanted[key] {
-			stale = append(stale, key)
-		}
-		return true
-	})
+	stale, err := keysWhere[maps.PolicyKey, maps.Policy](d.maps.Policies, func(key maps.PolicyKey) bool { return !wanted[key] })
 	return errors.Join(err, d.removeEntries(stale))
 }
 
 // removeGenerations removes subjects and identities of the generations for which gone holds.
 func (d *Datapath) removeGenerations(gone func(uint32) bool) error {
-	var subjects []maps.SubjectKey
-	err := each(d.maps.Subjects, func(key maps.SubjectKey, _ maps.Subject) bool {
-		if gone(key.Generation) {
-			subjects = append(subjects, key)
-		}
-		return true
-	})
+	subjects, err := keysWhere[maps.SubjectKey, maps.Subject](d.maps.Subjects, func(key maps.SubjectKey) bool { return gone(key.Generation) })
 	var identities []maps.IdentityKey
 	_, err2 := walk(d.maps.Identities, func(key maps.IdentityKey, _ uint32) {
 		if gone(key.Generation) {

@@ -146,13 +146,7 @@ func (d *Datapath) prunePorts(desired []Endpoint) (int, error) {
 			wanted[key] = true
 		}
 	}
-	var stale []bpfmaps.PortKey
-	err := each(d.maps.Ports, func(key bpfmaps.PortKey, _ bpfmaps.MappedPort) bool {
-		if !wanted[key] {
-			stale = append(stale, key)
-		}
-		return true
-	})
+	stale, err := keysWhere[bpfmaps.PortKey, bpfmaps.MappedPort](d.maps.Ports, func(key bpfmaps.PortKey) bool { return !wanted[key] })
 	if err != nil {
 		return 0, err
 	}
