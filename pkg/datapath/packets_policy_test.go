@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -173,11 +174,15 @@ func (o *oracle) meant(who uint32, a netip.Addr, e *Endpoint) bool {
 // refused is the counter of what the policy of the moment says of a connection; "" where
 // it lets it through.
 func (o *oracle) refused(c connection) string {
-	var hidden *Endpoint
-	if c.client.Addr() == o.hiding {
-		hidden = o.hidden
+	return o.refusedOf(c, o.hiddenAs(c.client.Addr()))
+}
+
+// hiddenAs is the endpoint whose address the stack has replaced by this in the packet at hand.
+func (o *oracle) hiddenAs(a netip.Addr) *Endpoint {
+	if a != o.hiding {
+		return nil
 	}
-	return o.refusedOf(c, hidden)
+	return o.hidden
 }
 
 // refusedOf is refused, where the client's address, if no endpoint's, hides one.
@@ -353,7 +358,7 @@ func (o *oracle) question(p *outcome) (ifindex int, judged, follows bool) {
 	}
 	if e := o.owner(p.in.src); e != nil {
 		judged = p.run.seen != seenDecided && p.run.seen != seenTranslated
-		return e.IfIndex, judged, judged && !o.hides(e, p.in.dst) && (p.ingress == 0 || p.ingress == e.IfIndex)
+		return e.IfIndex, judged, judged && !o.hides(e, p.in.dst) && p.believed(e)
 	}
 	return 0, o.hidden != nil && p.run.seen != seenDecided && p.run.seen != seenTranslated, false
 }
@@ -403,9 +408,7 @@ func (o *oracle) policy(p *outcome) error {
 			continue
 		}
 		m.at = o.clock
-		if o.hidden != nil && c.client.Addr() == o.hiding {
-			m.hidden = o.hidden
-		}
+		m.hidden = cmp.Or(o.hiddenAs(c.client.Addr()), m.hidden)
 		if p.in.protocol == unix.IPPROTO_TCP && !p.in.later {
 			m.closing = p.in.tcpFlags&0x05 != 0 || m.closing && !opens(p.in)
 		}
@@ -425,10 +428,14 @@ func (o *oracle) unreadable(p *outcome) bool {
 		o.firewall.name != "" && (!attached || o.firewall.restricts(&e))
 }
 
+// believed tells whether what the stack sends on comes from the endpoint's device, or is the
+// host's own.
+func (p *outcome) believed(e *Endpoint) bool { return p.ingress == 0 || p.ingress == e.IfIndex }
+
 // forged tells an endpoint's address at another device than its own, where policy cares.
 func (o *oracle) forged(p *outcome) bool {
 	from := o.owner(p.in.src)
-	return (p.program == toContainer || p.program == toUplink && p.ingress != 0) && from != nil && from.IfIndex != p.ingress &&
+	return (p.program == toContainer || p.program == toUplink) && from != nil && !p.believed(from) &&
 		(o.firewall.restricts(from) || o.firewall.restricts(o.owner(p.in.dst)))
 }
 

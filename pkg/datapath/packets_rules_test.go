@@ -320,7 +320,7 @@ func (o *oracle) toUplink(p *outcome) error {
 		if p.want.seen != p.run.seen {
 			return fmt.Errorf("tc_index %#x has become %#x", p.run.seen, p.want.seen)
 		}
-		if e != nil && p.run.seen != seenDecided && (p.ingress == 0 || p.ingress == e.IfIndex) {
+		if e != nil && p.run.seen != seenDecided && p.believed(e) {
 			for _, key := range o.candidates(p.in, 0) {
 				o.byStack[turned(key, 0)] = true
 			}

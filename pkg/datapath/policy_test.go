@@ -3,79 +3,15 @@
 package datapath
 
 import (
-	"fmt"
-	gomaps "maps"
 	"net/netip"
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/packet"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
-
-// Numbers of the sets and identities of these tests, and of the hits of their rules.
-const (
-	ofA = iota + 100
-	ofB
-	ofC
-	ofWorld
-	setOne // a set
-
-	ruleOne = 1<<63 | iota
-	ruleTwo
-)
-
-// policy is one where the endpoints have an identity each, no restriction, and networks of
-// their own. The world has an identity without any rule.
-func (n *node) policy() Policy {
-	p := Policy{
-		Active: true,
-		Subjects: map[uint16]Subject{
-			n.a.ID: {Identity: ofA, Network: 1}, n.b.ID: {Identity: ofB, Network: 1}, n.c.ID: {Identity: ofC, Network: 2},
-		},
-		Identities: make(map[netip.Prefix]uint32),
-		Entries:    make(map[PolicyPair][]PolicyRange),
-	}
-	for _, f := range []family{v4(), v6()} {
-		p.Identities[netip.PrefixFrom(f.world, f.world.BitLen()-4).Masked()] = ofWorld
-	}
-	return p
-}
-
-// allow lets an identity through in a set: all, or one port of a protocol.
-func (p Policy) allow(set, identity uint32, ranges ...PolicyRange) Policy {
-	if len(ranges) == 0 {
-		ranges = []PolicyRange{{Last: 65535, Rule: ruleOne}}
-	}
-	pair := PolicyPair{set, identity}
-	p.Entries[pair] = append(p.Entries[pair], ranges...)
-	return p
-}
-
-// restrict changes what policy says of an endpoint.
-func (p Policy) restrict(e Endpoint, change func(*Subject)) Policy {
-	s := p.Subjects[e.ID]
-	change(&s)
-	p.Subjects[e.ID] = s
-	return p
-}
-
-func ingress(s *Subject) { s.Ingress = setOne }
-func egress(s *Subject)  { s.Egress = setOne }
-
-// enforce has the programs ask the policy until the test ends.
-func (n *node) enforce(t *testing.T, p Policy) {
-	t.Helper()
-	n.forget(t)
-	must(t, n.ReconcilePolicy(p))
-	t.Cleanup(func() { must(t, n.ReconcilePolicy(Policy{})) })
-}
-
-// denied is a packet that policy drops.
-func denied(reason string, counters ...string) want { return drops(append(counters, reason)...) }
 
 func TestPolicy(t *testing.T) {
 	n := newNode(t, Config{Masquerade: true})
@@ -99,7 +35,6 @@ func TestPolicy(t *testing.T) {
 		t.Run("ICMP errors", func(t *testing.T) { testPolicyErrors(t, n, f) })
 		t.Run("connection", func(t *testing.T) { testPolicyConnection(t, n, f) })
 		t.Run("connection that nobody has seen begin", func(t *testing.T) { testPolicyStranger(t, n, f) })
-		t.Run("echoes", func(t *testing.T) { testPolicyEchoes(t, n, f) })
 		t.Run("host", func(t *testing.T) { testPolicyHost(t, n, f) })
 		t.Run("services of others", func(t *testing.T) { testPolicyServices(t, n, f) })
 		t.Run("by address", func(t *testing.T) { testPolicyByAddress(t, n, f) })
@@ -107,11 +42,6 @@ func TestPolicy(t *testing.T) {
 		t.Run("unknown subject", func(t *testing.T) { testUnknownSubject(t, n, f) })
 		t.Run("bounds", func(t *testing.T) { testPolicyBounds(t, n, f) })
 	})
-}
-
-// between is a packet from one endpoint to another, and the frame that arrives.
-func (n *node) between(from, to Endpoint, src, dst netip.Addr, inner []packet.Layer) (in run, out []byte) {
-	return n.from(from, ip(src, dst, 64, inner...)...), delivered(to, ip(src, dst, 63, inner...)...)
 }
 
 // testReceiver: b lets a begin and nobody else; its own answers and what it begins pass.
@@ -483,43 +413,6 @@ func testPolicyStranger(t *testing.T, n *node, f family) {
 	n.wantTracked(t, tracked1{f.a, f.b, maps.TranslationOpening})
 }
 
-// testPolicyEchoes: a request asks, and with identifier 0 no port tells it from an answer.
-func testPolicyEchoes(t *testing.T, n *node, f family) {
-	n.enforce(t, n.policy().restrict(n.a, func(s *Subject) { s.Egress, s.Ingress = setOne, setOne+1 }).allow(setOne, ofB))
-	ask, asked := n.between(n.a, n.b, f.a, f.b, []packet.Layer{packet.Echo(0, 1), packet.Payload(8)})
-	answer, answered := n.between(n.b, n.a, f.b, f.a, []packet.Layer{packet.EchoReply(0, 1), packet.Payload(8)})
-	other, _ := n.between(n.b, n.a, f.b, f.a, []packet.Layer{packet.Echo(0, 1), packet.Payload(8)})
-	n.story(t,
-		step{"asked", ask, deliveredAs(asked, "decided")},
-		step{"asked back", other, denied("policy_ingress", "decided")},
-		step{"answered", answer, deliveredAs(answered, "decided")},
-		step{"asked back, although that was an answer", other, denied("policy_ingress", "decided")},
-		step{"answered, although that was denied", answer, deliveredAs(answered, "decided")},
-		step{"asked again", ask, deliveredAs(asked, "decided")},
-	)
-	n.wantHits(t, PolicyHits{Rules: map[uint64]uint64{ruleOne: 1}, IngressDenied: map[uint16]uint64{n.a.ID: 2}})
-}
-
-// tracked1 is a flow that is tracked.
-type tracked1 struct {
-	client, server netip.Addr
-	state          uint8
-}
-
-func (n *node) wantTracked(t *testing.T, want ...tracked1) {
-	t.Helper()
-	var got []tracked1
-	must(t, each(n.maps.Translations, func(key maps.FlowKey, value maps.Translation) bool {
-		if key.Kind == maps.KeyTracked {
-			got = append(got, tracked1{maps.Addr(key.Destination), maps.Addr(key.Source), value.State})
-		}
-		return true
-	}))
-	if diff := gocmp.Diff(want, got, gocmp.AllowUnexported(tracked1{}), cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty()); diff != "" {
-		t.Errorf("tracked (-want +got):\n%s", diff)
-	}
-}
-
 // testPolicyHost: between a container and its host everything passes.
 func testPolicyHost(t *testing.T, n *node, f family) {
 	n.enforce(t, n.policy().restrict(n.a, func(s *Subject) { s.Egress, s.Ingress, s.NoOthers, s.NoOwn = setOne, setOne, true, true }))
@@ -527,61 +420,6 @@ func testPolicyHost(t *testing.T, n *node, f family) {
 		step{"from the host", n.toA(0, ip(f.host, f.a, 64, udp(low, server)...)...), want{verdict: passOn, counters: []string{"host"}}},
 		step{"to the host", n.fromA(ip(f.a, f.host, 64, udp(low, server)...)...), passed(seenNot, "decided")},
 		step{"to a group", n.fromA(ip(f.a, f.multicast, 64, udp(low, server)...)...), passed(seenNot, "decided")},
-	)
-}
-
-// testPolicyServices: what others translate is judged where its destination is known.
-func testPolicyServices(t *testing.T, n *node, f family) {
-	service := netip.PrefixFrom(f.neighbour, f.neighbour.BitLen())
-	must(t, n.ReconcileStackDestinations([]netip.Prefix{service}))
-	defer func() { must(t, n.ReconcileStackDestinations(nil)) }()
-	both := func(s *Subject) { s.Egress, s.Ingress = setOne, setOne+1 }
-	n.enforce(t, n.policy().restrict(n.b, both).allow(setOne, ofA))
-	n.story(t,
-		step{"to a service", n.from(n.b, ip(f.b, f.neighbour, 64, udp(low, server)...)...), passed(seenLed, "decided")},
-		step{"which is a", n.toA(n.b.IfIndex, ip(f.b, f.a, 63, udp(low, server)...)...), passed(seenNot)},
-		step{"answer of a", n.fromA(ip(f.a, f.b, 64, udp(server, low)...)...), passed(seenNot)},
-		step{
-			"as the service's",
-			run{program: toContainer, device: n.b.IfIndex, ingress: n.a.IfIndex, in: delivered(n.b, ip(f.neighbour, f.b, 62, udp(server, low)...)...)},
-			passed(seenNot),
-		},
-	)
-	n.enforce(t, n.policy().restrict(n.b, both).allow(setOne, ofC))
-	n.story(t,
-		step{"to a service again", n.from(n.b, ip(f.b, f.neighbour, 64, udp(low, server)...)...), passed(seenLed, "decided")},
-		step{"which may not be a", n.toA(n.b.IfIndex, ip(f.b, f.a, 63, udp(low, server)...)...), denied("policy_egress")},
-		step{
-			"nor the world", n.toWorld(seenNot, ip(f.b, f.world, 63, udp(low, server)...)...),
-			denied("policy_egress"),
-		},
-		step{
-			"that nobody has translated", n.toWorld(seenNot, ip(f.b, f.neighbour, 63, udp(low, server)...)...),
-			denied("policy_egress"),
-		},
-	)
-	// An endpoint is one, whatever range its address lies in.
-	must(t, n.ReconcileStackDestinations([]netip.Prefix{service, netip.PrefixFrom(f.a, f.a.BitLen())}))
-	n.story(t, step{"endpoint among the services", n.toA(n.b.IfIndex, ip(f.b, f.a, 63, udp(inside, server)...)...), denied("policy_egress")})
-	// Nobody may begin to c, but what it was led to may answer.
-	n.enforce(t, n.policy().restrict(n.c, both).allow(setOne, ofWorld))
-	answer := n.fromWorld(ip(f.world, f.c, 60, udp(server, low)...)...)
-	n.story(t,
-		step{"of c, straight", n.from(n.c, ip(f.c, f.world, 64, udp(low, server)...)...), forwarded(sent(n.c, ip(f.c, f.world, 63, udp(low, server)...)...), "decided")},
-		step{"answer, straight", answer, deliveredAs(delivered(n.c, ip(f.world, f.c, 59, udp(server, low)...)...), "decided")},
-		step{"of c, to a service", n.from(n.c, ip(f.c, f.neighbour, 64, udp(low, server)...)...), passed(seenLed, "decided")},
-		step{"which is the world", n.toWorld(seenLed, ip(f.c, f.world, 63, udp(low, server)...)...), untouched()},
-		step{"answer of the world", answer, passed(seenNot, "decided")},
-		step{"answer of another", n.fromWorld(ip(f.neighbour, f.c, 60, udp(server, inside)...)...), denied("policy_ingress")},
-	)
-	// Of what is masqueraded there, the translation knows that a began.
-	n.enforce(t, n.policy().restrict(n.a, both).allow(setOne, ofWorld))
-	syn, ack := tcp(inside, server, packet.SYN), tcp(inside, server, packet.ACK)
-	n.story(t,
-		step{"of a, to a service", n.fromA(ip(f.a, f.neighbour, 64, syn...)...), passed(seenLed, "decided")},
-		step{"which is the world", n.toWorld(seenLed, ip(f.a, f.world, 63, syn...)...), leaves(n.left(ip(f.host, f.world, 63, syn...)...))},
-		step{"and after an answer", n.fromA(ip(f.a, f.neighbour, 64, ack...)...), passed(seenLed, "decided")},
-		step{"to the world", n.toWorld(seenLed, ip(f.a, f.world, 63, ack...)...), leaves(n.left(ip(f.host, f.world, 63, ack...)...))},
 	)
 }
 
@@ -664,20 +502,6 @@ func testPolicyBounds(t *testing.T, n *node, f family) {
 	n.wantTracked(t)
 }
 
-// wantHits compares the counters of rules and denials that are not zero.
-func (n *node) wantHits(t *testing.T, want PolicyHits) {
-	t.Helper()
-	got, err := n.PolicyHits()
-	must(t, err)
-	for _, m := range []map[uint16]uint64{got.IngressDenied, got.EgressDenied} {
-		gomaps.DeleteFunc(m, func(_ uint16, n uint64) bool { return n == 0 })
-	}
-	gomaps.DeleteFunc(got.Rules, func(_, n uint64) bool { return n == 0 })
-	if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
-		t.Errorf("hits (-want +got):\n%s", diff)
-	}
-}
-
 // TestReconcilePolicy: the maps hold what the policy needs and nothing else, whatever it
 // was before, and a policy that does not fit changes nothing.
 func TestReconcilePolicy(t *testing.T) {
@@ -743,12 +567,4 @@ func TestReconcilePolicy(t *testing.T) {
 	check("after a restart", map[string]uint64{"subjects": 3, "identities": 2, "policies": 1, "hits": 1})
 	must(t, n.ReconcilePolicy(Policy{}))
 	check("none", map[string]uint64{"subjects": 0, "identities": 0, "policies": 0, "hits": 0})
-}
-
-// generation is the generation that counts.
-func (n *node) generation() (generation uint32) {
-	if err := n.maps.PolicyGeneration.Lookup(uint32(0), &generation); err != nil {
-		panic(fmt.Sprint(err))
-	}
-	return generation
 }

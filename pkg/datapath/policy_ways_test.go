@@ -39,15 +39,6 @@ func TestPolicyWays(t *testing.T) {
 	})
 }
 
-func both(s *Subject) { s.Egress, s.Ingress = setOne, setOne+1 }
-
-// services leaves prefixes to others until the test ends.
-func (n *node) services(t *testing.T, prefixes ...netip.Prefix) {
-	t.Helper()
-	must(t, n.ReconcileStackDestinations(prefixes))
-	t.Cleanup(func() { must(t, n.ReconcileStackDestinations(nil)) })
-}
-
 // forwardedBy has the stack forward a packet from an endpoint's device.
 func (r run) forwardedBy(e Endpoint) run {
 	r.ingress = e.IfIndex
@@ -120,7 +111,8 @@ func testPolicyForeignError(t *testing.T, n *node, f family) {
 	)
 }
 
-// testPolicyEcho: an echo request begins, whatever was said before without an identifier.
+// testPolicyEcho: an echo request begins, whatever was said before without an identifier,
+// where no port tells it from an answer.
 func testPolicyEcho(t *testing.T, n *node, f family) {
 	n.enforce(t, n.policy().restrict(n.a, both).allow(setOne, ofB))
 	ask, asked := n.between(n.a, n.b, f.a, f.b, []packet.Layer{packet.Echo(0, 1), packet.Payload(8)})
@@ -129,11 +121,16 @@ func testPolicyEcho(t *testing.T, n *node, f family) {
 	n.story(t,
 		step{"asked", ask, deliveredAs(asked, "decided")},
 		step{"called", call, denied("policy_ingress", "decided")},
+		step{"answer", answer, deliveredAs(answered, "decided")},
+		step{"called, although that was an answer", call, denied("policy_ingress", "decided")},
+		step{"answer, although that was denied", answer, deliveredAs(answered, "decided")},
+		step{"asked again", ask, deliveredAs(asked, "decided")},
 	)
+	n.wantHits(t, PolicyHits{Rules: map[uint64]uint64{ruleOne: 1}, IngressDenied: map[uint16]uint64{n.a.ID: 2}})
 	n.table(t, step{"answer to nobody", answer, denied("policy_ingress", "decided")})
 	n.story(t,
-		step{"asked again", ask, deliveredAs(asked, "decided")},
-		step{"answer", answer, deliveredAs(answered, "decided")},
+		step{"asked after that", ask, deliveredAs(asked, "decided")},
+		step{"answer after that", answer, deliveredAs(answered, "decided")},
 	)
 }
 

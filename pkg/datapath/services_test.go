@@ -35,13 +35,10 @@ func (n *node) led(f family, tr transport) led {
 // testServices: others lead an endpoint that is not masqueraded to somebody behind the
 // uplink, and have to translate the answer back. It must not come past them.
 func testServices(t *testing.T, n *node) {
-	defer func() { must(t, n.ReconcilePolicy(Policy{})) }()
 	eachFamily(t, func(t *testing.T, f family) {
-		must(t, n.ReconcileStackDestinations([]netip.Prefix{netip.PrefixFrom(f.neighbour, f.neighbour.BitLen())}))
-		defer func() { must(t, n.ReconcileStackDestinations(nil)) }()
+		n.services(t, netip.PrefixFrom(f.neighbour, f.neighbour.BitLen()))
 		for _, tr := range transports() {
 			t.Run(tr.name, func(t *testing.T) {
-				must(t, n.ReconcilePolicy(Policy{}))
 				l := n.led(f, tr)
 				t.Run("answered", func(t *testing.T) { testServiceAnswered(t, n, f, l) })
 				t.Run("and straight", func(t *testing.T) { testServiceAndStraight(t, n, l) })
@@ -101,7 +98,6 @@ func testServiceUnasked(t *testing.T, n *node, l led) {
 // testServiceForged: with an endpoint's address, from another device than its own, nobody
 // makes an answer of what policy denies.
 func testServiceForged(t *testing.T, n *node, f family, tr transport, l led) {
-	defer func() { must(t, n.ReconcilePolicy(Policy{})) }()
 	forged := func(src netip.Addr) run {
 		r := n.toWorld(seenNot, ip(src, f.world, 63, tr.begin(low)...)...)
 		r.ingress = n.other.Attrs().Index
