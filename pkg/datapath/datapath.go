@@ -63,7 +63,7 @@ type Datapath struct {
 	uplinks []Uplink
 	// policy is what is in the maps of policy, since the first ReconcilePolicy.
 	policy writtenPolicy
-	// former are devices that were uplinks and still have from_uplink, by index,
+	// former are devices that were uplinks and are still served as such, by index,
 	// since when they are none.
 	former map[int]time.Time
 	now    func() time.Time

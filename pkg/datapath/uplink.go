@@ -18,7 +18,7 @@ const linger = 30 * time.Second
 // ReconcileUplinks makes the uplinks exactly these. When something changed, every
 // decision is taken anew. What is found wrong although the same uplinks were asked
 // for last was done by others, and is logged. A device that is no uplink any more
-// has its answers translated for 30 s; a later call ends that.
+// is served as one for 30 s, as long as it is there; a later call ends that.
 func (d *Datapath) ReconcileUplinks(desired []Uplink) (err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -80,53 +80,59 @@ func (d *Datapath) ensureUplink(u Uplink) (found []string, err error) {
 // pruneUplinks ends the service of all other uplinks. Decisions to send by one must be
 // dead before to_uplink is gone: what the stack sends on for them would leave unhidden.
 func (d *Datapath) pruneUplinks(want map[uint32]bool) error {
+	attached, err := d.hooks.uplinks.list()
+	errs := []error{err}
+	former := make(map[int]time.Time)
+	stale := make(map[attachment]time.Time)
+	for _, a := range attached {
+		if a.endpoint() || want[uint32(a.ifindex)] {
+			continue
+		}
+		since, lingers := d.lingers(a)
+		if lingers {
+			former[a.ifindex] = since
+		} else {
+			stale[a] = since
+		}
+	}
+	d.former = former
+
 	var (
-		stale   []uint32
+		gone    []uint32
 		ifindex uint32
 		device  maps.Interface
 	)
 	entries := d.maps.Interfaces.Iterate()
 	for entries.Next(&ifindex, &device) {
-		if device.Role == maps.RoleUplink && !want[ifindex] {
-			stale = append(stale, ifindex)
+		if _, lingers := former[int(ifindex)]; device.Role == maps.RoleUplink && !want[ifindex] && !lingers {
+			gone = append(gone, ifindex)
 		}
 	}
 	if err := entries.Err(); err != nil {
-		return fmt.Errorf("read map interfaces: %w", err)
+		return errors.Join(append(errs, fmt.Errorf("read map interfaces: %w", err))...)
 	}
-	var errs []error
-	for _, key := range stale {
+	for _, key := range gone {
 		errs = append(errs, ignoreMissing(d.maps.Interfaces.Delete(key)))
 	}
-	if len(stale) > 0 {
+	if len(gone) > 0 {
 		if err := d.bumpEpoch(0); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
 	}
-	attached, err := d.hooks.uplinks.list()
-	errs = append(errs, err)
-	former := make(map[int]time.Time)
-	for _, a := range attached {
-		if a.endpoint() || want[uint32(a.ifindex)] {
-			continue
+	for a, since := range stale {
+		if err := d.hooks.of(a).detach(a); err != nil {
+			errs = append(errs, err)
+			former[a.ifindex] = since // its time does not begin again
 		}
-		if since, lingers := d.lingers(a); lingers {
-			former[a.ifindex] = since
-			continue
-		}
-		errs = append(errs, d.hooks.of(a).detach(a))
 	}
-	d.former = former
 	return errors.Join(errs...)
 }
 
-// lingers tells whether a program stays on a device that is no uplink any more, and
-// since when the device is none: answers to what left by it are under way for a
-// while, and only from_uplink knows whose they are.
+// lingers tells whether a device that is no uplink any more is still served as one, and
+// since when it is none. Answers to what left by it are under way for a while, and only
+// from_uplink knows whose they are. The routes may lead back to it, too: what follows
+// them before the agent has heard of it is lost where the device is not known.
 func (d *Datapath) lingers(a attachment) (since time.Time, lingers bool) {
-	if a.program != fromUplink {
-		return time.Time{}, false
-	}
 	// A device that is gone has nothing under way.
 	if there, err := d.hooks.of(a).has(a); !there || err != nil {
 		return time.Time{}, false

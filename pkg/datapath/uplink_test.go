@@ -14,8 +14,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// TestFormerUplink: answers to what left by an uplink find their way although it has
-// just ceased to be one, and nothing new goes by it.
+// TestFormerUplink: what has just ceased to be an uplink is served as one for a while: answers
+// find their way, and so does what the routes lead there again.
 func TestFormerUplink(t *testing.T) {
 	n := newNode(t, Config{Masquerade: true, FlowsMax: 256, TranslationsMax: 256})
 	clock := time.Now()
@@ -41,17 +41,25 @@ func TestFormerUplink(t *testing.T) {
 	}
 	n.open(t, f, tr, inside)
 	attached(fromUplink, toUplink)
+	there := n.from(n.a, ip(f.a, f.world, 64, tr.there(inside)...)...)
+	back := n.fromWorld(ip(f.world, f.host, 58, tr.back(inside)...)...)
+	served := func() {
+		t.Helper()
+		attached(fromUplink, toUplink)
+		n.check(t, back, deliveredAs(delivered(n.a, ip(f.world, f.a, 57, tr.back(inside)...)...), "decided"))
+		n.check(t, there, forwarded(sent(n.a, ip(f.host, f.world, 63, tr.there(inside)...)...), "decided"))
+	}
 	reconcile()
-	attached(fromUplink)
-	n.check(t, n.fromWorld(ip(f.world, f.host, 58, tr.back(inside)...)...),
-		deliveredAs(delivered(n.a, ip(f.world, f.a, 57, tr.back(inside)...)...), "decided"))
-	n.check(t, n.from(n.a, ip(f.a, f.world, 64, tr.there(low)...)...), drops("decided", "no_uplink"))
+	n.do(t, n.Invalidate)
+	served()
 	clock = clock.Add(linger - 1)
 	reconcile()
-	attached(fromUplink)
+	n.do(t, n.Invalidate)
+	served()
 	clock = clock.Add(1)
 	reconcile()
 	attached()
+	n.check(t, there, drops("decided", "no_uplink"))
 
 	reconcile(n.uplink)
 	attached(fromUplink, toUplink)
@@ -60,7 +68,7 @@ func TestFormerUplink(t *testing.T) {
 	reconcile(n.uplink) // it is one again, and nothing of before counts
 	clock = clock.Add(1)
 	reconcile()
-	attached(fromUplink)
+	attached(fromUplink, toUplink)
 }
 
 // watched are hooks that tell of each program that is taken away, and may refuse.
@@ -81,8 +89,12 @@ func (w watched) detach(a attachment) error {
 // taken away.
 func TestUplinkEndsWithItsDecisions(t *testing.T) {
 	n := newNode(t, Config{Masquerade: true, FlowsMax: 256, TranslationsMax: 256})
+	clock := time.Now()
+	n.now = func() time.Time { return clock }
 	f, tr := v4(), transports()[1]
 	n.open(t, f, tr, inside)
+	n.do(t, func() error { return n.ReconcileUplinks(nil) })
+	clock = clock.Add(linger)
 	again := n.fromA(ip(f.a, f.world, 64, tr.there(inside)...)...)
 	refusal := errors.New("not now")
 	plain := n.hooks.uplinks

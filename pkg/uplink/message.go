@@ -16,6 +16,7 @@ import (
 // change is what one netlink message means to us.
 type change struct {
 	uplinks bool // the set of uplinks, or an address, may be another
+	urgent  bool // what leaves by an uplink may be lost until the new one is known
 	routes  bool // the kernel may route a packet differently
 	// addresses says that the host has an address more or less; those of our own
 	// devices do not count.
@@ -152,7 +153,8 @@ func (t *tracker) readRoute(m syscall.NetlinkMessage) change {
 			}
 		}
 	}
-	return change{routes: true, uplinks: msg.Dst_len == 0 && table == unix.RT_TABLE_MAIN}
+	outward := msg.Dst_len == 0 && table == unix.RT_TABLE_MAIN
+	return change{routes: true, uplinks: outward, urgent: outward}
 }
 
 // linkLocal tells whether an IPv6 destination is in fe80::/10 or ff00::/8,

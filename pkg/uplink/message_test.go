@@ -68,13 +68,14 @@ func testTracker() *tracker {
 
 func TestTrackerRead(t *testing.T) {
 	everything := change{uplinks: true, routes: true}
+	outward := change{uplinks: true, urgent: true, routes: true}
 	tests := map[string]struct {
 		message syscall.NetlinkMessage
 		want    change
 	}{
 		"route":                       {route("198.51.100.0/24", otherIndex, nil), change{routes: true}},
-		"default route":               {route("0.0.0.0/0", otherIndex, nil), everything},
-		"IPv6 default route":          {route("::/0", otherIndex, nil), everything},
+		"default route":               {route("0.0.0.0/0", otherIndex, nil), outward},
+		"IPv6 default route":          {route("::/0", otherIndex, nil), outward},
 		"default route, other table":  {route("0.0.0.0/0", otherIndex, func(m *nl.RtMsg) { m.Table = 100 }), change{routes: true}},
 		"local address":               {route("192.0.2.1/32", otherIndex, func(m *nl.RtMsg) { m.Type, m.Table = unix.RTN_LOCAL, unix.RT_TABLE_LOCAL }), change{routes: true}},
 		"route of ours":               {route("10.0.0.2/32", otherIndex, func(m *nl.RtMsg) { m.Protocol = 84 }), change{}},

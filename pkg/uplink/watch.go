@@ -17,9 +17,11 @@ import (
 )
 
 const (
-	// interval is the least time between two reports of uplinks, routes or addresses:
+	// storm is the least time between two reports of uplinks, routes or addresses:
 	// the first change is reported at once, a storm ten times a second.
-	interval = 100 * time.Millisecond
+	storm = 100 * time.Millisecond
+	// urgency is the same for a default route that has changed.
+	urgency = 5 * time.Millisecond
 	// retry is the pause before the uplinks are looked for again after the
 	// kernel refused to list them.
 	retry = time.Second
@@ -53,6 +55,8 @@ type Watcher struct {
 	track  *tracker
 	found  Found
 
+	storm time.Duration // as the constant, but for tests
+
 	mu      sync.Mutex
 	pending pending
 	poke    chan struct{} // one token: something is pending
@@ -60,7 +64,7 @@ type Watcher struct {
 
 // pending is what was received and not yet reported.
 type pending struct {
-	uplinks, routes, addresses, overrun bool
+	uplinks, urgent, routes, addresses, overrun bool
 
 	gone []int
 	err  error // the socket is of no more use
@@ -71,7 +75,7 @@ type pending struct {
 func Open(opts Options) (_ *Watcher, err error) {
 	opts.setDefaults()
 	opts.Names = slices.Clone(opts.Names)
-	w := &Watcher{opts: opts, ns: netns.None(), poke: make(chan struct{}, 1)}
+	w := &Watcher{opts: opts, ns: netns.None(), storm: storm, poke: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			w.Close()
@@ -148,7 +152,7 @@ func (w *Watcher) Run(ctx context.Context, events Events) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	var todo pending
-	var next time.Time
+	var last time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -172,17 +176,21 @@ func (w *Watcher) Run(ctx context.Context, events Events) error {
 		if !todo.uplinks && !todo.routes && !todo.addresses {
 			continue
 		}
-		if wait := time.Until(next); wait > 0 {
+		pause := w.storm
+		if todo.urgent {
+			pause = urgency
+		}
+		if wait := time.Until(last.Add(pause)); wait > 0 {
 			timer.Reset(wait)
 			continue
 		}
-		next = time.Now().Add(interval)
+		last = time.Now()
 		if todo.addresses {
 			todo.addresses = false
 			events.Addresses()
 		}
 		if todo.uplinks && !w.report(events) {
-			next = time.Now().Add(retry)
+			last = time.Now().Add(retry - pause)
 			timer.Reset(retry)
 			continue
 		}
@@ -233,6 +241,7 @@ func (w *Watcher) receive() {
 		for _, m := range messages {
 			c := w.track.read(m)
 			p.uplinks = p.uplinks || c.uplinks
+			p.urgent = p.urgent || c.urgent
 			p.routes = p.routes || c.routes
 			p.addresses = p.addresses || c.addresses
 			if c.gone != 0 {
@@ -247,6 +256,7 @@ func (w *Watcher) receive() {
 
 func (p *pending) merge(o pending) {
 	p.uplinks = p.uplinks || o.uplinks
+	p.urgent = p.urgent || o.urgent
 	p.routes = p.routes || o.routes
 	p.addresses = p.addresses || o.addresses
 	p.overrun = p.overrun || o.overrun

@@ -27,6 +27,12 @@ type events struct {
 // watch runs a Watcher until the test ends.
 func watch(t *testing.T, ns *nstest.NS, names ...string) (*events, []Uplink) {
 	t.Helper()
+	return watchIn(t, storm, ns, names...)
+}
+
+// watchIn is watch with another pause between two reports.
+func watchIn(t *testing.T, pause time.Duration, ns *nstest.NS, names ...string) (*events, []Uplink) {
+	t.Helper()
 	w, err := Open(Options{
 		NetNS:       ns.Path,
 		Names:       names,
@@ -36,6 +42,7 @@ func watch(t *testing.T, ns *nstest.NS, names ...string) (*events, []Uplink) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.storm = pause
 	found := w.Found().Uplinks
 	e := &events{uplinks: make(chan []Uplink, 100), flaws: make(chan []Flaw, 100), routes: make(chan struct{}, 100), addrs: make(chan struct{}, 100), gone: make(chan int, 100)}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -124,6 +131,18 @@ func TestWatchUplinks(t *testing.T) {
 	ip(t, ns, []string{"link", "del", "b0"})
 	awaitUplinks(t, e, a)
 
+	ip(t, ns, []string{"route", "del", "default"})
+	awaitUplinks(t, e)
+}
+
+// TestWatchUrgent: a default route is reported in the middle of a storm of other changes.
+func TestWatchUrgent(t *testing.T) {
+	ns := nstest.New(t, "watch")
+	a := device(t, ns, "a0")
+	e, _ := watchIn(t, time.Hour, ns)
+	ip(t, ns, []string{"addr", "add", "192.0.2.2/24", "dev", "a0"}, []string{"route", "add", "198.51.100.0/24", "via", "192.0.2.1"})
+	ip(t, ns, []string{"route", "add", "default", "via", "192.0.2.1"})
+	awaitUplinks(t, e, with(a, "192.0.2.2", ""))
 	ip(t, ns, []string{"route", "del", "default"})
 	awaitUplinks(t, e)
 }
