@@ -16,7 +16,7 @@ import (
 // of older kernels got some later (SKIP_NEIGH is in Debian's 6.1); the oldest got none.
 func TestFeatures(t *testing.T) {
 	nstest.Root(t)
-	have := kernelVersion(t)
+	have := nstest.KernelVersion(t)
 	for _, f := range Features() {
 		if f.probe == nil {
 			continue

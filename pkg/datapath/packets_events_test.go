@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
@@ -185,6 +186,6 @@ func (n *node) consistent(all map[maps.FlowKey]maps.Translation) error {
 
 // ingressWorks tells whether a test run can come from another device (Linux 5.16).
 func (n *node) ingressWorks(t *testing.T) bool {
-	have := kernelVersion(t)
+	have := nstest.KernelVersion(t)
 	return have[0] > 5 || have[0] == 5 && have[1] >= 16
 }

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"os/exec"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -28,7 +27,7 @@ import (
 func FuzzPackets(f *testing.F) {
 	n := newNode(f, Config{Masquerade: true, FlowsMax: 1024, TranslationsMax: 256})
 	teller := newTeller(f, n)
-	share, shares := shareOfSeeds(f)
+	share, shares := nstest.Share(f)
 	for i, seed := range teller.seeds() {
 		if i%shares == share {
 			f.Add(seed)
@@ -44,36 +43,14 @@ func FuzzPackets(f *testing.F) {
 	})
 }
 
-// shareOfSeeds is the part of the seeds that this kernel sees: all, or where all is emulated
-// every fourth, another on each kernel of the matrix.
-func shareOfSeeds(tb testing.TB) (share, shares int) {
-	if !emulated() {
-		return 0, 1
-	}
-	version := kernelVersion(tb)
-	for _, next := range [][2]int{{6, 0}, {6, 6}, {7, 0}} {
-		if slices.Compare(version[:], next[:]) >= 0 {
-			share++
-		}
-	}
-	return share, 4
-}
-
-// emulated tells whether this is one of the machines that other kernels are tried in, where
-// all takes many times as long. They have no compiler.
-func emulated() bool {
-	_, err := exec.LookPath("go")
-	return err != nil
-}
-
 // TestStories tells stories made from the seeds by chance: always the same, so that what
-// fails can be told again. TENDRIL_TEST_STORIES is their number, if not 4,000 (600 where
+// fails can be told again. TENDRIL_TEST_STORIES is their number, if not 4,000 (300 where
 // all is emulated); ten minutes of them are part of .ci/run. FuzzPackets looks for others.
 func TestStories(t *testing.T) {
 	nstest.Root(t)
 	count := 4000
-	if emulated() {
-		count = 600
+	if nstest.Emulated() {
+		count = 300
 	}
 	if text := os.Getenv("TENDRIL_TEST_STORIES"); text != "" {
 		var err error

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
 	"github.com/tendril-net/tendril/internal/policytest"
 	"github.com/tendril-net/tendril/pkg/maps"
@@ -32,7 +33,7 @@ func TestPolicyModel(t *testing.T) {
 	n := newNode(t, Config{})
 	m := &modelNode{node: n, engine: policy.New(policy.Limits{}, 1)}
 	policies := uint64(modelPolicies)
-	if emulated() {
+	if nstest.Emulated() {
 		policies = modelPoliciesEmulated
 	}
 	for seed := range policies {

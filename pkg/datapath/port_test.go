@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -544,7 +545,12 @@ func testPortAstray(t *testing.T, n *node, f family, p mappedProtocol) {
 		step{"by the other uplink", n.toWorld(seenDecided, inside...), drops("no_uplink")},
 		step{"by the client's", right, leaves(n.left(outside...))},
 	)
-	// One that is no uplink any more has nothing to be kept for.
+	// One that has been none for a while has nothing to be kept for.
+	n.do(t, func() error { return n.ReconcileUplinks([]Uplink{n.uplink}) })
+	n.check(t, n.toWorld(seenDecided, inside...), drops("no_uplink"))
+	before := n.now
+	defer func() { n.now = before }()
+	n.now = func() time.Time { return before().Add(linger) }
 	n.do(t, func() error { return n.ReconcileUplinks([]Uplink{n.uplink}) })
 	n.check(t, n.toWorld(seenDecided, inside...), leaves(n.left(outside...)))
 }

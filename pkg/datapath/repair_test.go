@@ -100,7 +100,7 @@ func (s *damaged) pins(t *testing.T) []string {
 }
 
 func TestRepair(t *testing.T) {
-	for name, attach := range map[string]string{"best": "", "tcx": "tcx", "clsact": "clsact"} {
+	for name, attach := range attachments() {
 		t.Run(name, func(t *testing.T) {
 			s := newDamaged(t, attach)
 			s.works(t)

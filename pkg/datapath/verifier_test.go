@@ -33,7 +33,7 @@ const (
 // a million instructions is met on somebody's kernel.
 func TestVerifier(t *testing.T) {
 	nstest.Root(t)
-	version := kernelVersion(t)
+	version := nstest.KernelVersion(t)
 	kernel := fmt.Sprintf("%d.%d", version[0], version[1])
 	d, err := Open(Config{Root: filepath.Join(nstest.BPFFS(t), "tendril"), Masquerade: true, FlowsMax: 256, TranslationsMax: 256})
 	must(t, err)

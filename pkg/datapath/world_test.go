@@ -3,7 +3,6 @@
 package datapath
 
 import (
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -202,20 +201,10 @@ func (n *node) do(t testing.TB, f func() error) {
 // requireKernel skips a test of what older kernels lack.
 func requireKernel(t *testing.T, feature string, major, minor int) {
 	t.Helper()
-	have := kernelVersion(t)
+	have := nstest.KernelVersion(t)
 	if have[0] < major || have[0] == major && have[1] < minor {
 		t.Skipf("%s needs Linux %d.%d, this is %d.%d", feature, major, minor, have[0], have[1])
 	}
-}
-
-// kernelVersion is major and minor of the running kernel.
-func kernelVersion(t testing.TB) (version [2]int) {
-	t.Helper()
-	var name unix.Utsname
-	must(t, unix.Uname(&name))
-	_, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &version[0], &version[1])
-	must(t, err)
-	return version
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

@@ -3,7 +3,9 @@
 package uplink
 
 import (
+	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -16,9 +18,7 @@ import (
 // when it has no addresses.
 func device(t *testing.T, ns *nstest.NS, name string) Uplink {
 	t.Helper()
-	ns.Run(t, "ip", "link", "add", name, "type", "veth", "peer", "name", name+"p")
-	ns.Run(t, "ip", "link", "set", name, "up")
-	ns.Run(t, "ip", "link", "set", name+"p", "up")
+	nstest.Veth(t, ns, name, ns, name+"p")
 	link, err := ns.Handle.LinkByName(name)
 	if err != nil {
 		t.Fatal(err)
@@ -36,10 +36,25 @@ func with(u Uplink, v4, v6 string) Uplink {
 	return u
 }
 
+// ip runs several commands. Those that follow one another for the same family share a
+// process: to start one is what an emulated machine is slow at.
 func ip(t *testing.T, ns *nstest.NS, commands ...[]string) {
 	t.Helper()
-	for _, command := range commands {
-		ns.Run(t, "ip", command...)
+	for len(commands) > 0 {
+		args, isV6 := []string{"-batch", "-"}, commands[0][0] == "-6"
+		if isV6 {
+			args = append([]string{"-6"}, args...)
+		}
+		var batch strings.Builder
+		for len(commands) > 0 && (commands[0][0] == "-6") == isV6 {
+			fmt.Fprintln(&batch, strings.TrimPrefix(strings.Join(commands[0], " "), "-6 "))
+			commands = commands[1:]
+		}
+		command := ns.Command("ip", args...)
+		command.Stdin = strings.NewReader(batch.String())
+		if out, err := command.CombinedOutput(); err != nil {
+			t.Fatalf("in %s: ip: %v\n%s%s", ns.Name, err, &batch, out)
+		}
 	}
 }
 

@@ -134,6 +134,7 @@ func (s *crashSite) container(t *testing.T, network nodetest.Network) *nodetest.
 func TestPluginCrash(t *testing.T) {
 	s := newCrashSite(t)
 	s.keep(t)
+	share, shares := nstest.Share(t)
 	for name, network := range s.networks() {
 		recoveries := []string{"DEL", "GC"}
 		if name == "tendril" && !small() {
@@ -145,8 +146,11 @@ func TestPluginCrash(t *testing.T) {
 				continue // nobody is asked for a lease
 			}
 			for j, how := range recoveries {
-				if small() && (i%2 != j || name == "delegated" && !own) {
-					continue // one of the two; and of a delegated lease, what nothing else has
+				if small() && name == "delegated" && !own {
+					continue // of a delegated lease, what nothing else has
+				}
+				if (len(recoveries)*i+j)%shares != share {
+					continue
 				}
 				t.Run(name+" "+string(point)+" "+how, func(t *testing.T) {
 					c := s.container(t, network)

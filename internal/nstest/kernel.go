@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nstest
+
+import (
+	"fmt"
+	"os/exec"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// KernelVersion is major and minor of the running kernel.
+func KernelVersion(tb testing.TB) (version [2]int) {
+	tb.Helper()
+	var name unix.Utsname
+	must(tb, unix.Uname(&name))
+	_, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &version[0], &version[1])
+	must(tb, err)
+	return version
+}
+
+// Emulated tells whether this is one of the machines that other kernels are tried in, where
+// all takes many times as long. They have no compiler.
+func Emulated() bool {
+	_, err := exec.LookPath("go")
+	return err != nil
+}
+
+// Share is the part of many like cases that this kernel sees: all (0 of 1), or where all is
+// emulated every fourth, another on each kernel of the matrix.
+func Share(tb testing.TB) (share, shares int) {
+	tb.Helper()
+	if !Emulated() {
+		return 0, 1
+	}
+	version := KernelVersion(tb)
+	for _, next := range [][2]int{{6, 0}, {6, 6}, {7, 0}} {
+		if slices.Compare(version[:], next[:]) >= 0 {
+			share++
+		}
+	}
+	return share, 4
+}
