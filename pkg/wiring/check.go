@@ -42,10 +42,7 @@ func Check(host, container *Namespace, v Veth, r Routed) error {
 	differences = append(differences, inContainer.compare(" in the container", v.Name, v.MAC, r.MTU)...)
 	differences = append(differences, onHost.compare(" on the host", v.HostName, v.HostMAC, v.MTU)...)
 	for _, a := range r.Addresses {
-		whole := netip.PrefixFrom(a.Addr, a.Addr.BitLen())
-		if inContainer.link != nil && !slices.Contains(inContainer.addresses, whole) {
-			differences = append(differences, fmt.Sprintf("address %s is missing on %s in the container", whole, v.Name))
-		}
+		differences = append(differences, inContainer.compareAddress("address", " in the container", v.Name, whole(a.Addr))...)
 		if onHost.link != nil {
 			differences = append(differences, onHost.compareHop(" on the host", v.HostName, a.Addr, v.MAC)...)
 		}
@@ -55,16 +52,15 @@ func Check(host, container *Namespace, v Veth, r Routed) error {
 			differences = append(differences, inContainer.compareHop(" in the container", v.Name, gateway, v.HostMAC)...)
 		}
 		foreign := slices.ContainsFunc(r.Addresses, func(a Address) bool { return a.Gateway == gateway && a.Foreign })
-		if whole := netip.PrefixFrom(gateway, gateway.BitLen()); onHost.link != nil && !foreign &&
-			!slices.Contains(onHost.addresses, whole) {
-			differences = append(differences, fmt.Sprintf("gateway address %s is missing on %s on the host", whole, v.HostName))
+		if !foreign {
+			differences = append(differences, onHost.compareAddress("gateway address", " on the host", v.HostName, whole(gateway))...)
 		}
 	}
-	for _, route := range r.Routes {
-		if inContainer.link != nil && !slices.ContainsFunc(inContainer.routes, route.covers) {
-			differences = append(differences, fmt.Sprintf("route %s is missing on %s in the container", route, v.Name))
-		}
-	}
+	differences = append(differences, inContainer.compareRoutes(" in the container", v.Name, r.Routes)...)
+	return mismatch(differences)
+}
+
+func mismatch(differences []string) error {
 	if differences != nil {
 		return &MismatchError{Differences: differences}
 	}
@@ -190,15 +186,37 @@ func (o observed) compare(where, name string, mac net.HardwareAddr, mtu int) []s
 // alone, and its permanent neighbour.
 func (o observed) compareHop(where, name string, a netip.Addr, mac net.HardwareAddr) []string {
 	var differences []string
-	whole := netip.PrefixFrom(a, a.BitLen())
-	if !slices.ContainsFunc(o.routes, func(r Route) bool { return r.Dst == whole && !r.Gateway.IsValid() }) {
-		differences = append(differences, fmt.Sprintf("route %s is missing on %s%s", whole, name, where))
+	if !o.connects(whole(a)) {
+		differences = append(differences, fmt.Sprintf("route %s is missing on %s%s", whole(a), name, where))
 	}
 	switch known, ok := o.neighbours[a]; {
 	case !ok:
 		differences = append(differences, fmt.Sprintf("permanent neighbour %s is missing on %s%s", a, name, where))
 	case len(mac) != 0 && !bytes.Equal(known, mac):
 		differences = append(differences, fmt.Sprintf("MAC of neighbour %s on %s%s is %s, not %s", a, name, where, known, mac))
+	}
+	return differences
+}
+
+// connects says whether there is a route that has all of a prefix on the link.
+func (o observed) connects(dst netip.Prefix) bool {
+	return slices.ContainsFunc(o.routes, func(r Route) bool { return r.Dst == dst && !r.Gateway.IsValid() })
+}
+
+// compareAddress has nothing to say where the link is missing, nor has compareRoutes.
+func (o observed) compareAddress(what, where, name string, a netip.Prefix) []string {
+	if o.link == nil || slices.Contains(o.addresses, a) {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s %s is missing on %s%s", what, a, name, where)}
+}
+
+func (o observed) compareRoutes(where, name string, routes []Route) []string {
+	var differences []string
+	for _, route := range routes {
+		if o.link != nil && !slices.ContainsFunc(o.routes, route.covers) {
+			differences = append(differences, fmt.Sprintf("route %s is missing on %s%s", route, name, where))
+		}
 	}
 	return differences
 }

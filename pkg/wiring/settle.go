@@ -10,9 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// operUp is IF_OPER_UP of linux/if.h.
-const operUp = 6
-
 // settleTimeout bounds Settle, settlePause lies between two looks.
 const (
 	settleTimeout = 5 * time.Second
@@ -47,42 +44,91 @@ func Settle(host, container *Namespace, links Links, r Routed) error {
 	return settle(container, links.Name, address, deadline)
 }
 
+// SettleBridged is Settle for what ConfigureBridged made. There the bridge has to learn
+// that its port has a carrier, and with its first port that it has one itself. A bridge
+// that speaks STP keeps a port waiting for half a minute before it forwards: that is not
+// waited for.
+func SettleBridged(host, container *Namespace, links Links, b Bridged) error {
+	const disabled, forwarding = 0, 3 // BR_STATE_* of linux/if_bridge.h
+	deadline := time.Now().Add(settleTimeout)
+	err := wait{
+		messages: []message{getLink(links.HostName), getLink(b.Bridge)},
+		ready: func(answers [][]byte) bool {
+			side, err1 := readLink(answers[0])
+			bridge, err2 := readLink(answers[1])
+			return err1 == nil && err2 == nil && side.operational && side.port.state != disabled &&
+				(side.port.state != forwarding || bridge.operational)
+		},
+		what: fmt.Sprintf("%s: no carrier, or not in use as a port of bridge %s", links.HostName, b.Bridge),
+	}.until(host, deadline)
+	if err != nil {
+		return err
+	}
+	var address netip.Addr
+	for _, a := range b.Addresses {
+		if a.Addr().Is6() {
+			address = a.Addr()
+		}
+	}
+	return settle(container, links.Name, address, deadline)
+}
+
 func settle(n *Namespace, name string, ipv6 netip.Addr, deadline time.Time) error {
 	messages := []message{getLink(name)}
 	if ipv6.IsValid() {
-		body := header(unix.RtMsg{Family: unix.AF_INET6, Dst_len: 128})
-		messages = append(messages, message{
-			kind: unix.RTM_GETROUTE, body: attributeAddr(body, unix.RTA_DST, ipv6),
-			what: fmt.Sprintf("look up route to %s", ipv6), asks: true,
-			tolerate: []unix.Errno{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL},
-		})
+		messages = append(messages, lookUpRoute(ipv6, 0))
 	}
+	return wait{
+		messages: messages,
+		ready: func(answers [][]byte) bool {
+			link, err := readLink(answers[0])
+			return err == nil && link.operational && (!ipv6.IsValid() || addressReady(answers[1]))
+		},
+		what: name + ": no carrier, or an address not in use",
+	}.until(n, deadline)
+}
+
+// wait is for what the kernel does in its own time.
+type wait struct {
+	// messages ask, ready judges the answers.
+	messages []message
+	ready    func(answers [][]byte) bool
+	// what is waited for and what it may be that lacks, for the error.
+	what string
+}
+
+func (w wait) until(n *Namespace, deadline time.Time) error {
 	for {
-		answers, err := n.exchange(messages)
+		answers, err := n.exchange(w.messages)
 		if err != nil {
 			return err
 		}
-		if linkReady(answers[0]) && (!ipv6.IsValid() || addressReady(answers[1])) {
+		if w.ready(answers) {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("wait for %s: no carrier, or an address not in use, after %v", name, settleTimeout)
+			return fmt.Errorf("wait for %s, after %v", w.what, settleTimeout)
 		}
 		time.Sleep(settlePause) //nolint:forbidigo // the kernel announces neither a local route nor the qdisc of a carrier
 	}
 }
 
-func linkReady(answer []byte) bool {
-	if len(answer) < unix.SizeofIfInfomsg {
-		return false
+// lookUpRoute asks for the route to an address. That there is none is no error. flags are
+// RTM_F_* of rtnetlink(7).
+func lookUpRoute(a netip.Addr, flags uint32) message {
+	body := header(unix.RtMsg{Family: family(a), Dst_len: uint8(a.BitLen()), Flags: flags})
+	return message{
+		kind: unix.RTM_GETROUTE, body: attributeAddr(body, unix.RTA_DST, a),
+		what: fmt.Sprintf("look up route to %s", a), asks: true,
+		tolerate: []unix.Errno{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL},
 	}
-	state := attributes(answer[unix.SizeofIfInfomsg:])[unix.IFLA_OPERSTATE]
-	return len(state) == 1 && state[0] == operUp
 }
+
+// Offsets of rtm_dst_len and rtm_type in a struct rtmsg.
+const routeBits, routeType = 1, 7
 
 // addressReady reads the answer to RTM_GETROUTE, which is absent while there is
 // no route at all.
 func addressReady(answer []byte) bool {
-	const typ = 7 // offset of rtm_type
-	return len(answer) >= unix.SizeofRtMsg && answer[typ] == unix.RTN_LOCAL
+	return len(answer) >= unix.SizeofRtMsg && answer[routeType] == unix.RTN_LOCAL
 }

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wiring
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// whole is the prefix of one address alone.
+func whole(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// address adds or removes an address with the length of its subnet. That nobody else has
+// it is known from whoever leased it: an IPv6 address skips duplicate address detection.
+// A whole one goes without the prefix route, which would be a second route to the address
+// itself.
+func address(kind uint16, index int, name string, a netip.Prefix, scope uint8) message {
+	body := header(unix.IfAddrmsg{Family: family(a.Addr()), Prefixlen: uint8(a.Bits()), Scope: scope, Index: uint32(index)})
+	body = attributeAddr(body, unix.IFA_LOCAL, a.Addr())
+	body = attributeAddr(body, unix.IFA_ADDRESS, a.Addr())
+	if kind == unix.RTM_DELADDR {
+		return message{kind: kind, body: body, what: fmt.Sprintf("remove address %s from %s", a, name)}
+	}
+	var flags uint32
+	if a.IsSingleIP() {
+		flags |= unix.IFA_F_NOPREFIXROUTE
+	}
+	if a.Addr().Is6() {
+		flags |= unix.IFA_F_NODAD
+	} else if a.Bits() < 31 { // RFC 3021: two hosts leave none
+		body = attributeAddr(body, unix.IFA_BROADCAST, broadcast(a))
+	}
+	body = attribute32(body, unix.IFA_FLAGS, flags)
+	return message{
+		kind: kind, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, body: body,
+		what: fmt.Sprintf("add address %s to %s", a, name),
+	}
+}
+
+// broadcast is the last address of an IPv4 subnet. The kernel takes packets for it in any
+// case; programs that ask for it (SIOCGIFBRDADDR) want it said.
+func broadcast(subnet netip.Prefix) netip.Addr {
+	last := subnet.Addr().As4()
+	bits := binary.BigEndian.Uint32(last[:]) | ^uint32(0)>>subnet.Bits()
+	binary.BigEndian.PutUint32(last[:], bits)
+	return netip.AddrFrom4(last)
+}

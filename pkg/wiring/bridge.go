@@ -1,0 +1,433 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wiring
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ErrNotBridge is returned by EnsureBridge, EnsureGateways and ConfigureBridged when the
+// device of the bridge's name is something else.
+var ErrNotBridge = errors.New("not a bridge")
+
+// ErrOverlap is returned by EnsureGateways when the bridge has another address of one of
+// the subnets.
+var ErrOverlap = errors.New("subnets overlap")
+
+// Bridge is a Linux bridge of the node, which endpoints are ports of.
+type Bridge struct {
+	Name string
+	// MTU of a bridge that is made, in bytes; 0 takes the kernel's 1500. From its first
+	// port on the kernel keeps it at the least of its ports', as it does where nobody
+	// has set one by hand.
+	MTU int
+	// Promisc has the bridge get all frames that its ports see.
+	Promisc bool
+}
+
+// BridgeLink is a bridge as it exists.
+type BridgeLink struct {
+	Index int
+	MAC   net.HardwareAddr
+	MTU   int
+}
+
+// EnsureBridge returns the bridge of that name, up, and makes it where there is none. One
+// that is there is used, not taken over: what it has stays. A device of the name that is no
+// bridge is ErrNotBridge.
+func EnsureBridge(host *Namespace, b Bridge) (BridgeLink, error) {
+	bridge, err := lookUpBridge(host, b.Name)
+	if errors.Is(err, unix.ENODEV) {
+		made, err := createBridge(host, b)
+		if !errors.Is(err, unix.EEXIST) {
+			return made, err
+		}
+		if bridge, err = lookUpBridge(host, b.Name); err != nil { // somebody else was faster
+			return BridgeLink{}, err
+		}
+	} else if err != nil {
+		return BridgeLink{}, err
+	}
+	if err := raiseBridge(host, b, bridge); err != nil {
+		return BridgeLink{}, err
+	}
+	return BridgeLink{Index: bridge.index, MAC: bridge.mac, MTU: bridge.mtu}, nil
+}
+
+// lookUpBridge returns unix.ENODEV when there is no device of the name.
+func lookUpBridge(host *Namespace, name string) (link, error) {
+	answers, err := host.exchange([]message{getLink(name)})
+	if err != nil {
+		return link{}, err
+	}
+	bridge, err := readLink(answers[0])
+	if err != nil {
+		return link{}, fmt.Errorf("look up link %s: %w", name, err)
+	}
+	return bridge, mustBeBridge(bridge.kind, name)
+}
+
+func mustBeBridge(kind, name string) error {
+	if kind == "bridge" {
+		return nil
+	}
+	return fmt.Errorf("use %s %s: %w", kindName(kind), name, ErrNotBridge)
+}
+
+// kindName names a kind of link as ip-link(8) knows it. A device of a driver's has none.
+func kindName(kind string) string {
+	if kind == "" {
+		return "device"
+	}
+	return kind
+}
+
+// createBridge returns unix.EEXIST when there is a device of the name by now. The bridge
+// is born with a MAC of its own: one that is the kernel's choice changes with the ports.
+func createBridge(host *Namespace, b Bridge) (BridgeLink, error) {
+	mac := make(net.HardwareAddr, 6)
+	_, _ = rand.Read(mac)
+	mac[0] = mac[0]&^1 | 2 // of one station, locally administered (IEEE 802)
+	body := linkAttributes(header(unix.IfInfomsg{}), b.Name, mac, b.MTU)
+	body = attribute(body, unix.IFLA_LINKINFO, attributeString(nil, unix.IFLA_INFO_KIND, "bridge"))
+	answers, err := host.exchange([]message{{
+		kind: unix.RTM_NEWLINK, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, body: body,
+		what: "create bridge " + b.Name,
+	}, getLink(b.Name)})
+	if err != nil {
+		return BridgeLink{}, err
+	}
+	bridge, err := readLink(answers[1])
+	if err == nil {
+		err = prepareIPv6(host, b.Name, false, "accept_ra", "accept_dad")
+	}
+	if err == nil {
+		err = raiseBridge(host, b, bridge)
+	}
+	if err != nil {
+		return BridgeLink{}, errors.Join(fmt.Errorf("create bridge %s: %w", b.Name, err), removeLink(host, b.Name))
+	}
+	return BridgeLink{Index: bridge.index, MAC: bridge.mac, MTU: bridge.mtu}, nil
+}
+
+// raiseBridge sets the flags that the bridge lacks, and asks nothing of the kernel where
+// it lacks none.
+func raiseBridge(host *Namespace, b Bridge, bridge link) error {
+	flags := uint32(unix.IFF_UP)
+	if b.Promisc {
+		flags |= unix.IFF_PROMISC
+	}
+	if bridge.flags&flags == flags {
+		return nil
+	}
+	_, err := host.exchange([]message{{
+		kind: unix.RTM_NEWLINK, body: header(unix.IfInfomsg{Index: int32(bridge.index), Flags: flags, Change: flags}),
+		what: fmt.Sprintf("set bridge %s up", b.Name),
+	}})
+	return err
+}
+
+// EnsureGateways gives a bridge that is up the addresses by which containers reach the
+// node, each with the length of its subnet, and returns once they are in use. Where one is
+// missing, another address of its subnet is ErrOverlap, or with force is taken away. Those
+// of IPv6 that are link-local do not count.
+//
+// It does not wait for the duplicate address detection of an address that somebody else
+// gave: that begins with the bridge's first port.
+func EnsureGateways(host *Namespace, name string, gateways []netip.Prefix, force bool) error {
+	bridge, err := addressesOfBridge(host, name)
+	if err != nil {
+		return err
+	}
+	var missing []netip.Prefix
+	var inUse []message // ask which addresses are in use
+	for _, gateway := range gateways {
+		there, ok := bridge.addresses[gateway]
+		if !ok {
+			missing = append(missing, gateway)
+		}
+		if gateway.Addr().Is6() && (!ok || there.Flags&unix.IFA_F_NODAD != 0) {
+			inUse = append(inUse, lookUpRoute(gateway.Addr(), 0))
+		}
+	}
+	if len(missing) != 0 {
+		messages, err := bridge.makeRoom(gateways, missing, force)
+		if err != nil {
+			return err
+		}
+		for _, gateway := range gateways {
+			// Those that are there too: an IPv4 address takes later ones of its subnet with it.
+			add := address(unix.RTM_NEWADDR, bridge.index, name, gateway, unix.RT_SCOPE_UNIVERSE)
+			add.tolerate = []unix.Errno{unix.EEXIST}
+			messages = append(messages, add)
+		}
+		if inUse != nil {
+			err = prepareIPv6(host, name, true)
+		}
+		if err == nil {
+			_, err = host.exchange(messages)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if inUse == nil {
+		return nil
+	}
+	return wait{
+		messages: inUse,
+		ready: func(answers [][]byte) bool {
+			return !slices.ContainsFunc(answers, func(answer []byte) bool { return !addressReady(answer) })
+		},
+		what: name + ": an address is not in use",
+	}.until(host, time.Now().Add(settleTimeout))
+}
+
+// addressed is a bridge with the addresses that it has.
+type addressed struct {
+	index     int
+	name      string
+	addresses map[netip.Prefix]netlink.Addr
+}
+
+func addressesOfBridge(host *Namespace, name string) (addressed, error) {
+	found := addressed{name: name, addresses: make(map[netip.Prefix]netlink.Addr)}
+	err := host.Do(func() error {
+		bridge, err := netlinksafe.LinkByName(name)
+		if absent := (netlink.LinkNotFoundError{}); errors.As(err, &absent) {
+			err = unix.ENODEV
+		}
+		if err != nil {
+			return fmt.Errorf("look up link %s: %w", name, err)
+		}
+		if err := mustBeBridge(bridge.Type(), name); err != nil {
+			return err
+		}
+		found.index = bridge.Attrs().Index
+		list, err := netlinksafe.AddrList(bridge, netlink.FAMILY_ALL)
+		if err != nil {
+			return fmt.Errorf("list addresses of %s: %w", name, err)
+		}
+		for _, a := range list {
+			if prefix, ok := prefixOf(a.IPNet, netlink.FAMILY_ALL); ok {
+				found.addresses[prefix] = a
+			}
+		}
+		return nil
+	})
+	return found, err
+}
+
+// makeRoom returns the messages that take away what is in the way of the missing ones of
+// the gateways.
+func (a addressed) makeRoom(gateways, missing []netip.Prefix, force bool) ([]message, error) {
+	var messages []message
+	for _, other := range slices.SortedFunc(maps.Keys(a.addresses), netip.Prefix.Compare) {
+		at := slices.IndexFunc(missing, other.Overlaps)
+		if at < 0 || slices.Contains(gateways, other) || other.Addr().Is6() && other.Addr().IsLinkLocalUnicast() {
+			continue
+		}
+		if !force {
+			return nil, fmt.Errorf("add address %s to %s, which has %s: %w", missing[at], a.name, other, ErrOverlap)
+		}
+		remove := address(unix.RTM_DELADDR, a.index, a.name, other, unix.RT_SCOPE_UNIVERSE)
+		remove.tolerate = []unix.Errno{unix.EADDRNOTAVAIL} // gone with another of its subnet
+		messages = append(messages, remove)
+	}
+	return messages, nil
+}
+
+// Bridged is all that a container of the driver "bridge" is given.
+type Bridged struct {
+	// Bridge whose port the host's side becomes.
+	Bridge string
+	// Hairpin lets the bridge send a frame back by the port that it came from.
+	Hairpin bool
+	// MTU of both sides in bytes; 0 leaves them as they are.
+	MTU int
+	// Addresses with the length of their subnet, which is on the link.
+	Addresses []netip.Prefix
+	Routes    []Route
+}
+
+func (b Bridged) ipv6() bool {
+	return slices.ContainsFunc(b.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() })
+}
+
+// ConfigureBridged makes the host's side a port of the bridge, gives the container's its
+// addresses and routes and sets both up. It returns the routes that the container has now,
+// as Configure does. The error is unix.ENODEV when there is no such bridge.
+//
+// The neighbours are left to ARP and neighbour discovery, which a bridge carries.
+func ConfigureBridged(host, container *Namespace, links Links, b Bridged) ([]Route, error) {
+	if err := join(host, links, b); err != nil {
+		return nil, fmt.Errorf("configure the host's side: %w", err)
+	}
+	if err := prepareIPv6(container, links.Name, b.ipv6(), "accept_ra"); err != nil {
+		return nil, err
+	}
+	routes, err := inhabit(container, links, b)
+	if err != nil {
+		return nil, fmt.Errorf("configure the container's side: %w", err)
+	}
+	return routes, nil
+}
+
+// join makes the host's side a port.
+func join(host *Namespace, links Links, b Bridged) error {
+	bridge, err := lookUpBridge(host, b.Bridge)
+	if err != nil {
+		return err
+	}
+	index, name := links.HostIndex, links.HostName
+	if err := prepareIPv6(host, name, false, "accept_ra"); err != nil {
+		return err
+	}
+	// A MAC that nobody has set follows the ports as they come and go; to set it ends that.
+	// The entry keeps the bridge from forgetting the container, whose frames
+	// it does not see where the datapath takes them, and from flooding what is for it.
+	messages := []message{noLinkLocal(index, name), {
+		kind: unix.RTM_NEWLINK,
+		body: attribute(header(unix.IfInfomsg{Index: int32(bridge.index)}), unix.IFLA_ADDRESS, bridge.mac),
+		what: "fix the MAC of bridge " + b.Bridge,
+	}, {
+		kind: unix.RTM_NEWLINK,
+		body: attribute32(header(unix.IfInfomsg{Index: int32(index)}), unix.IFLA_MASTER, uint32(bridge.index)),
+		what: fmt.Sprintf("make %s a port of bridge %s", name, b.Bridge),
+	}, {
+		kind: unix.RTM_NEWNEIGH, flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE,
+		body: attribute(header(unix.NdMsg{
+			Family: unix.AF_BRIDGE, Ifindex: int32(index), State: unix.NUD_NOARP, Flags: unix.NTF_MASTER,
+		}), unix.NDA_LLADDR, links.MAC),
+		what: fmt.Sprintf("tell bridge %s of %s", b.Bridge, links.MAC),
+	}}
+	if b.Hairpin {
+		mode := attribute(nil, unix.IFLA_BRPORT_MODE, []byte{1})
+		body := header(unix.IfInfomsg{Family: unix.AF_BRIDGE, Index: int32(index)})
+		messages = append(messages, message{
+			kind: unix.RTM_SETLINK, body: attribute(body, unix.IFLA_PROTINFO|unix.NLA_F_NESTED, mode),
+			what: "set hairpin mode of " + name,
+		})
+	}
+	_, err = host.exchange(append(messages, up(index, name, b.MTU)))
+	return err
+}
+
+// inhabit gives the container's side what it is to have.
+func inhabit(container *Namespace, links Links, b Bridged) ([]Route, error) {
+	added := newAddition(links, b.Routes)
+	var gateways []netip.Addr
+	var messages []message
+	for _, route := range b.Routes {
+		if route.Gateway.IsValid() && !slices.Contains(gateways, route.Gateway) {
+			gateways = append(gateways, route.Gateway)
+			messages = append(messages, lookUpRoute(route.Gateway, fibMatch))
+		}
+	}
+	messages = append(messages, up(links.Index, links.Name, b.MTU))
+	for _, a := range b.Addresses {
+		messages = append(messages, address(unix.RTM_NEWADDR, links.Index, links.Name, a, unix.RT_SCOPE_UNIVERSE))
+	}
+	answers, err := container.exchange(append(messages, added.messages()...))
+	if err != nil {
+		return nil, err
+	}
+	for i, gateway := range gateways {
+		*added.share(gateway) = onLink(answers[i])
+	}
+	return added.finish(container)
+}
+
+// fibMatch is RTM_F_FIB_MATCH of linux/rtnetlink.h: the answer is the route as it stands
+// in its table, not what it comes to for the address.
+const fibMatch = 0x2000
+
+// onLink reads the answer to RTM_GETROUTE with fibMatch: whether a subnet of a link has
+// the address. A default route without a gateway is none.
+func onLink(answer []byte) bool {
+	if len(answer) < unix.SizeofRtMsg || answer[routeType] != unix.RTN_UNICAST || answer[routeBits] == 0 {
+		return false
+	}
+	_, gateway := attributes(answer[unix.SizeofRtMsg:])[unix.RTA_GATEWAY]
+	return !gateway
+}
+
+// CheckBridged compares both sides with what ConfigureBridged made of v and b, as Check
+// does, and looks at the bridge.
+func CheckBridged(host, container *Namespace, v Veth, b Bridged) error {
+	inContainer, err := observe(container, v.Name, b.Routes)
+	if err != nil {
+		return err
+	}
+	onHost, err := observe(host, v.HostName, nil)
+	if err != nil {
+		return err
+	}
+	differences := inContainer.compare(" in the container", v.Name, v.MAC, b.MTU)
+	differences = append(differences, onHost.compare(" on the host", v.HostName, v.HostMAC, v.MTU)...)
+	ofBridge, err := b.compareBridge(host, v.HostName)
+	if err != nil {
+		return err
+	}
+	differences = append(differences, ofBridge...)
+	for _, a := range b.Addresses {
+		switch missing := inContainer.compareAddress("address", " in the container", v.Name, a); {
+		case missing != nil:
+			differences = append(differences, missing...)
+		case inContainer.link != nil && !a.IsSingleIP() && !inContainer.connects(a.Masked()):
+			differences = append(differences, fmt.Sprintf("route %s is missing on %s in the container", a.Masked(), v.Name))
+		}
+	}
+	differences = append(differences, inContainer.compareRoutes(" in the container", v.Name, b.Routes)...)
+	return mismatch(differences)
+}
+
+// compareBridge judges the bridge, and the host's side as a port of it.
+func (b Bridged) compareBridge(host *Namespace, hostName string) ([]string, error) {
+	messages := []message{getLink(b.Bridge), getLink(hostName)}
+	for i := range messages {
+		messages[i].tolerate = []unix.Errno{unix.ENODEV}
+	}
+	answers, err := host.exchange(messages)
+	if err != nil {
+		return nil, err
+	}
+	if answers[0] == nil {
+		return []string{"bridge " + b.Bridge + " is missing on the host"}, nil
+	}
+	bridge, err := readLink(answers[0])
+	if err != nil {
+		return nil, fmt.Errorf("look up link %s: %w", b.Bridge, err)
+	}
+	if bridge.kind != "bridge" {
+		return []string{fmt.Sprintf("link %s on the host is a %s, not a bridge", b.Bridge, kindName(bridge.kind))}, nil
+	}
+	var differences []string
+	if bridge.flags&unix.IFF_UP == 0 {
+		differences = append(differences, fmt.Sprintf("link %s is down on the host", b.Bridge))
+	}
+	if answers[1] == nil {
+		return differences, nil // Which is said of the link itself.
+	}
+	side, err := readLink(answers[1])
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("look up link %s: %w", hostName, err)
+	case side.master != bridge.index:
+		differences = append(differences, fmt.Sprintf("%s is not a port of bridge %s on the host", hostName, b.Bridge))
+	case b.Hairpin && !side.port.hairpin:
+		differences = append(differences, fmt.Sprintf("hairpin mode of %s is off on the host", hostName))
+	}
+	return differences, nil
+}
