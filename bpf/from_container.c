@@ -8,6 +8,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "lib/apply.h"
+#include "lib/bridge.h"
 #include "lib/fragment.h"
 #include "lib/frame.h"
 #include "lib/link_local.h"
@@ -28,6 +29,8 @@ static __always_inline int leave(struct __sk_buff *skb)
 
 /* No TC action: what was decided is to be applied. */
 #define APPLY -2
+/* No TC action: the packet is for another station of the bridge. */
+#define BRIDGE -3
 
 /*
  * An answer at a mapped port of the sender's. Returns a TC action, APPLY, or 0 when it
@@ -91,7 +94,8 @@ __noinline bool is_asked_for(struct __sk_buff *skb)
 		return false;
 	back_key(&s->other, &s->packet.key);
 	question = bpf_map_lookup_elem(&flows, &s->other);
-	return question && question->action == ACTION_DELIVER &&
+	return question &&
+	       (question->action == ACTION_DELIVER || question->action == ACTION_BRIDGE) &&
 	       !(question->flags & (FLOW_TRANSLATE_DESTINATION | FLOW_REPLY)) &&
 	       (__s32)(now() - question->decided) <= (__s32)(2 * DECISION_AGE);
 }
@@ -169,7 +173,8 @@ static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 	self = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
 	if (!self)
 		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
-	s->later = others;
+	/* Who asks from a bridge may be hidden by the time that the backend is known. */
+	s->later = others && !s->bridge;
 	reason = judge(skb);
 	masked = !endpoint && !others && masquerades(self, &s->packet) &&
 		 !(s->decision.flags & FLOW_REPLY);
@@ -221,7 +226,7 @@ __noinline int apply_decision(struct __sk_buff *skb)
 	return apply(skb, &s->packet, &s->decision, FROM_CONTAINER);
 }
 
-/* Checks who sent scratch->packet, and decides. Returns a TC action. */
+/* Checks who sent scratch->packet, and decides. Returns a TC action or BRIDGE. */
 __noinline int slow_path(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
@@ -229,6 +234,7 @@ __noinline int slow_path(struct __sk_buff *skb)
 	struct ethhdr *ethernet = data;
 	struct interface *interface;
 	struct endpoint *self;
+	bool bridged;
 	int verdict;
 
 	count(skb, FROM_CONTAINER, COUNTER_DECIDED);
@@ -246,6 +252,9 @@ __noinline int slow_path(struct __sk_buff *skb)
 		if (!is_link_local_talk(&s->packet))
 			return drop(skb, FROM_CONTAINER, DROP_SOURCE_ADDRESS);
 		verdict = check_neighbour(skb, &s->packet);
+		if (!verdict && interface->bridge && s->packet.ipv6 &&
+		    s->packet.icmp_kind != ICMP_KIND_LINK && may_not_send_all(interface))
+			verdict = DROP_POLICY_EGRESS;
 		return verdict ? drop(skb, FROM_CONTAINER, verdict) : leave(skb);
 	}
 	if (s->packet.icmp_kind == ICMP_KIND_LINK) {
@@ -256,32 +265,113 @@ __noinline int slow_path(struct __sk_buff *skb)
 	}
 	if (is_martian(&s->packet.key.destination))
 		return drop(skb, FROM_CONTAINER, DROP_MARTIAN);
-	if (ETHERNET_BROADCAST_OR_OTHER(skb) || is_multicast(&s->packet.key.destination) ||
-	    is_ipv6_link_local(&s->packet.key.destination) || s->packet.ttl <= 1)
+	bridged = interface->bridge && skb->pkt_type == PACKET_OTHERHOST;
+	if (!bridged && (skb->pkt_type != PACKET_HOST || is_multicast(&s->packet.key.destination) ||
+			 is_ipv6_link_local(&s->packet.key.destination) || s->packet.ttl <= 1)) {
+		/* Others on the bridge get it, too, and it speaks to nobody that policy knows. */
+		if (interface->bridge && skb->pkt_type != PACKET_HOST && !keeps_link(&s->packet) &&
+		    may_not_send_all(interface))
+			return drop(skb, FROM_CONTAINER, DROP_POLICY_EGRESS);
 		return leave(skb);
+	}
 
 	if (s->packet.fragment)
 		fragment_keep(&s->packet);
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	s->decision.sender = interface->mac;
 	s->decision.endpoint = interface->endpoint;
-	verdict = decide(skb, self->flags & ENDPOINT_PORTS);
+	s->bridge = interface->bridge;
+	if (bridged) {
+		verdict = self->flags & ENDPOINT_PORTS ? decide_answer(skb) : 0;
+		if (!verdict)
+			return BRIDGE;
+	} else {
+		verdict = decide(skb, self->flags & ENDPOINT_PORTS);
+	}
 	if (verdict != APPLY)
 		return verdict;
 	remember(skb);
 	return apply_decision(skb);
 }
 
+/*
+ * An answer for the stack, which led the question here and translated it, maybe; sent to
+ * where the question seemed to come from, it would pass the stack by.
+ */
+static __always_inline int to_gateway(struct __sk_buff *skb, struct scratch *s)
+{
+	struct endpoint *self = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
+
+	if (!self)
+		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
+	if (bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_dest), &self->host_mac,
+				sizeof(self->host_mac), 0) ||
+	    bpf_skb_change_type(skb, PACKET_HOST))
+		return drop(skb, FROM_CONTAINER, DROP_REWRITE);
+	return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+}
+
+/*
+ * Decides for scratch->packet, which is for another station of the sender's bridge: there
+ * policy counts, and nothing is routed or masqueraded. Returns a TC action.
+ */
+__noinline int bridge_path(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct scratch *s = scratch_get();
+	struct ethhdr *ethernet = data;
+	struct interface *port;
+	struct endpoint *endpoint;
+	struct flow *before;
+	bool straight = false, led;
+	__u32 ifindex;
+	int reason;
+
+	if (!s || (void *)(ethernet + 1) > data_end)
+		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
+	if (endpoint && same_mac((struct mac *)ethernet->h_dest, &endpoint->mac)) {
+		ifindex = endpoint->ifindex;
+		port = bpf_map_lookup_elem(&interfaces, &ifindex);
+		straight = port && port->bridge == s->bridge;
+	}
+	before = before_this(skb);
+	led = before_says_reply(before, &s->packet) && before->flags & FLOW_STACK;
+	if (before_says_reply(before, &s->packet) || is_asked_for(skb))
+		s->decision.flags |= FLOW_REPLY;
+	s->later = led;
+	reason = judge_and_track(skb, s);
+	if (reason)
+		return refuse(skb, FROM_CONTAINER, reason);
+	if (led) {
+		if ((__s32)(now() - before->decided) >= (__s32)DECISION_AGE)
+			before->decided = now();
+		return to_gateway(skb, s);
+	}
+	if (!straight)
+		return pass_on(skb, s, before);
+	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
+	if (!endpoint)
+		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
+	deliver(&s->decision, endpoint);
+	s->decision.action = ACTION_BRIDGE;
+	remember(skb);
+	return cross(skb, &s->packet, &s->decision);
+}
+
 static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *packet,
 					 bool forgotten)
 {
 	struct scratch *s = scratch_get();
+	int verdict;
 
 	if (!s)
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
 	s->packet = *packet;
 	s->forgotten = forgotten;
-	return slow_path(skb);
+	verdict = slow_path(skb);
+	/* Called from here, since the kernel bounds the depth of calls to 8. */
+	return verdict == BRIDGE ? bridge_path(skb) : verdict;
 }
 
 /*
@@ -318,7 +408,8 @@ static __noinline int follow_close(struct packet *packet, struct flow *flow)
 		flow->flags &= ~FLOW_CLOSING;
 		return 0;
 	}
-	if (flow->action != ACTION_DELIVER || packet->fragment == FRAGMENT_LATER)
+	if ((flow->action != ACTION_DELIVER && flow->action != ACTION_BRIDGE) ||
+	    packet->fragment == FRAGMENT_LATER)
 		return 0;
 	back.source = packet->key.destination;
 	back.destination = packet->key.source;
@@ -345,8 +436,19 @@ static __noinline int follow_close(struct packet *packet, struct flow *flow)
 	return 0;
 }
 
-SEC("tc")
-int from_container(struct __sk_buff *skb)
+/* Marks what a bridge gives to the stack, where a neighbour's packets look the same. */
+static __noinline int mark_own(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+
+	if (interface && interface->bridge)
+		skb->tc_index = SEEN_OWN;
+	return 0;
+}
+
+/* Returns a TC action. */
+static __always_inline int take(struct __sk_buff *skb)
 {
 	void *data, *data_end;
 	struct packet packet = {};
@@ -364,7 +466,7 @@ int from_container(struct __sk_buff *skb)
 	case PARSED_ARP:
 		return from_container_arp(skb);
 	case PARSED_OTHER:
-		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+		return from_container_other(skb);
 	default:
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
 	}
@@ -378,8 +480,8 @@ int from_container(struct __sk_buff *skb)
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
 	ethernet = data;
-	if (!flow || !current(flow, &packet) || ETHERNET_BROADCAST_OR_OTHER(skb) ||
-	    (void *)(ethernet + 1) > data_end ||
+	if (!flow || !current(flow, &packet) || (void *)(ethernet + 1) > data_end ||
+	    !suits(skb, flow, ethernet) ||
 	    !same_mac((struct mac *)ethernet->h_source, &flow->sender))
 		return ask_slow_path(skb, &packet, !flow);
 	if (packet.fragment)
@@ -387,7 +489,8 @@ int from_container(struct __sk_buff *skb)
 	if (flow->action == ACTION_PASS && !(flow->flags & FLOW_REPLY))
 		return pass_again(skb, &packet, flow);
 	account(skb, flow);
-	verdict = apply(skb, &packet, flow, FROM_CONTAINER);
+	verdict = flow->action == ACTION_BRIDGE ? cross(skb, &packet, flow)
+						: apply(skb, &packet, flow, FROM_CONTAINER);
 	if (flow->flags & (FLOW_TRANSLATE_SOURCE | FLOW_TRANSLATE_DESTINATION | FLOW_TRACKED)) {
 		if (is_closing(&packet, flow))
 			follow_translation(&packet, flow);
@@ -396,6 +499,16 @@ int from_container(struct __sk_buff *skb)
 		    flow->flags & FLOW_CLOSING)) {
 		follow_close(&packet, flow);
 	}
+	return verdict;
+}
+
+SEC("tc")
+int from_container(struct __sk_buff *skb)
+{
+	int verdict = take(skb);
+
+	if (verdict == TC_ACT_UNSPEC && !skb->tc_index)
+		mark_own(skb);
 	return verdict;
 }
 

@@ -11,6 +11,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "lib/apply.h"
+#include "lib/bridge.h"
 #include "lib/fragment.h"
 #include "lib/frame.h"
 #include "lib/port.h"
@@ -29,27 +30,50 @@ static __always_inline bool is_shut_for(struct __sk_buff *skb, const struct scra
 	if (!(endpoint->flags & ENDPOINT_PORTS))
 		return false;
 	sender = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
-	if (sender && sender->ifindex == skb->ingress_ifindex)
+	if (sender && is_at(sender, skb->ingress_ifindex, skb->tc_index))
 		return false;
 	return sender ? is_guarded(s) : is_shut(skb);
 }
 
+/*
+ * Whether a neighbour on the endpoint's bridge has sent the packet, and nobody translated it.
+ * What an endpoint sends to another goes straight, unless the stack has a hand in it, which may
+ * be the bridge's (br_netfilter) and leave its MAC.
+ */
+static __always_inline bool is_of_neighbour(const struct __sk_buff *skb, const struct scratch *s,
+					    const struct endpoint *endpoint)
+{
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct ethhdr *ethernet = data;
+
+	return (void *)(ethernet + 1) <= data_end &&
+	       !same_mac((struct mac *)ethernet->h_source, &endpoint->host_mac) &&
+	       !bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
+}
+
 /* Policy for what others forward here. Returns 0, or the counter of a drop. */
-static __always_inline int judge_forwarded(struct __sk_buff *skb, struct scratch *s)
+static __always_inline int judge_forwarded(struct __sk_buff *skb, struct scratch *s, bool neighbour)
 {
 	struct endpoint *source = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
+	int reason;
 
 	s->sender = source ? 0 : forwarded_for(skb);
 	s->later = true;
 	if (!is_policed(s))
 		return 0;
 	/* An endpoint's address is believed where the endpoint is. */
-	if (source && source->ifindex != skb->ingress_ifindex)
+	if (source && !is_at(source, skb->ingress_ifindex, skb->tc_index))
 		return DROP_MARTIAN;
 	s->packet.key.ifindex = source ? source->ifindex : 0;
 	/* Counted with its first packet, where that can be told. */
 	s->forgotten = begins_tcp(&s->packet);
-	return judge_and_track(skb, s);
+	reason = judge(skb);
+	if (reason || !s->tracks)
+		return reason;
+	/* The answer would be routed, and leave with the endpoint's address. */
+	if (neighbour && !(s->decision.flags & FLOW_REPLY) && source_is_outside(skb))
+		return DROP_MARTIAN;
+	return -track(skb, 0);
 }
 
 /* Notes scratch->packet, which the stack forwards. Returns 0, or the counter of a drop. */
@@ -58,19 +82,30 @@ __noinline int note(struct __sk_buff *skb)
 	struct scratch *s = scratch_get();
 	struct endpoint *endpoint;
 	struct flow *before;
+	struct interface *interface;
+	__u32 ifindex = skb->ifindex;
+	bool bridged, neighbour;
 	int reason;
 
 	if (!s)
 		return DROP_INVALID;
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
+	interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+	bridged = interface && interface->bridge;
+	if (bridged && (!endpoint || endpoint->ifindex != ifindex))
+		return !keeps_link(&s->packet) && may_not_be_sent_all(interface)
+			       ? DROP_POLICY_INGRESS
+			       : 0;
 	if (!endpoint)
 		return 0;
 	if (!s->packet.icmp_kind && is_shut_for(skb, s, endpoint))
 		return DROP_LOOPBACK_ONLY;
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	s->epoch = epoch_of(0);
-	reason = judge_forwarded(skb, s);
-	if (reason || s->packet.icmp_kind || answers_echo(&s->packet))
+	neighbour = bridged && is_of_neighbour(skb, s, endpoint);
+	reason = judge_forwarded(skb, s, neighbour);
+	/* The answer to a neighbour stays on the bridge, and needs no note. */
+	if (reason || neighbour || s->packet.icmp_kind || answers_echo(&s->packet))
 		return reason;
 	/* Policy knows that the endpoint began. */
 	if (s->decision.flags & FLOW_REPLY)
@@ -79,7 +114,8 @@ __noinline int note(struct __sk_buff *skb)
 	before = bpf_map_lookup_elem(&flows, &s->sent);
 	/* One that goes straight to a neighbour would leave the stack out. */
 	if (before && current(before, &s->packet) &&
-	    (before->flags & FLOW_STACK || before->action != ACTION_DELIVER))
+	    (before->flags & FLOW_STACK ||
+	     (before->action != ACTION_DELIVER && before->action != ACTION_BRIDGE)))
 		return 0;
 	/* Began with the endpoint, which left it to the stack. */
 	if (before && before->action == ACTION_NONE && !(before->flags & FLOW_REPLY) &&
@@ -121,6 +157,15 @@ static __always_inline bool is_restricted_device(const struct __sk_buff *skb)
 	return !subject || is_restricted(subject);
 }
 
+/* Whether what is neither IP nor ARP is kept from the endpoint: policy cannot be asked. */
+static __always_inline bool is_kept_from_others(const struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+
+	return interface && interface->bridge && may_not_be_sent_all(interface);
+}
+
 /* What the stack has forwarded. Returns 0, or the counter of a drop. */
 static __always_inline int forwarded(struct __sk_buff *skb)
 {
@@ -133,8 +178,9 @@ static __always_inline int forwarded(struct __sk_buff *skb)
 	case PARSED_IP:
 		break;
 	case PARSED_ARP:
-	case PARSED_OTHER:
 		return 0;
+	case PARSED_OTHER:
+		return is_kept_from_others(skb) ? DROP_POLICY_INGRESS : 0;
 	default:
 		/* Nobody can tell what it is, or whether it may pass. */
 		return is_restricted_device(skb) ? DROP_INVALID : 0;

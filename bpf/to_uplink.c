@@ -134,7 +134,7 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	}
 	s->sender = s->later = s->tracks = 0;
 	/* An endpoint's address is believed where the endpoint is. */
-	forged = skb->ingress_ifindex && skb->ingress_ifindex != endpoint->ifindex;
+	forged = skb->ingress_ifindex && !is_at(endpoint, skb->ingress_ifindex, seen);
 	if (forged && is_policed(s))
 		return drop(skb, TO_UPLINK, DROP_MARTIAN);
 	/* What others have led here answers nobody, whatever has come from there. */

@@ -21,6 +21,7 @@ enum seen {
 	SEEN_DECIDED = 0x7e40,	  /* left to the stack although known: record nothing */
 	SEEN_TRANSLATED = 0x7e41, /* as it shall leave the node */
 	SEEN_LED = 0x7e42,	  /* left to others, who translate where it goes */
+	SEEN_OWN = 0x7e43,	  /* of an endpoint on a bridge, which others use, too */
 };
 
 #define ETHERNET_BROADCAST_OR_OTHER(skb) ((skb)->pkt_type != 0 /* PACKET_HOST */)

@@ -83,7 +83,7 @@ static __always_inline bool is_link_local_talk(const struct packet *packet)
 /*
  * Whether a container may send this message of neighbour discovery (RFC 4861).
  * Returns 0, or the counter of the drop. Advertisements for link-local addresses
- * are let through: each container has a link of its own with the host.
+ * are let through: only the container knows its own.
  */
 static __noinline int check_neighbour(struct __sk_buff *skb, const struct packet *packet)
 {

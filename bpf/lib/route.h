@@ -150,6 +150,26 @@ __noinline int source_is_elsewhere(struct __sk_buff *skb)
 	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;
 }
 
+/* Whether the host would send to the packet's source by way of an uplink. */
+__noinline int source_is_outside(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct bpf_fib_lookup fib = {};
+	struct interface *out;
+	__u32 ifindex;
+	long result;
+
+	if (!s)
+		return true;
+	fib_question(&fib, &s->packet.key.destination, &s->packet.key.source, skb->ifindex);
+	result = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
+	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return false;
+	ifindex = fib.ifindex;
+	out = bpf_map_lookup_elem(&interfaces, &ifindex);
+	return out && out->role == INTERFACE_UPLINK;
+}
+
 /* Whether a trie says 1 of an address. 0 is for IPv4, where a prefix of IPv6 covers it. */
 static __noinline bool is_in(void *trie, const struct address *address)
 {

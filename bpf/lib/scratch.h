@@ -57,6 +57,7 @@ struct scratch {
 	struct mac neighbour; /* who handed over that client's packet */
 	__u8 pad[2];
 	__u32 local;		    /* that client is an endpoint */
+	__u32 bridge;		    /* that packet comes from; 0: none */
 	struct translation to;	    /* the one to take, or what a quote is translated to */
 	struct translation pointer; /* to the one to take */
 	struct port port;	    /* where the port of the host leads that packet is for */

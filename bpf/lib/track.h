@@ -17,6 +17,24 @@
 #include "translation.h"
 
 /*
+ * Whether what has come in by a device is an endpoint's own. What a bridge gives to the
+ * stack comes in by the bridge, whoever has sent it: there from_container's mark tells, and
+ * where it is lost, the packet is.
+ */
+static __always_inline bool is_at(const struct endpoint *endpoint, __u32 ifindex, __u32 seen)
+{
+	__u32 port = endpoint->ifindex;
+	struct interface *interface;
+
+	if (port == ifindex)
+		return true;
+	if (seen == SEEN_NOT)
+		return false;
+	interface = bpf_map_lookup_elem(&interfaces, &port);
+	return interface && interface->bridge && interface->bridge == ifindex;
+}
+
+/*
  * Id of the endpoint that the stack forwards this packet for, by the device it came in by;
  * 0: none. Where the stack has replaced the source, its address does not tell.
  */

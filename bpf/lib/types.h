@@ -49,6 +49,7 @@ enum action {
 	ACTION_RETURN,	/* out of the uplink that the client came by, to the neighbour it came from
 			 */
 	ACTION_DENY,	/* policy lets it nowhere: dropped for reason */
+	ACTION_BRIDGE,	/* into the endpoint, a port of the same bridge, as it is */
 };
 
 enum flow_flag {
@@ -79,7 +80,8 @@ struct flow {
 	__u8 action;		 /* enum action */
 	__u8 flags;		 /* enum flow_flag */
 	struct mac sender;	 /* the only one that may send this */
-	struct mac receiver; /* ACTION_DELIVER: the endpoint's; ACTION_RETURN: the neighbour's */
+	struct mac receiver; /* ACTION_DELIVER, ACTION_BRIDGE: the endpoint's; ACTION_RETURN: the
+				neighbour's */
 	struct mac gateway;  /* ACTION_DELIVER: the endpoint's host side's; ACTION_RETURN: the
 				uplink's */
 	__be16 source_port;  /* FLOW_HAIRPIN: of the packet as delivered; port is its other end's.
@@ -168,7 +170,8 @@ struct interface {
 	__u16 endpoint; /* id */
 	struct mac mac; /* endpoint: the container's; uplink: its own */
 	__u8 role;	/* enum interface_role */
-	__u8 pad[5];
+	__u8 pad;
+	__u32 bridge; /* endpoint: the bridge that the host side is a port of; 0: none */
 };
 _Static_assert(sizeof(struct interface) == 48, "interface has no hidden padding");
 

@@ -82,6 +82,9 @@ type Endpoint struct {
 	// MTU of the container's interface, in bytes.
 	MTU        int
 	Masquerade bool
+	// Bridge is the interface index of the Linux bridge that the host's side is a port
+	// of; 0 where it is none.
+	Bridge int
 	// Ports of the host that lead to the endpoint.
 	Ports []Port
 	// OnLinkKnown says that no decision can have sent packets for the addresses

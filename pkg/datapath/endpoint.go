@@ -5,6 +5,7 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 
@@ -19,6 +20,8 @@ func (e *Endpoint) validate() error {
 	switch {
 	case e.ID == 0:
 		return errors.New("endpoint has no id")
+	case e.Bridge < 0 || int64(e.Bridge) > math.MaxInt32:
+		return fmt.Errorf("endpoint %d: %d is no interface index of a bridge", e.ID, e.Bridge)
 	case e.IfIndex <= 0:
 		return fmt.Errorf("endpoint %d has no interface", e.ID)
 	case len(e.MAC) != 6 || len(e.HostMAC) != 6:
@@ -57,7 +60,9 @@ func (e *Endpoint) value() maps.Endpoint {
 }
 
 func (e *Endpoint) device() maps.Interface {
-	return maps.Interface{Mtu: uint16(e.MTU), Endpoint: e.ID, Mac: maps.NewMAC(e.MAC), Role: maps.RoleEndpoint}
+	return maps.Interface{
+		Mtu: uint16(e.MTU), Endpoint: e.ID, Mac: maps.NewMAC(e.MAC), Role: maps.RoleEndpoint, Bridge: uint32(e.Bridge),
+	}
 }
 
 func (e *Endpoint) attachments() []attachment {

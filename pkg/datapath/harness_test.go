@@ -30,6 +30,7 @@ const (
 	seenDecided    = 0x7e40
 	seenTranslated = 0x7e41
 	seenLed        = 0x7e42
+	seenOwn        = 0x7e43
 	seenAsBefore   = 1 << 31 // in want: whatever it was
 )
 

@@ -25,7 +25,7 @@ type Flow struct {
 	Source, Destination netip.AddrPort
 	// IfIndex of the endpoint's host side, 0 for what comes from uplinks.
 	IfIndex int
-	// Action is "pass", "deliver", "forward", "return" or "deny"; "" when only memory is kept.
+	// Action is "pass", "deliver", "forward", "return", "deny" or "bridge"; "" when only memory is kept.
 	Action string
 	// Reason of a denial, as counters name it.
 	Reason string
@@ -56,6 +56,7 @@ var actionNames = map[uint8]string{
 	maps.ActionForward: "forward",
 	maps.ActionReturn:  "return",
 	maps.ActionDeny:    "deny",
+	maps.ActionBridge:  "bridge",
 }
 
 // Flows reads up to limit entries of the flow cache, in no order.

@@ -22,6 +22,7 @@ const (
 	kernelActionACTION_FORWARD kernelAction = 3
 	kernelActionACTION_RETURN  kernelAction = 4
 	kernelActionACTION_DENY    kernelAction = 5
+	kernelActionACTION_BRIDGE  kernelAction = 6
 )
 
 type kernelAddress struct {
@@ -179,7 +180,8 @@ type kernelInterface struct {
 	Endpoint uint16
 	Mac      kernelMac
 	Role     uint8
-	Pad      [5]uint8
+	Pad      uint8
+	Bridge   uint32
 }
 
 type kernelInterfaceRole uint32

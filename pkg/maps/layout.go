@@ -66,6 +66,7 @@ const (
 	ActionForward = uint8(kernelActionACTION_FORWARD)
 	ActionReturn  = uint8(kernelActionACTION_RETURN)
 	ActionDeny    = uint8(kernelActionACTION_DENY)
+	ActionBridge  = uint8(kernelActionACTION_BRIDGE)
 
 	FlowTranslateSource      = uint8(kernelFlowFlagFLOW_TRANSLATE_SOURCE)
 	FlowTranslateDestination = uint8(kernelFlowFlagFLOW_TRANSLATE_DESTINATION)

@@ -28,7 +28,7 @@ import (
 const packageDir = "pkg/datapath"
 
 // firewallTests catch what is wrong with policy, without the minutes of all others.
-const firewallTests = "TestPolicy$|TestPolicyMore|TestPolicyWays"
+const firewallTests = "TestPolicy$|TestPolicyMore|TestPolicyWays|TestBridge"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

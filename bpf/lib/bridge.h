@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What is special about an endpoint whose host side is a port of a Linux bridge: it has
+ * neighbours on its link. The host side has the MAC of the bridge, so that what is for the
+ * gateway is for the device (PACKET_HOST), and is routed as any endpoint's; what is for
+ * another station (PACKET_OTHERHOST) stays on the bridge.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <bpf/bpf_helpers.h>
+
+#include "count.h"
+#include "parse.h"
+#include "policy.h"
+
+/* linux/if_packet.h: no header of BPF's includes it. */
+#define PACKET_HOST 0
+#define PACKET_OTHERHOST 3
+
+/* Whether policy has a say in what the endpoint sends. */
+static __always_inline bool may_not_send_all(const struct interface *interface)
+{
+	__u32 generation = policy_now();
+	struct subject *subject;
+
+	if (!generation)
+		return false;
+	subject = subject_of(generation, interface->endpoint);
+	return !subject || subject->egress;
+}
+
+/* Whether others may not send to the endpoint what they like. */
+static __always_inline bool may_not_be_sent_all(const struct interface *interface)
+{
+	__u32 generation = policy_now();
+	struct subject *subject;
+
+	if (!generation)
+		return false;
+	subject = subject_of(generation, interface->endpoint);
+	return !subject || subject->ingress ||
+	       subject->flags & (SUBJECT_NO_OTHERS | SUBJECT_NO_OWN);
+}
+
+/*
+ * Whether the packet is what a link needs to work, whatever policy says: neighbour discovery,
+ * group membership, and DHCP as far as it is broadcast.
+ */
+static __always_inline bool keeps_link(const struct packet *packet)
+{
+	const struct flow_key *key = &packet->key;
+
+	if (packet->icmp_kind == ICMP_KIND_LINK)
+		return true;
+	if (packet->ipv6 || !is_multicast(&key->destination))
+		return false;
+	return key->protocol == IPPROTO_IGMP ||
+	       (key->protocol == IPPROTO_UDP && words(&key->destination)[3] == 0xffffffff &&
+		((key->source_port == bpf_htons(68) && key->destination_port == bpf_htons(67)) ||
+		 (key->source_port == bpf_htons(67) && key->destination_port == bpf_htons(68))));
+}
+
+/* 01-80-c2-00-00-0x: bridges talk to each other by these (IEEE 802.1Q, 8.6.3). */
+static __always_inline bool is_for_bridges(const __u8 *mac)
+{
+	return mac[0] == 0x01 && mac[1] == 0x80 && mac[2] == 0xc2 && !mac[3] && !mac[4] &&
+	       mac[5] < 0x10;
+}
+
+/*
+ * What is neither IP nor ARP. A container without neighbours may say what it likes: the stack
+ * alone hears it.
+ */
+static __noinline int from_container_other(struct __sk_buff *skb)
+{
+	struct interface *interface;
+	__u32 ifindex = skb->ifindex;
+	struct ethhdr ethernet;
+
+	interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+	if (!interface || !interface->bridge)
+		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+	if (bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)))
+		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	if (!same_mac((struct mac *)ethernet.h_source, &interface->mac))
+		return drop(skb, FROM_CONTAINER, DROP_SOURCE_MAC);
+	if (is_for_bridges(ethernet.h_dest))
+		return drop(skb, FROM_CONTAINER, DROP_MARTIAN);
+	if (may_not_send_all(interface))
+		return drop(skb, FROM_CONTAINER, DROP_POLICY_EGRESS);
+	return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+}
+
+/*
+ * Whether a decision is for packets such as this: one for the gateway, or one for another
+ * station. The answer of a mapped port goes where its client is, whoever it was sent to.
+ */
+static __always_inline bool suits(const struct __sk_buff *skb, const struct flow *flow,
+				  const struct ethhdr *ethernet)
+{
+	if (skb->pkt_type == PACKET_HOST)
+		return flow->action != ACTION_BRIDGE;
+	if (skb->pkt_type != PACKET_OTHERHOST)
+		return false;
+	if (flow->action == ACTION_BRIDGE)
+		return same_mac((struct mac *)ethernet->h_dest, &flow->receiver);
+	return flow->action == ACTION_DENY ||
+	       (flow->action == ACTION_DELIVER && flow->flags & FLOW_TRANSLATE_SOURCE);
+}
+
+/* Into the other port, as the bridge would; what it would drop is left to it. */
+static __always_inline int cross(struct __sk_buff *skb, const struct packet *packet,
+				 const struct flow *flow)
+{
+	if (packet->length > flow->mtu)
+		return pass(skb, FROM_CONTAINER, COUNTER_TOO_BIG);
+	/* The stack of the receiver would drop it as another's. */
+	if (bpf_skb_change_type(skb, PACKET_HOST))
+		return drop(skb, FROM_CONTAINER, DROP_REWRITE);
+	count(skb, FROM_CONTAINER, COUNTER_DELIVERED);
+	return bpf_redirect_peer(flow->out_ifindex, 0);
+}
