@@ -36,6 +36,8 @@ type attachment struct {
 	undo            undo
 	links           wiring.Links
 	endpoint        api.Endpoint
+	// bridge is the one that the host's side is a port of, with the driver bridge.
+	bridge wiring.BridgeLink
 	// ipamResult is what a delegated plugin answered.
 	ipamResult *current.Result
 	// helper is the address that the host's side has while that plugin runs.
@@ -76,6 +78,12 @@ func (p *plugin) add() (err error) {
 }
 
 func (a *attachment) wire(wanted wanted) error {
+	bridged := a.config.network.Driver == api.DriverBridge
+	if bridged {
+		if err := a.ensureBridge(); err != nil {
+			return err
+		}
+	}
 	var err error
 	if a.config.delegated() {
 		err = a.leaseElsewhere(wanted)
@@ -85,16 +93,22 @@ func (a *attachment) wire(wanted wanted) error {
 	if err != nil {
 		return err
 	}
+	if bridged {
+		return a.wireBridged()
+	}
+	return a.wireRouted()
+}
+
+func (a *attachment) wireRouted() error {
 	routed, err := a.routed()
 	if err != nil {
 		return err
 	}
 	// Configure makes the host's stack know the way to the container. The agent comes
 	// first: from then on there is policy in the way.
-	if _, err := a.client.Attach(a.ctx, a.call.Attachment, api.AttachRequest{HostIfIndex: a.links.HostIndex}); err != nil {
-		return fmt.Errorf("attach: %w", agentFault(err))
+	if err := a.attach(); err != nil {
+		return err
 	}
-	failpoint.Hit(failpoint.CNIAddAttached)
 	routed.Routes, err = wiring.Configure(a.host, a.container, a.links, routed, a.helper)
 	if err != nil {
 		return err
@@ -103,7 +117,20 @@ func (a *attachment) wire(wanted wanted) error {
 	if err := wiring.Settle(a.host, a.container, a.links, routed); err != nil {
 		return err
 	}
-	return a.print(routed)
+	var ips []api.Address
+	for _, address := range routed.Addresses {
+		ips = append(ips, api.Address{Address: netip.PrefixFrom(address.Addr, address.Addr.BitLen()), Gateway: address.Gateway})
+	}
+	return a.print(ips, routed.Routes)
+}
+
+// attach has the datapath serve the links.
+func (a *attachment) attach() error {
+	if _, err := a.client.Attach(a.ctx, a.call.Attachment, api.AttachRequest{HostIfIndex: a.links.HostIndex}); err != nil {
+		return fmt.Errorf("attach: %w", agentFault(err))
+	}
+	failpoint.Hit(failpoint.CNIAddAttached)
+	return nil
 }
 
 // openContainer opens CNI_NETNS, which must not be the node's own namespace.
@@ -174,7 +201,7 @@ func (p *plugin) wanted() (wanted, error) {
 // lease has the agent choose addresses, then makes the links.
 func (a *attachment) lease(w wanted) error {
 	req := a.prepareRequest(w)
-	req.Wanted = w.addresses
+	req.Wanted, req.HostMAC = w.addresses, a.bridge.MAC.String()
 	if w.mac != nil {
 		req.MAC = w.mac.String()
 	}
@@ -195,19 +222,21 @@ func (a *attachment) lease(w wanted) error {
 // leaseElsewhere has another plugin choose the addresses. The links come
 // first, because a DHCP client needs one.
 func (a *attachment) leaseElsewhere(w wanted) error {
-	mac := w.mac
+	mac, hostMAC := w.mac, a.bridge.MAC
 	if mac == nil {
 		mac = randomMAC()
 	}
+	if hostMAC == nil {
+		hostMAC = randomMAC()
+	}
 	err := a.link(wiring.Veth{
 		HostName: api.HostIfName(a.call.Attachment), Name: a.call.IfName,
-		HostMAC: randomMAC(), MAC: mac, MTU: a.config.network.MTU,
+		HostMAC: hostMAC, MAC: mac, MTU: a.config.network.MTU,
 	})
 	if err != nil {
 		return err
 	}
-	a.helper = standInIPv4
-	if err := wiring.Up(a.host, a.container, a.links, a.helper); err != nil {
+	if err := a.up(); err != nil {
 		return err
 	}
 	delegate, err := a.delegate()
@@ -230,12 +259,25 @@ func (a *attachment) leaseElsewhere(w wanted) error {
 		if !address.Address.IsValid() {
 			return faultf(types.ErrDecodingFailure, "ipam %s: %s is not an address", a.config.ipamType, ip.Address.String())
 		}
+		if a.config.bridge.gateway && !address.Gateway.IsValid() {
+			address.Gateway = firstOf(address.Address)
+		}
 		req.Addresses = append(req.Addresses, address)
 	}
 	if len(req.Addresses) == 0 {
 		return faultf(types.ErrInvalidNetworkConfig, "ipam.type: %s gave no address", a.config.ipamType)
 	}
 	return a.prepare(req)
+}
+
+// up has the links carry what the plugin sends that is to choose addresses. A port of a bridge
+// would carry it too far: the datapath does not know the container yet.
+func (a *attachment) up() error {
+	if a.config.network.Driver == api.DriverBridge {
+		return nil
+	}
+	a.helper = standInIPv4
+	return wiring.Up(a.host, a.container, a.links, a.helper)
 }
 
 func (a *attachment) prepareRequest(w wanted) api.PrepareRequest {
@@ -283,16 +325,10 @@ func (a *attachment) link(v wiring.Veth) error {
 // routed is what the container is to have.
 func (a *attachment) routed() (wiring.Routed, error) {
 	r := wiring.Routed{MTU: a.endpoint.MTU, Addresses: wiredAddresses(a.endpoint)}
-	if r.MTU < 1280 && slices.ContainsFunc(r.Addresses, func(a wiring.Address) bool { return a.Addr.Is6() }) {
-		return r, faultf(types.ErrInvalidNetworkConfig, "mtu: %d is less than 1280, which IPv6 needs (RFC 8200)", r.MTU)
+	if err := a.checkMTU(); err != nil {
+		return r, err
 	}
-	var given []givenRoute
-	if a.ipamResult != nil {
-		for i, route := range ipamRoutes(a.ipamResult) {
-			given = append(given, givenRoute{route, fmt.Sprintf("routes[%d] of ipam %s", i, a.config.ipamType)})
-		}
-	}
-	given = append(given, a.config.routes...)
+	given := a.givenRoutes()
 	for i := range given {
 		var err error
 		if given[i].Route, err = byGateway(given[i].Route, r.Addresses); err != nil {
@@ -320,6 +356,27 @@ func (a *attachment) routed() (wiring.Routed, error) {
 		}
 	}
 	return r, nil
+}
+
+// checkMTU looks at the MTU again: what addresses a delegated plugin gives shows late.
+func (a *attachment) checkMTU() error {
+	mtu := a.endpoint.MTU
+	if mtu < 1280 && slices.ContainsFunc(a.endpoint.Addresses, func(a api.Address) bool { return a.Address.Addr().Is6() }) {
+		return faultf(types.ErrInvalidNetworkConfig, "mtu: %d is less than 1280, which IPv6 needs (RFC 8200)", mtu)
+	}
+	return nil
+}
+
+// givenRoutes are those that somebody asked for: a delegated plugin, then the
+// configuration.
+func (a *attachment) givenRoutes() []givenRoute {
+	var given []givenRoute
+	if a.ipamResult != nil {
+		for i, route := range ipamRoutes(a.ipamResult) {
+			given = append(given, givenRoute{route, fmt.Sprintf("routes[%d] of ipam %s", i, a.config.ipamType)})
+		}
+	}
+	return append(given, a.config.routes...)
 }
 
 // wiredAddresses are an endpoint's addresses, with a stand-in for a gateway

@@ -117,7 +117,7 @@ func (a *fakeAgent) prepare(r *http.Request) (any, error) {
 	}
 	a.count++
 	e := api.Endpoint{
-		Attachment: req.Attachment, ID: a.count, Network: req.Network.Name, Driver: req.Network.Driver,
+		Attachment: req.Attachment, ID: a.count, Network: req.Network.Name, Driver: req.Network.Driver, Bridge: req.Network.Bridge,
 		NetNS: req.NetNS, State: api.Pending, HostIfName: api.HostIfName(req.Attachment), MAC: req.MAC, HostMAC: req.HostMAC,
 		MTU: req.Network.MTU, Masquerade: req.Network.IPMasq, Addresses: req.Addresses, Labels: req.Labels,
 		NamedPorts: req.NamedPorts, Ports: req.Ports,

@@ -48,10 +48,16 @@ func (p *plugin) check() error {
 	return errors.Join(differences...)
 }
 
+// answer is this plugin's part of prevResult.
+type answer struct {
+	mtu    int
+	routes []wiring.Route
+}
+
 // answered finds this plugin's part of prevResult, which may hold the
 // interfaces, addresses and routes of others, and compares it with the
 // agent's record.
-func (p *plugin) answered(endpoint api.Endpoint) (wiring.Routed, []error) {
+func (p *plugin) answered(endpoint api.Endpoint) (answer, []error) {
 	mismatch := func(format string, args ...any) error {
 		return &wiring.MismatchError{Differences: []string{fmt.Sprintf(format, args...)}}
 	}
@@ -60,38 +66,50 @@ func (p *plugin) answered(endpoint api.Endpoint) (wiring.Routed, []error) {
 		return i != nil && i.Name == p.call.IfName && i.Sandbox != ""
 	})
 	if at < 0 {
-		return wiring.Routed{}, []error{faultf(types.ErrInvalidNetworkConfig,
+		return answer{}, []error{faultf(types.ErrInvalidNetworkConfig,
 			"prevResult.interfaces: %s, which is CNI_IFNAME, is not among them", p.call.IfName)}
 	}
 	var differences []error
-	routed := wiring.Routed{MTU: result.Interfaces[at].Mtu, Addresses: wiredAddresses(endpoint)}
-	var listed []netip.Addr
+	var recorded, listed []netip.Addr
+	for _, a := range endpoint.Addresses {
+		recorded = append(recorded, a.Address.Addr())
+	}
 	for _, ip := range result.IPs {
 		if ip == nil || ip.Interface == nil || *ip.Interface != at {
 			continue
 		}
 		a := prefixOf(ip.Address).Addr()
 		listed = append(listed, a)
-		if !slices.ContainsFunc(routed.Addresses, func(b wiring.Address) bool { return b.Addr == a }) {
+		if !slices.Contains(recorded, a) {
 			differences = append(differences, mismatch("address %s of %s is not the agent's record", a, p.call.IfName))
 		}
 	}
-	for _, a := range routed.Addresses {
-		if !slices.Contains(listed, a.Addr) {
-			differences = append(differences, mismatch("address %s of the agent's record is not in prevResult", a.Addr))
+	for _, a := range recorded {
+		if !slices.Contains(listed, a) {
+			differences = append(differences, mismatch("address %s of the agent's record is not in prevResult", a))
 		}
 	}
-	gateways := routed.Gateways()
+	found := answer{mtu: result.Interfaces[at].Mtu}
 	for _, route := range ipamRoutes(result) {
 		// A route by way of somebody else is somebody else's.
-		if slices.Contains(gateways, route.Gateway) {
-			routed.Routes = append(routed.Routes, route)
+		if isHop(endpoint, route.Gateway) {
+			found.routes = append(found.routes, route)
 		}
 	}
-	return routed, differences
+	return found, differences
 }
 
-func (p *plugin) checkWiring(endpoint api.Endpoint, routed wiring.Routed) error {
+// isHop tells whether the endpoint's container can have the next hop.
+func isHop(endpoint api.Endpoint, hop netip.Addr) bool {
+	if endpoint.Driver == api.DriverBridge {
+		return hop.IsValid() && slices.ContainsFunc(endpoint.Addresses, func(a api.Address) bool {
+			return hop == a.Gateway || reaches(a.Address, hop)
+		})
+	}
+	return slices.Contains(wiring.Routed{Addresses: wiredAddresses(endpoint)}.Gateways(), hop)
+}
+
+func (p *plugin) checkWiring(endpoint api.Endpoint, answered answer) error {
 	host, err := wiring.Current()
 	if err != nil {
 		return err
@@ -107,8 +125,20 @@ func (p *plugin) checkWiring(endpoint api.Endpoint, routed wiring.Routed) error 
 	if err := errors.Join(err1, err2); err != nil {
 		return fmt.Errorf("decode endpoint from the agent: %w", err)
 	}
-	return wiring.Check(host, container, wiring.Veth{
+	veth := wiring.Veth{
 		HostName: endpoint.HostIfName, Name: p.call.IfName,
 		HostMAC: hostMAC, MAC: mac, MTU: endpoint.MTU,
-	}, routed)
+	}
+	if endpoint.Driver == api.DriverBridge {
+		b := wiring.Bridged{
+			Bridge: endpoint.Bridge, Hairpin: p.config.bridge.hairpin, MTU: answered.mtu, Routes: answered.routes,
+		}
+		for _, a := range endpoint.Addresses {
+			b.Addresses = append(b.Addresses, a.Address)
+		}
+		return wiring.CheckBridged(host, container, veth, b)
+	}
+	return wiring.Check(host, container, veth, wiring.Routed{
+		MTU: answered.mtu, Addresses: wiredAddresses(endpoint), Routes: answered.routes,
+	})
 }

@@ -23,13 +23,11 @@ import (
 // ipamTendril is the ipam.type whose leases are the agent's own.
 const ipamTendril = "tendril"
 
-// driverRouted is the only driver so far.
-const driverRouted = "routed"
-
 // config is the network configuration as the plugin acts on it.
 type config struct {
 	version string
 	network api.Network
+	bridge  bridgeConfig
 	// socket of the agent.
 	socket   string
 	ipamType string
@@ -62,7 +60,7 @@ func (c *config) delegated() bool { return c.ipamType != ipamTendril }
 // refused, and read what they can.
 //
 // Errors are *types.Error: code 6 where the text is no JSON object, 2 for what
-// the runtime wants and this plugin cannot do, else 7. They name key and value.
+// somebody wants and this plugin cannot do, else 7. They name key and value.
 func parseConfig(text []byte, strict bool) (config, error) {
 	found := &faults{}
 	whole := object{faults: found}
@@ -110,12 +108,18 @@ func (c *config) readTop(o object) {
 			own.fields[key] = raw
 		}
 	}
-	own.known(keys...)
-
-	c.network.Driver = driverRouted
+	c.network.Driver = api.DriverRouted
 	o.read("driver", &c.network.Driver, "a string")
-	if c.network.Driver != driverRouted {
-		o.fault("driver", fmt.Sprintf("there is no driver %q; there is %q", c.network.Driver, driverRouted))
+	if c.network.Driver == api.DriverBridge {
+		keys = append(keys, bridgeKeys()...)
+	}
+	own.known(keys...)
+	switch c.network.Driver {
+	case api.DriverRouted:
+	case api.DriverBridge:
+		c.readBridge(o)
+	default:
+		o.fault("driver", fmt.Sprintf("there is no driver %q; there are %q", c.network.Driver, []string{api.DriverRouted, api.DriverBridge}))
 	}
 	c.socket = text(o, "socket", func(path string) (string, error) {
 		if !filepath.IsAbs(path) {

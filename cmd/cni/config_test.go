@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -71,7 +72,7 @@ func TestParseConfig(t *testing.T) {
 		prevResult: &current.Result{CNIVersion: "1.1.0", Interfaces: []*current.Interface{{Name: "br0"}}},
 		valid:      []api.Attachment{{ContainerID: "c1", IfName: "eth0"}},
 	}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(config{}, givenRoute{}), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(config{}, bridgeConfig{}, givenRoute{}), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
 }
@@ -112,6 +113,8 @@ func FuzzParseConfig(f *testing.F) {
 		`{"name":"n","routes":[{"dst":"0.0.0.0/33","scope":-1},{"dst":"1.2.3.4/5","gw":"::"}]}`,
 		`{"name":"n","ipam":{"type":"dhcp"},"runtimeConfig":{"portMappings":[{"hostPort":65536,"containerPort":-1,"protocol":"SCTP","hostIP":"::ffff:1.2.3.4"}]}}`,
 		`{"name":"n","ipam":{"type":"dhcp"},"runtimeConfig":{"portMappings":[{"hostPort":8080.5,"containerPort":"80","hostPorts":1,"hostIP":"fe80::1%eth0"},null]}}`,
+		`{"name":"n","driver":"bridge","bridge":"br 0","isGateway":1,"hairpinMode":true,"promiscMode":true,"ipam":{"type":"dhcp"}}`,
+		`{"name":"n","driver":"bridge","isDefaultGateway":true,"forceAddress":true,"vlan":0,"vlanTrunk":[{"id":1}],"ipam":{"type":"dhcp"}}`,
 		`[]`, `null`, `{"name":"n"`, ``,
 	} {
 		f.Add([]byte(seed))
@@ -130,8 +133,12 @@ func FuzzParseConfig(f *testing.F) {
 		if lenient != nil {
 			t.Errorf("accepted, but not leniently: %v", lenient)
 		}
-		if c.network.Name == "" || c.ipamType == "" || c.socket == "" || c.network.Driver != driverRouted {
+		if c.network.Name == "" || c.ipamType == "" || c.socket == "" ||
+			c.network.Driver != api.DriverRouted && c.network.Driver != api.DriverBridge {
 			t.Errorf("accepted without what ADD relies on: %+v", c)
+		}
+		if bridged := c.network.Driver == api.DriverBridge; bridged != (c.network.Bridge != "") || !bridged && c.bridge != (bridgeConfig{}) {
+			t.Errorf("accepted with a bridge of another driver, or without one: %+v", c)
 		}
 		for _, route := range c.routes {
 			if !route.Dst.IsValid() {
@@ -170,6 +177,97 @@ func TestIsolationKeys(t *testing.T) {
 		}
 		if got := c.network; got.IngressPolicy != want.IngressPolicy || got.NoICC != want.NoICC {
 			t.Errorf("%s: %+v", keys, got)
+		}
+	}
+}
+
+func TestBridgeKeys(t *testing.T) {
+	type read struct {
+		Network api.Network
+		Bridge  bridgeConfig
+	}
+	named := func(name string, force bool) api.Network {
+		return api.Network{Name: "n", Driver: "bridge", Bridge: name, ForceAddress: force}
+	}
+	for keys, want := range map[string]read{
+		``:                          {named("tendril0", false), bridgeConfig{}},
+		`"bridge": "br-0",`:         {named("br-0", false), bridgeConfig{}},
+		`"bridge": "tdlbr0",`:       {named("tdlbr0", false), bridgeConfig{}},
+		`"isGateway": true,`:        {named("tendril0", false), bridgeConfig{gateway: true}},
+		`"isDefaultGateway": true,`: {named("tendril0", false), bridgeConfig{gateway: true, defaultGateway: true}},
+		`"forceAddress": true,`:     {named("tendril0", false), bridgeConfig{force: true}}, // nothing is there to be forced
+		`"isDefaultGateway": true, "isGateway": false, "forceAddress": true,`: {
+			named("tendril0", true), bridgeConfig{gateway: true, defaultGateway: true, force: true},
+		},
+		`"hairpinMode": true, "promiscMode": false,`: {named("tendril0", false), bridgeConfig{hairpin: true}},
+		`"promiscMode": true,`:                       {named("tendril0", false), bridgeConfig{promisc: true}},
+		`"macspoofchk": true,`:                       {named("tendril0", false), bridgeConfig{}},
+		`"macspoofchk": false,`:                      {named("tendril0", false), bridgeConfig{}},
+		`"vlan": 0, "vlanTrunk": [], "preserveDefaultVlan": false, "enabledad": false, "portIsolation": false, "disableContainerInterface": null,`: {
+			named("tendril0", false), bridgeConfig{},
+		},
+	} {
+		c, err := parseConfig([]byte(`{"cniVersion": "1.1.0", "name": "n", "driver": "bridge", `+keys+` "ipam": {"type": "static"}}`), true)
+		if err != nil {
+			t.Errorf("%s: %v", keys, err)
+			continue
+		}
+		if diff := cmp.Diff(want, read{c.network, c.bridge}, cmp.AllowUnexported(bridgeConfig{})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", keys, diff)
+		}
+	}
+}
+
+func TestBridgeKeysRefused(t *testing.T) {
+	type refusal struct {
+		Code uint
+		Msg  string
+	}
+	const badName = `bridge: %q must not hold / : white space or control characters`
+	tests := map[string]refusal{
+		`"bridge": ""`:                             {7, `bridge: "" is missing`},
+		`"bridge": "abcdefghijklmnop"`:             {7, `bridge: "abcdefghijklmnop" is longer than 15 bytes`},
+		`"bridge": "a/b"`:                          {7, fmt.Sprintf(badName, "a/b")},
+		`"bridge": "a b"`:                          {7, fmt.Sprintf(badName, "a b")},
+		`"bridge": ".."`:                           {7, `bridge: ".." is no name of a network device`},
+		`"bridge": "tdl0123456789ab"`:              {7, `bridge: "tdl0123456789ab" is named as the host's side of an endpoint is`},
+		`"bridge": 5`:                              {7, `bridge: 5 is not a string`},
+		`"isGateway": "yes"`:                       {7, `isGateway: "yes" is not true or false`},
+		`"isDefaultGateway": 1`:                    {7, `isDefaultGateway: 1 is not true or false`},
+		`"forceAddress": []`:                       {7, `forceAddress: [] is not true or false`},
+		`"hairpinMode": 0`:                         {7, `hairpinMode: 0 is not true or false`},
+		`"promiscMode": 0`:                         {7, `promiscMode: 0 is not true or false`},
+		`"macspoofchk": 0`:                         {7, `macspoofchk: 0 is not true or false`},
+		`"isgateway": true`:                        {7, `isgateway: unknown key; did you mean "isGateway"?`},
+		`"vlan": 100`:                              {2, `vlan: 100 is not supported yet`},
+		`"vlanTrunk": [{"id": 42}]`:                {2, `vlanTrunk: [{"id": 42}] is not supported yet`},
+		`"enabledad": true`:                        {2, `enabledad: true is not supported yet`},
+		`"portIsolation": true`:                    {2, `portIsolation: true is not supported yet`},
+		`"disableContainerInterface":1`:            {2, `disableContainerInterface: 1 is not supported yet`},
+		`"hairpinMode": true, "promiscMode": true`: {7, `promiscMode: true together with hairpinMode: a frame would come back to its sender twice`},
+	}
+	refused := func(t *testing.T, text string, want refusal) {
+		t.Helper()
+		_, err := parseConfig([]byte(text), true)
+		if err == nil {
+			t.Fatalf("%s was accepted", text)
+		}
+		answer := cniError(err)
+		if diff := cmp.Diff(want, refusal{answer.Code, answer.Msg}); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", text, diff)
+		}
+		if _, err := parseConfig([]byte(text), false); err != nil { // for DEL
+			t.Errorf("%s, not strict: %v", text, err)
+		}
+	}
+	for keys, want := range tests {
+		refused(t, `{"cniVersion": "1.1.0", "name": "n", "driver": "bridge", `+keys+`, "ipam": {"type": "static"}}`, want)
+	}
+	// With another driver, and with none named, each is unknown.
+	for _, key := range bridgeKeys() {
+		for _, driver := range []string{``, `"driver": "routed", `} {
+			refused(t, `{"cniVersion": "1.1.0", "name": "n", `+driver+`"`+key+`": null, "ipam": {"type": "static"}}`,
+				refusal{7, key + ": unknown key"})
 		}
 	}
 }

@@ -47,6 +47,8 @@ func codeOf(err error) uint {
 		return types.ErrTryAgainLater
 	case errors.As(err, &refused):
 		return codeOfAgent(refused)
+	case errors.Is(err, wiring.ErrNotBridge), errors.Is(err, wiring.ErrOverlap):
+		return types.ErrInvalidNetworkConfig // bridge or a gateway, which the message names
 	case errors.Is(err, wiring.ErrTaken):
 		return types.ErrInvalidEnvironmentVariables // CNI_IFNAME, which the message names
 	}

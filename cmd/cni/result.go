@@ -11,29 +11,34 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 
+	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
 // print writes the result of ADD, in the version of the configuration: what
-// came before in the chain, and then what this plugin added.
-func (a *attachment) print(r wiring.Routed) error {
+// came before in the chain, and then what this plugin added: the links from the
+// outside to the inside, and the container's addresses and routes.
+func (a *attachment) print(addresses []api.Address, routes []wiring.Route) error {
 	result := a.config.prevResult
 	if result == nil {
 		result = &current.Result{}
 	}
 	result.CNIVersion = current.ImplementedSpecVersion
-	first := len(result.Interfaces)
+	if name := a.config.network.Bridge; name != "" {
+		result.Interfaces = append(result.Interfaces, &current.Interface{Name: name, Mac: a.bridge.MAC.String()})
+	}
 	result.Interfaces = append(result.Interfaces,
 		&current.Interface{Name: a.links.HostName, Mac: a.links.HostMAC.String(), Mtu: a.endpoint.MTU},
 		&current.Interface{Name: a.links.Name, Mac: a.links.MAC.String(), Mtu: a.endpoint.MTU, Sandbox: a.call.netns})
-	for _, address := range r.Addresses {
+	last := len(result.Interfaces) - 1
+	for _, address := range addresses {
 		result.IPs = append(result.IPs, &current.IPConfig{
-			Interface: current.Int(first + 1),
-			Address:   ipNet(netip.PrefixFrom(address.Addr, address.Addr.BitLen())),
+			Interface: current.Int(last),
+			Address:   ipNet(address.Address),
 			Gateway:   address.Gateway.AsSlice(),
 		})
 	}
-	for _, route := range r.Routes {
+	for _, route := range routes {
 		result.Routes = append(result.Routes, resultRoute(route))
 	}
 	result.DNS = a.mergedDNS(result.DNS)

@@ -55,10 +55,12 @@ func duplicate(routes []givenRoute) *types.Error {
 	return nil
 }
 
+// scopeLink is RT_SCOPE_LINK: as far as the link, so by way of no one.
+const scopeLink = 253
+
 // byGateway completes a route. Its next hop is a gateway of the container, the
 // first of its family where none is named: nobody else is on the link.
 func byGateway(route wiring.Route, addresses []wiring.Address) (wiring.Route, error) {
-	const scopeLink = 253 // RT_SCOPE_LINK: as far as the link, so by way of no one
 	if !route.Gateway.IsValid() && route.Scope >= scopeLink {
 		return route, nil
 	}
@@ -74,10 +76,14 @@ func byGateway(route wiring.Route, addresses []wiring.Address) (wiring.Route, er
 		gateways = append(gateways, a.Gateway.String())
 	}
 	if gateways == nil {
-		return route, faultf(types.ErrInvalidNetworkConfig, "routes: dst %s: the container has no address of that family", route.Dst)
+		return route, noFamily(route)
 	}
 	return route, faultf(types.ErrInvalidNetworkConfig, "routes: gw %s of dst %s is not on the container's link, where only %s is",
 		route.Gateway, route.Dst, strings.Join(gateways, " and "))
+}
+
+func noFamily(route wiring.Route) error {
+	return faultf(types.ErrInvalidNetworkConfig, "routes: dst %s: the container has no address of that family", route.Dst)
 }
 
 func ipamRoutes(result *current.Result) []wiring.Route {

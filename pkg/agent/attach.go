@@ -50,6 +50,9 @@ func (s *Service) Attach(_ context.Context, a api.Attachment, req api.AttachRequ
 	if err := s.checkLink(&ready); err != nil {
 		return api.Endpoint{}, err
 	}
+	if err := s.findBridge(&ready); err != nil {
+		return api.Endpoint{}, err
+	}
 	if err := s.addresses.learn(ready.Addresses); err != nil {
 		return api.Endpoint{}, err
 	}
@@ -111,22 +114,23 @@ func attachError(r *record, err error) error {
 // checkLink compares the host's side of the veth pair with the record. The
 // error is an *api.Error of CodeMismatch unless the kernel did not answer.
 func (s *Service) checkLink(r *record) error {
-	mismatch := func(format string, args ...any) error {
-		what := fmt.Sprintf(format, args...)
-		return &api.Error{Code: api.CodeMismatch, Message: fmt.Sprintf("device %s %s", r.HostIfName, what)}
-	}
 	link, err := s.opts.Links.Link(r.HostIfName)
 	switch {
 	case errors.Is(err, ErrNoLink):
-		return mismatch("is gone")
+		return mismatch(r.HostIfName, "is gone")
 	case err != nil:
 		return fmt.Errorf("read device %s: %w", r.HostIfName, err)
 	case link.Index != r.HostIfIndex:
-		return mismatch("has index %d, not %d", link.Index, r.HostIfIndex)
+		return mismatch(r.HostIfName, "has index %d, not %d", link.Index, r.HostIfIndex)
 	case !bytes.Equal(link.MAC, parsedMAC(r.HostMAC)):
-		return mismatch("has MAC %s, not %s", link.MAC, r.HostMAC)
+		return mismatch(r.HostIfName, "has MAC %s, not %s", link.MAC, r.HostMAC)
 	}
 	return nil
+}
+
+// mismatch says what is wrong with a device.
+func mismatch(device, format string, args ...any) error {
+	return &api.Error{Code: api.CodeMismatch, Message: fmt.Sprintf("device %s %s", device, fmt.Sprintf(format, args...))}
 }
 
 // parsedMAC reads a MAC that was checked before it was stored.
@@ -146,7 +150,8 @@ func (r *record) datapath() datapath.Endpoint {
 		MTU:         r.MTU,
 		Masquerade:  r.Masquerade,
 		Ports:       r.ports(),
-		OnLinkKnown: r.leased(),
+		Bridge:      r.bridge,
+		OnLinkKnown: r.leased() && r.Bridge == "", // only routed subnets are unreachable before
 	}
 	for _, a := range r.Addresses {
 		e.Addresses = append(e.Addresses, a.Address.Addr())
@@ -226,6 +231,9 @@ func (s *Service) Check(_ context.Context, a api.Attachment) error {
 		return &api.Error{Code: api.CodeMismatch, Message: fmt.Sprintf("endpoint is %s: its ADD did not finish", r.State)}
 	}
 	if err := s.checkLink(r); err != nil {
+		return err
+	}
+	if err := s.checkPort(r); err != nil {
 		return err
 	}
 	if err := s.checkLeases(r); err != nil {

@@ -123,7 +123,10 @@ func (s *Service) NetworkStatus(ctx context.Context, given api.Network) (api.Hea
 	if err != nil {
 		return api.Health{}, err
 	}
-	if err := s.checkRanges(n.Ranges, given.Ranges); err != nil {
+	if err := s.checkBridge(n); err != nil {
+		return api.Health{}, err
+	}
+	if err := s.checkRanges(n, given.Ranges); err != nil {
 		return api.Health{}, err
 	}
 	health, err := s.Health(ctx)

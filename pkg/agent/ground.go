@@ -17,13 +17,15 @@ import (
 // ground is what the node knows of the networks' address ranges as long as they
 // have endpoints: an unreachable route for each subnet that leases come from,
 // so that what is sent to an address without endpoint does not leave by the
-// default route; and the destinations that are not masqueraded.
+// default route; and the destinations that are not masqueraded. The subnet of a
+// bridge is on its link, or is none of the node's affair: it has no such route.
 type ground struct {
 	routes     Routes
 	node       NodePlane
 	configured []netip.Prefix
 
 	mu          sync.Mutex
+	leased      map[netip.Prefix]int // number of endpoints that lease from it
 	unreachable map[netip.Prefix]int // number of endpoints that want it
 	excludes    map[netip.Prefix]int
 }
@@ -48,7 +50,8 @@ func (r *record) subnets() (leased, all []netip.Prefix) {
 func (g *ground) count(r *record, n int) (routes []netip.Prefix, excludes bool) {
 	leased, all := r.subnets()
 	for _, p := range leased {
-		if change(g.unreachable, p, n) {
+		change(g.leased, p, n)
+		if r.Bridge == "" && change(g.unreachable, p, n) {
 			routes = append(routes, p)
 		}
 	}
@@ -68,7 +71,7 @@ func (g *ground) unknown(ranges []api.RangeSet) []netip.Prefix {
 	fresh := make(map[netip.Prefix]bool)
 	for _, set := range ranges {
 		for _, r := range set {
-			if g.unreachable[r.Subnet] == 0 {
+			if g.leased[r.Subnet] == 0 {
 				fresh[r.Subnet] = true
 			}
 		}
@@ -133,6 +136,7 @@ func (g *ground) withdraw(routes []netip.Prefix, excludes bool) error {
 // reset makes the node know the subnets of exactly these endpoints.
 func (g *ground) reset(records []*record) error {
 	g.mu.Lock()
+	g.leased = make(map[netip.Prefix]int)
 	g.unreachable = make(map[netip.Prefix]int)
 	g.excludes = make(map[netip.Prefix]int)
 	for _, r := range records {

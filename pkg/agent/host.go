@@ -95,7 +95,9 @@ func (h *Host) Link(name string) (HostLink, error) {
 		return HostLink{}, err
 	}
 	attrs := link.Attrs()
-	return HostLink{Name: attrs.Name, Index: attrs.Index, MAC: attrs.HardwareAddr}, nil
+	return HostLink{
+		Name: attrs.Name, Index: attrs.Index, MAC: attrs.HardwareAddr, Master: attrs.MasterIndex, Bridge: link.Type() == "bridge",
+	}, nil
 }
 
 // Devices returns the names of the devices for which keep holds.

@@ -16,7 +16,7 @@ import (
 type hostAddresses struct {
 	node  Surroundings
 	plane HostPlane
-	// gateways are those of the endpoints, which the node gets with their links.
+	// gateways are those of the routed endpoints, which the node gets with their links.
 	gateways func() []netip.Addr
 
 	mu    sync.Mutex
@@ -42,7 +42,8 @@ func (h *hostAddresses) refresh() error {
 
 // learn makes the datapath know the gateways of an endpoint whose links exist. Most are
 // known already, and the others the node is about to have: the plugin gives them to it
-// when the endpoint is attached.
+// when the endpoint is attached. Those of a bridge it has already, or never: they may be
+// of somebody else there.
 func (h *hostAddresses) learn(addresses []api.Address) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -81,14 +82,14 @@ func reachable(a netip.Addr) bool {
 	return a.IsValid() && !a.IsLoopback() && (a.Is4() || !a.IsLinkLocalUnicast())
 }
 
-// gateways are those of the endpoints whose links exist, or are about to.
+// gateways are those of the routed endpoints whose links exist, or are about to.
 func (s *Service) gateways() []netip.Addr {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var found []netip.Addr
 	last := netip.Addr{} // most endpoints have the same
 	for _, r := range s.index.records {
-		if s.index.detached[r.Attachment] {
+		if s.index.detached[r.Attachment] || r.Bridge != "" {
 			continue
 		}
 		for _, a := range r.Addresses {

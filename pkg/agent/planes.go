@@ -73,11 +73,15 @@ type FlowWalk interface {
 	EachFlow(func(datapath.Flow) bool) error
 }
 
-// HostLink is the host's side of a veth pair.
+// HostLink is the host's side of a veth pair, or the bridge that it is a port of.
 type HostLink struct {
 	Name  string
 	Index int
 	MAC   net.HardwareAddr
+	// Master is the index of the device that the link is a port of; 0 for none.
+	Master int
+	// Bridge says that the link is a Linux bridge.
+	Bridge bool
 }
 
 // Links are the network devices of the node.

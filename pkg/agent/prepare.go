@@ -46,7 +46,10 @@ func (s *Service) Prepare(_ context.Context, req api.PrepareRequest) (api.Endpoi
 			return api.Endpoint{}, fmt.Errorf("undo unfinished endpoint: %w", err)
 		}
 	}
-	if err := s.checkRanges(in.network.Ranges, req.Network.Ranges); err != nil {
+	if err := s.checkBridge(in.network); err != nil {
+		return api.Endpoint{}, err
+	}
+	if err := s.checkRanges(in.network, req.Network.Ranges); err != nil {
 		return api.Endpoint{}, err
 	}
 	if err := s.checkDelegated(in.addresses); err != nil {
@@ -89,7 +92,7 @@ func (s *Service) store(in *intent) (_ *record, err error) {
 	// within its own: no two endpoints get one address.
 	also := func(tx *bbolt.Tx, leases []ipam.Address) error {
 		for _, lease := range leases {
-			if err := s.checkLease(lease.Prefix.Addr()); err != nil {
+			if err := s.checkLease(in.network, lease.Prefix.Addr()); err != nil {
 				return err
 			}
 			r.Addresses = append(r.Addresses, api.Address{Address: lease.Prefix, Gateway: lease.Gateway})
@@ -126,6 +129,7 @@ func (s *Service) newRecord(in *intent) (*record, error) {
 			ID:         id,
 			Network:    in.network.Name,
 			Driver:     in.network.Driver,
+			Bridge:     in.network.Bridge,
 			NetNS:      in.netns,
 			State:      api.Pending,
 			HostIfName: api.HostIfName(in.attachment),

@@ -25,7 +25,20 @@ func TestPrepareRefuses(t *testing.T) {
 		"template interface": {change: func(r *api.PrepareRequest) { r.IfName = "eth%d" }, code: api.CodeInvalid, key: "ifName", value: "eth%d"},
 		"interface all":      {change: func(r *api.PrepareRequest) { r.IfName = "all" }, code: api.CodeInvalid, key: "ifName", value: "all"},
 		"network name":       {change: func(r *api.PrepareRequest) { r.Network.Name = "a/b" }, code: api.CodeInvalid, key: "name", value: "a/b"},
-		"driver":             {change: func(r *api.PrepareRequest) { r.Network.Driver = "bridge" }, code: api.CodeInvalid, key: "driver", value: "bridge"},
+		"driver":             {change: func(r *api.PrepareRequest) { r.Network.Driver = "macvlan" }, code: api.CodeInvalid, key: "driver", value: "macvlan"},
+		"bridge, routed":     {change: func(r *api.PrepareRequest) { r.Network.Bridge = "br0" }, code: api.CodeInvalid, key: "bridge", value: "br0"},
+		"force, routed":      {change: func(r *api.PrepareRequest) { r.Network.ForceAddress = true }, code: api.CodeInvalid, key: "forceAddress", value: "true"},
+		"no bridge":          {change: func(r *api.PrepareRequest) { *r = bridged("c9"); r.Network.Bridge = "" }, code: api.CodeInvalid, key: "bridge"},
+		"bridge's name":      {change: func(r *api.PrepareRequest) { *r = bridged("c9"); r.Network.Bridge = "br/0" }, code: api.CodeInvalid, key: "bridge", value: "br/0"},
+		"bridge like an endpoint": {
+			change: func(r *api.PrepareRequest) { *r = bridged("c9"); r.Network.Bridge = "tdl0123456789ab" },
+			code:   api.CodeInvalid, key: "bridge", value: "tdl0123456789ab",
+		},
+		"no MAC of the bridge": {change: func(r *api.PrepareRequest) { *r = bridged("c9"); r.HostMAC = "" }, code: api.CodeInvalid, key: "hostMAC"},
+		"group MAC of the bridge": {
+			change: func(r *api.PrepareRequest) { *r = bridged("c9"); r.HostMAC = "33:33:00:00:00:01" },
+			code:   api.CodeInvalid, key: "hostMAC", value: "33:33:00:00:00:01",
+		},
 		"relative namespace": {change: func(r *api.PrepareRequest) { r.NetNS = "netns/x" }, code: api.CodeInvalid, key: "netns", value: "netns/x"},
 		"neither ranges nor addresses": {
 			change: func(r *api.PrepareRequest) { r.Network.Ranges = nil }, code: api.CodeInvalid, key: "ipam.ranges",

@@ -66,6 +66,9 @@ func (s *Service) Start(uplinks uplink.Found) error {
 	var served []*record
 	for _, r := range records {
 		gone, err := s.isGone(r)
+		if err == nil && !gone {
+			err = s.place(r)
+		}
 		switch {
 		case err != nil:
 			return err
@@ -219,10 +222,16 @@ func (s *Service) SetUplinks(uplinks uplink.Found) {
 func (s *Service) applyUplinks() error {
 	s.mu.Lock()
 	wanted := make([]datapath.Uplink, 0, len(s.uplinks.Uplinks))
+	var both []error
 	for _, u := range s.uplinks.Uplinks {
+		if s.index.isBridge(u.Name) {
+			both = append(both, fmt.Errorf("%s is the bridge of endpoints, and cannot be an uplink as well", u.Name))
+			continue
+		}
 		wanted = append(wanted, datapath.Uplink(u))
 	}
 	s.mu.Unlock()
+	s.problem("bridges", errors.Join(both...))
 	if err := s.opts.Datapath.Node.ReconcileUplinks(wanted); err != nil {
 		return fmt.Errorf("reconcile uplinks: %w", err)
 	}

@@ -41,7 +41,11 @@ func (s *Service) repairOne(r *record) error {
 	if s.lookup(r.Attachment) != r || s.isDetached(r.Attachment) {
 		return nil
 	}
-	err := s.opts.Datapath.Endpoints.CheckEndpoint(r.datapath())
+	r, err := s.relocated(r)
+	if err != nil {
+		return err
+	}
+	err = s.opts.Datapath.Endpoints.CheckEndpoint(r.datapath())
 	if mismatch := (*datapath.MismatchError)(nil); errors.As(err, &mismatch) {
 		link, lookErr := s.opts.Links.Link(r.HostIfName)
 		if errors.Is(lookErr, ErrNoLink) || lookErr == nil && link.Index != r.HostIfIndex {

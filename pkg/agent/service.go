@@ -106,6 +106,7 @@ func New(opts Options) *Service {
 			routes:      opts.Routes,
 			node:        opts.Datapath.Node,
 			configured:  opts.Excludes,
+			leased:      make(map[netip.Prefix]int),
 			unreachable: make(map[netip.Prefix]int),
 			excludes:    make(map[netip.Prefix]int),
 		},

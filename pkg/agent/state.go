@@ -88,6 +88,8 @@ type record struct {
 	// Origin is the network as the ADD described it, ranges in canonical
 	// form. Without ranges the addresses are another IPAM plugin's.
 	Origin api.Network `json:"origin"`
+	// bridge is the interface index of Bridge as it was found last; 0 without one.
+	bridge int
 }
 
 // leased tells whether the addresses are leases of pkg/ipam.

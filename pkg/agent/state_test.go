@@ -111,7 +111,7 @@ func TestMounts(t *testing.T) {
 // FuzzPrepare parses any body as the API would. What is valid can be stored and
 // read back.
 func FuzzPrepare(f *testing.F) {
-	for _, req := range []api.PrepareRequest{request("c1"), tiny("c2"), delegated("c3", "192.0.2.1/24")} {
+	for _, req := range []api.PrepareRequest{request("c1"), tiny("c2"), delegated("c3", "192.0.2.1/24"), bridged("c4")} {
 		body, err := json.Marshal(req)
 		if err != nil {
 			f.Fatal(err)
@@ -130,7 +130,7 @@ func FuzzPrepare(f *testing.F) {
 			}
 			return
 		}
-		r := &record{Origin: in.network, Endpoint: api.Endpoint{Attachment: in.attachment, Addresses: in.addresses, Labels: in.labels, NetNS: in.netns}}
+		r := &record{Origin: in.network, Endpoint: api.Endpoint{Attachment: in.attachment, Bridge: in.network.Bridge, Addresses: in.addresses, Labels: in.labels, NetNS: in.netns}}
 		stored, err := json.Marshal(r)
 		if err != nil {
 			t.Fatal(err)

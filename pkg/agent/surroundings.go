@@ -47,10 +47,11 @@ func (o Occupied) String() string {
 
 // checkRanges refuses ranges with a subnet that is new to the node and holds what
 // the node's own network needs. Those that endpoints live in are not judged: they
-// were, or an older version accepted them. Ranges are canonical, given are the same
-// as they were asked for. The error is an *api.Error unless the node did not answer.
-func (s *Service) checkRanges(ranges, given []api.RangeSet) error {
-	fresh := s.ground.unknown(ranges)
+// were, or an older version accepted them. The network's ranges are canonical, given are
+// the same as they were asked for. The error is an *api.Error unless the node did not
+// answer.
+func (s *Service) checkRanges(n api.Network, given []api.RangeSet) error {
+	fresh := s.ground.unknown(n.Ranges)
 	if len(fresh) == 0 {
 		return nil
 	}
@@ -58,10 +59,10 @@ func (s *Service) checkRanges(ranges, given []api.RangeSet) error {
 	if err != nil {
 		return fmt.Errorf("look at the node's addresses: %w", err)
 	}
-	for i, set := range ranges {
+	for i, set := range n.Ranges {
 		for j, r := range set {
 			for _, o := range occupied {
-				if !r.Subnet.Contains(o.Addr) || isIdle(o.Addr, r) {
+				if !r.Subnet.Contains(o.Addr) || isIdle(o.Addr, r) || onBridge(o, n, r) {
 					continue
 				}
 				key, value := "subnet", r.Subnet.String()
@@ -85,14 +86,30 @@ func isIdle(a netip.Addr, r api.Range) bool {
 	return a == r.Subnet.Masked().Addr() && a.Less(r.RangeStart) && a != r.Gateway
 }
 
+// onBridge tells whether the address is where the network's containers are as well, and
+// nobody is leased it: the subnet is that bridge's, and its gateway the node or a router
+// there. One that is about to be taken from the bridge may be leased.
+func onBridge(o Occupied, n api.Network, r api.Range) bool {
+	if n.Bridge == "" || o.Device != n.Bridge {
+		return false
+	}
+	leasable := o.Addr != r.Gateway && !o.Addr.Less(r.RangeStart) && !r.RangeEnd.Less(o.Addr)
+	return !leasable || leaves(o, n)
+}
+
+// leaves tells whether the address is about to be taken from the network's bridge.
+func leaves(o Occupied, n api.Network) bool {
+	return n.ForceAddress && o.Device == n.Bridge && !o.Destination.IsValid()
+}
+
 // checkLease refuses an address of our own ranges that the node has come to need since
 // its subnet was judged.
-func (s *Service) checkLease(a netip.Addr) error {
+func (s *Service) checkLease(n api.Network, a netip.Addr) error {
 	occupied, found, err := s.opts.Surroundings.At(a)
 	if err != nil {
 		return fmt.Errorf("look for %s on the node: %w", a, err)
 	}
-	if found {
+	if found && !leaves(occupied, n) {
 		return &api.Error{
 			Code: api.CodeConflict, Key: "ipam.ranges", Value: a.String(),
 			Message: fmt.Sprintf("address %s of the ranges is %s: take it from the node, or out of the ranges", a, occupied),

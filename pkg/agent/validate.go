@@ -110,6 +110,9 @@ func parsePrepare(req api.PrepareRequest) (*intent, error) {
 	if in.hostMAC, err = parseMAC("hostMAC", req.HostMAC); err != nil {
 		return nil, err
 	}
+	if network.Driver == api.DriverBridge && in.hostMAC == nil {
+		return nil, invalid("hostMAC", "", "is missing: with the driver bridge it is the bridge's")
+	}
 	if err := checkLabels(req.Labels); err != nil {
 		return nil, err
 	}
@@ -125,8 +128,8 @@ func parseNetwork(n api.Network) (api.Network, []ipam.RangeSet, error) {
 	if err := checkName("name", n.Name); err != nil {
 		return n, nil, err
 	}
-	if n.Driver != "routed" {
-		return n, nil, invalid("driver", n.Driver, `is not known; "routed" is`)
+	if err := checkDriver(n); err != nil {
+		return n, nil, err
 	}
 	switch n.IngressPolicy {
 	case "", api.IngressOpen, api.IngressSameBridge, api.IngressIsolated:
@@ -155,6 +158,27 @@ func parseNetwork(n api.Network) (api.Network, []ipam.RangeSet, error) {
 		}
 	}
 	return n, sets, nil
+}
+
+// checkDriver looks at the driver and at what only one of them has.
+func checkDriver(n api.Network) error {
+	switch n.Driver {
+	case api.DriverRouted:
+		switch {
+		case n.Bridge != "":
+			return invalid("bridge", n.Bridge[:min(len(n.Bridge), 64)], "is of another driver")
+		case n.ForceAddress:
+			return invalid("forceAddress", "true", "is of another driver")
+		}
+	case api.DriverBridge:
+		if reason := api.BridgeNameFault(n.Bridge); reason != "" {
+			return invalid("bridge", n.Bridge[:min(len(n.Bridge), 64)], reason)
+		}
+	default:
+		return invalid("driver", n.Driver[:min(len(n.Driver), 64)],
+			fmt.Sprintf("is not known; %q and %q are", api.DriverRouted, api.DriverBridge))
+	}
+	return nil
 }
 
 func checkMTU(n api.Network, addresses []api.Address) error {

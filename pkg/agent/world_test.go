@@ -34,6 +34,7 @@ type world struct {
 
 	mu          sync.Mutex
 	links       map[string]HostLink
+	bridges     map[string]HostLink // they stay when endpoints go
 	nextIndex   int
 	unreachable map[netip.Prefix]bool
 	attached    map[uint16]datapath.Endpoint
@@ -68,6 +69,7 @@ func newWorld(t *testing.T) *world {
 		dir:         t.TempDir(),
 		clock:       time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 		links:       make(map[string]HostLink),
+		bridges:     make(map[string]HostLink),
 		nextIndex:   100,
 		unreachable: make(map[netip.Prefix]bool),
 		attached:    make(map[uint16]datapath.Endpoint),
@@ -306,11 +308,13 @@ func (w *world) Link(name string) (HostLink, error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	link, ok := w.links[name]
-	if !ok {
-		return HostLink{}, ErrNoLink
+	if link, ok := w.links[name]; ok {
+		return link, nil
 	}
-	return link, nil
+	if link, ok := w.bridges[name]; ok {
+		return link, nil
+	}
+	return HostLink{}, ErrNoLink
 }
 
 func (w *world) HostLinks() ([]string, error) {
@@ -458,7 +462,7 @@ func (w *world) wire(e api.Endpoint) HostLink {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.nextIndex++
-	link := HostLink{Name: e.HostIfName, Index: w.nextIndex, MAC: mac}
+	link := HostLink{Name: e.HostIfName, Index: w.nextIndex, MAC: mac, Master: w.bridges[e.Bridge].Index}
 	w.links[e.HostIfName] = link
 	return link
 }
@@ -486,6 +490,28 @@ func request(container string) api.PrepareRequest {
 		Network:    podNetwork(),
 		NetNS:      "/run/netns/" + container,
 	}
+}
+
+// bridgeMAC is that of every bridge.
+const bridgeMAC = "02:00:00:00:0b:01"
+
+// addBridge makes a bridge, which takes the place of one that has the name.
+func (w *world) addBridge(name string) HostLink {
+	mac, _ := net.ParseMAC(bridgeMAC)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.nextIndex++
+	w.bridges[name] = HostLink{Name: name, Index: w.nextIndex, MAC: mac, Bridge: true}
+	return w.bridges[name]
+}
+
+// bridged is a request of the driver bridge.
+func bridged(container string) api.PrepareRequest {
+	req := request(container)
+	req.Network.Name, req.Network.Driver, req.Network.Bridge = "lan", "bridge", "br0"
+	req.Network.Ranges = []api.RangeSet{{{Subnet: netip.MustParsePrefix("10.30.0.0/24")}}, {{Subnet: netip.MustParsePrefix("fd00:30::/64")}}}
+	req.HostMAC = bridgeMAC
+	return req
 }
 
 // delegated is a request whose addresses another IPAM plugin has chosen.
@@ -572,7 +598,7 @@ func (w *world) remains(t *testing.T, s *Service) remains {
 	return r
 }
 
-var equate = []cmp.Option{cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})}
+var equate = []cmp.Option{cmpopts.EquateEmpty(), cmp.AllowUnexported(record{}), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})}
 
 func (w *world) mustRemain(t *testing.T, s *Service, want remains) {
 	t.Helper()

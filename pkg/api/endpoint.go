@@ -18,8 +18,13 @@ type Attachment struct {
 type Network struct {
 	// Name is the CNI network name, unique on the node.
 	Name string `json:"name"`
-	// Driver is how endpoints are attached; "routed" is the only one so far.
+	// Driver is how endpoints are attached: DriverRouted or DriverBridge.
 	Driver string `json:"driver"`
+	// Bridge is the Linux bridge that endpoints are ports of, with DriverBridge.
+	Bridge string `json:"bridge,omitempty"`
+	// ForceAddress says that an address of Bridge which lies in the ranges, and is no
+	// gateway of theirs, is about to be taken from it.
+	ForceAddress bool `json:"forceAddress,omitempty"`
 	// IPMasq asks for the masquerade of what endpoints send to the world.
 	IPMasq bool `json:"ipMasq"`
 	// MTU of the container's interface in bytes; 0 follows the uplink's.
@@ -33,6 +38,14 @@ type Network struct {
 	// NoICC refuses what endpoints of the network send to each other.
 	NoICC bool `json:"noICC,omitempty"`
 }
+
+// The drivers.
+const (
+	// DriverRouted gives the container an address of its own and nobody on its link.
+	DriverRouted = "routed"
+	// DriverBridge makes the host's side a port of a Linux bridge.
+	DriverBridge = "bridge"
+)
 
 // RangeSet is a list of ranges of one family from which one address is taken.
 type RangeSet []Range
@@ -71,7 +84,9 @@ type PrepareRequest struct {
 	// MAC wanted for the container's interface; empty generates one.
 	MAC string `json:"mac,omitempty"`
 	// HostMAC is that of the host's side; empty generates one. It is given
-	// where the links had to exist before the addresses were known.
+	// where the links had to exist before the addresses were known, and with
+	// DriverBridge, where it must be the bridge's: by that the datapath tells
+	// frames for the node from those for others.
 	HostMAC string `json:"hostMAC,omitempty"`
 	// Labels of the container, by which policy knows it.
 	Labels map[string]string `json:"labels,omitempty"`
@@ -108,6 +123,8 @@ type Endpoint struct {
 	// Network is the name of the CNI network.
 	Network string `json:"network"`
 	Driver  string `json:"driver"`
+	// Bridge is the Linux bridge that HostIfName is a port of, with DriverBridge.
+	Bridge string `json:"bridge,omitempty"`
 	// NetNS is the path of the container's network namespace at ADD.
 	NetNS string        `json:"netns"`
 	State EndpointState `json:"state"`

@@ -34,6 +34,15 @@ func IsHostIfName(name string) bool {
 // IFNAMSIZ-1 of linux/if.h.
 const maxIfName = 15
 
+// BridgeNameFault says why a bridge that endpoints are ports of cannot have the name;
+// empty if it can.
+func BridgeNameFault(name string) string {
+	if IsHostIfName(name) {
+		return "is named as the host's side of an endpoint is"
+	}
+	return IfNameFault(name)
+}
+
 // IfNameFault says why a container's interface cannot have the name; empty if it
 // can. The kernel refuses some names (dev_valid_name in net/core/dev.c), takes one
 // with a percent sign for a template, and shows under "all" and "default" of

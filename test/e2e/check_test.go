@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/tendril-net/tendril/internal/nodetest"
+	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
@@ -22,16 +23,19 @@ func checked(c *nodetest.Container) nodetest.Call {
 }
 
 // CHECK finds whatever of an attachment is not as ADD left it.
-func TestCheck(t *testing.T) {
-	s := running(t)
+func TestCheck(t *testing.T) { eachDriver(t, testCheck) }
+
+func testCheck(t *testing.T, d driver) {
+	s := drivenBy(t, d)
 	index := func(c *nodetest.Container) int { return must(s.Handle.LinkByName(c.HostIfName))(t).Attrs().Index }
-	for _, one := range []struct {
+	type tampering struct {
 		name string
 		// tamper changes the node or the container.
 		tamper func(t *testing.T, c *nodetest.Container)
 		// want is a function of the container, for its names and numbers.
 		want func(c *nodetest.Container) refusal
-	}{
+	}
+	all := []tampering{
 		{"nothing", func(*testing.T, *nodetest.Container) {}, func(*nodetest.Container) refusal { return refusal{} }},
 		{
 			"default route", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "route", "del", "default") },
@@ -39,6 +43,32 @@ func TestCheck(t *testing.T) {
 				return refusal{100, "route 0.0.0.0/0 via 10.10.0.1 is missing on eth0 in the container", ""}
 			},
 		},
+		{
+			"MTU", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "link", "set", "eth0", "mtu", "1400") },
+			func(*nodetest.Container) refusal {
+				return refusal{100, "mtu of eth0 in the container is 1400, not 1500", ""}
+			},
+		},
+		{"map entry of the address", func(t *testing.T, c *nodetest.Container) {
+			m := s.Map(t, "endpoints")
+			closeAtEnd(t, m)
+			if err := m.Delete(maps.NewAddress(c.IPv4)); err != nil {
+				t.Fatal(err)
+			}
+		}, func(c *nodetest.Container) refusal {
+			return refusal{100, fmt.Sprintf("agent: entry of %s in map endpoints is missing", c.IPv4), ""}
+		}},
+		{"map entry of the interface", func(t *testing.T, c *nodetest.Container) {
+			m := s.Map(t, "interfaces")
+			closeAtEnd(t, m)
+			if err := m.Delete(uint32(index(c))); err != nil {
+				t.Fatal(err)
+			}
+		}, func(c *nodetest.Container) refusal {
+			return refusal{100, fmt.Sprintf("agent: entry of interface %d in map interfaces is missing", index(c)), ""}
+		}},
+	}
+	all = append(all, map[driver][]tampering{api.DriverRouted: {
 		{
 			"route of IPv6", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "-6", "route", "del", pods6) },
 			func(*nodetest.Container) refusal {
@@ -54,12 +84,6 @@ func TestCheck(t *testing.T) {
 			"gateway's neighbour", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "neigh", "del", "10.10.0.1", "dev", "eth0") },
 			func(*nodetest.Container) refusal {
 				return refusal{100, "permanent neighbour 10.10.0.1 is missing on eth0 in the container", ""}
-			},
-		},
-		{
-			"MTU", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "link", "set", "eth0", "mtu", "1400") },
-			func(*nodetest.Container) refusal {
-				return refusal{100, "mtu of eth0 in the container is 1400, not 1500", ""}
 			},
 		},
 		{
@@ -86,24 +110,6 @@ func TestCheck(t *testing.T) {
 			return refusal{100, fmt.Sprintf("route %s/32 is missing on %s on the host; permanent neighbour %s is missing on %s on the host; "+
 				"gateway address 10.10.0.1/32 is missing on %s on the host", c.IPv4, c.HostIfName, c.IPv4, c.HostIfName, c.HostIfName), ""}
 		}},
-		{"map entry of the address", func(t *testing.T, c *nodetest.Container) {
-			m := s.Map(t, "endpoints")
-			closeAtEnd(t, m)
-			if err := m.Delete(maps.NewAddress(c.IPv4)); err != nil {
-				t.Fatal(err)
-			}
-		}, func(c *nodetest.Container) refusal {
-			return refusal{100, fmt.Sprintf("agent: entry of %s in map endpoints is missing", c.IPv4), ""}
-		}},
-		{"map entry of the interface", func(t *testing.T, c *nodetest.Container) {
-			m := s.Map(t, "interfaces")
-			closeAtEnd(t, m)
-			if err := m.Delete(uint32(index(c))); err != nil {
-				t.Fatal(err)
-			}
-		}, func(c *nodetest.Container) refusal {
-			return refusal{100, fmt.Sprintf("agent: entry of interface %d in map interfaces is missing", index(c)), ""}
-		}},
 		{
 			"link", func(t *testing.T, c *nodetest.Container) { s.Run(t, "ip", "link", "del", c.HostIfName) },
 			func(c *nodetest.Container) refusal {
@@ -111,7 +117,57 @@ func TestCheck(t *testing.T) {
 					c.HostIfName, c.HostIfName), ""}
 			},
 		},
-	} {
+	}, api.DriverBridge: {
+		{
+			"route of IPv6", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "-6", "route", "del", pods6) },
+			func(*nodetest.Container) refusal {
+				return refusal{100, "route fd00:10::/64 is missing on eth0 in the container", ""}
+			},
+		},
+		{"address", func(t *testing.T, c *nodetest.Container) {
+			c.Run(t, "ip", "address", "del", c.IPv6.String()+"/64", "dev", "eth0")
+		}, func(c *nodetest.Container) refusal {
+			return refusal{100, fmt.Sprintf("address %s/64 is missing on eth0 in the container", c.IPv6), ""}
+		}},
+		{
+			"MAC", func(t *testing.T, c *nodetest.Container) {
+				c.Run(t, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:99")
+			},
+			func(c *nodetest.Container) refusal {
+				return refusal{100, fmt.Sprintf("MAC of eth0 in the container is 02:00:00:00:00:99, not %s", c.MAC), ""}
+			},
+		},
+		{
+			"port", func(t *testing.T, c *nodetest.Container) { s.Run(t, "ip", "link", "set", c.HostIfName, "nomaster") },
+			func(c *nodetest.Container) refusal {
+				return refusal{100, fmt.Sprintf("%s is not a port of bridge tendril0 on the host; agent: device %s is no port of bridge tendril0",
+					c.HostIfName, c.HostIfName), ""}
+			},
+		},
+		{
+			"bridge's MAC", func(t *testing.T, c *nodetest.Container) {
+				s.Run(t, "ip", "link", "set", "tendril0", "address", "02:00:00:00:00:98")
+				t.Cleanup(func() { s.Run(t, "ip", "link", "set", "tendril0", "address", c.HostMAC.String()) })
+			},
+			func(c *nodetest.Container) refusal {
+				return refusal{100, fmt.Sprintf("agent: device tendril0 has MAC 02:00:00:00:00:98, not %s", c.HostMAC), ""}
+			},
+		},
+		{
+			"bridge", func(t *testing.T, _ *nodetest.Container) { s.Run(t, "ip", "link", "del", "tendril0") },
+			func(*nodetest.Container) refusal {
+				return refusal{100, "bridge tendril0 is missing on the host; agent: device tendril0 is gone, and endpoints are to be its ports", ""}
+			},
+		},
+		{
+			"link", func(t *testing.T, c *nodetest.Container) { s.Run(t, "ip", "link", "del", c.HostIfName) },
+			func(c *nodetest.Container) refusal {
+				return refusal{100, fmt.Sprintf("link eth0 is missing in the container; link %s is missing on the host; agent: device %s is gone",
+					c.HostIfName, c.HostIfName), ""}
+			},
+		},
+	}}[d]...)
+	for _, one := range all {
 		t.Run(one.name, func(t *testing.T) {
 			c := s.Attach(t, "checked", s.pods)
 			t.Cleanup(func() { s.Delete(t, c) })

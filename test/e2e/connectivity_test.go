@@ -12,8 +12,10 @@ import (
 
 // Whoever is on the node or behind its uplink reaches whoever should be
 // reachable, and is seen there with the address that it should have.
-func TestConnectivity(t *testing.T) {
-	s := running(t)
+func TestConnectivity(t *testing.T) { eachDriver(t, testConnectivity) }
+
+func testConnectivity(t *testing.T, d driver) {
+	s := drivenBy(t, d)
 	a, b := s.Attach(t, "a", s.pods), s.Attach(t, "b", s.pods)
 	nodetest.Route(t, s.world, []string{pods4, "via", uplink4.String()}, []string{pods6, "via", uplink6.String()})
 	eachFamily(t, func(t *testing.T, f family) {

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/tendril-net/tendril/internal/nodetest"
 	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/pkg/api"
 )
 
 // programs are what TestMain found; nothing changes them afterwards.
@@ -84,6 +86,14 @@ func settle(t *testing.T, ns *nstest.NS) {
 	ns.Run(t, "sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad")
 }
 
+// drivenBy is a site whose agent serves, and attaches to the network "pods" by a driver.
+func drivenBy(t *testing.T, d driver) *site {
+	t.Helper()
+	s := running(t)
+	s.pods = d.of(s.pods)
+	return s
+}
+
 // running is a site whose agent serves.
 func running(t *testing.T, flags ...string) *site {
 	t.Helper()
@@ -119,5 +129,34 @@ func families() []family {
 func eachFamily(t *testing.T, test func(t *testing.T, f family)) {
 	for _, f := range families() {
 		t.Run(f.name, func(t *testing.T) { test(t, f) })
+	}
+}
+
+// driver is how a network's containers are attached.
+type driver string
+
+// of is the network with the driver, and with a default route as each of them can
+// give it.
+func (d driver) of(n nodetest.Network) nodetest.Network {
+	n = n.With("driver", string(d))
+	if d == api.DriverBridge {
+		n = n.With("isDefaultGateway", true)
+	}
+	return n
+}
+
+// next is the MAC to which a container sends what is for another container of its
+// network.
+func (d driver) next(from, to *nodetest.Container) net.HardwareAddr {
+	if d == api.DriverBridge {
+		return to.MAC
+	}
+	return from.HostMAC
+}
+
+// eachDriver runs a subtest for each.
+func eachDriver(t *testing.T, test func(t *testing.T, d driver)) {
+	for _, d := range []driver{api.DriverRouted, api.DriverBridge} {
+		t.Run(string(d), func(t *testing.T) { test(t, d) })
 	}
 }

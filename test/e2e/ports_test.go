@@ -230,8 +230,11 @@ func twoUplinks(t *testing.T) (s *site, other *nstest.NS) {
 
 // The world reaches a mapped port by every uplink and at every address of the host,
 // and the container sees the true client.
-func TestPortsFromWorld(t *testing.T) {
+func TestPortsFromWorld(t *testing.T) { eachDriver(t, testPortsFromWorld) }
+
+func testPortsFromWorld(t *testing.T, d driver) {
 	s, other := twoUplinks(t)
+	s.pods = d.of(s.pods)
 	c := s.publish(t, "c", s.pods, both()...)
 	b := s.Attach(t, "b", s.pods)
 	eachFamily(t, func(t *testing.T, f family) {

@@ -26,8 +26,10 @@ import (
 
 // Without an agent, what was connected stays so, and new connections of every
 // kind can be made.
-func TestAgentKilled(t *testing.T) {
-	s := running(t)
+func TestAgentKilled(t *testing.T) { eachDriver(t, testAgentKilled) }
+
+func testAgentKilled(t *testing.T, d driver) {
+	s := drivenBy(t, d)
 	a, b := s.Attach(t, "a", s.pods), s.Attach(t, "b", s.pods)
 	type service struct{ udp, tcp netip.AddrPort }
 	type old struct {

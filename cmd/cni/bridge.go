@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/tendril-net/tendril/internal/failpoint"
+	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/wiring"
+)
+
+// defaultBridge is the bridge where none is named.
+const defaultBridge = "tendril0"
+
+// bridgeConfig is what the driver "bridge" has of its own, in the words of the reference
+// plugin; the bridge's name is the network's.
+type bridgeConfig struct {
+	// gateway has the bridge get the gateways' addresses, defaultGateway the container a
+	// default route by way of them, and force an address in their place taken away.
+	gateway, defaultGateway, force bool
+	hairpin, promisc               bool
+}
+
+// bridgeKeys are the keys of the driver "bridge" alone.
+func bridgeKeys() []string {
+	own := []string{"bridge", "isGateway", "isDefaultGateway", "forceAddress", "hairpinMode", "promiscMode", "macspoofchk", "preserveDefaultVlan"}
+	return append(own, unsupportedBridgeKeys()...)
+}
+
+// unsupportedBridgeKeys are those that may be there as long as they ask for nothing.
+func unsupportedBridgeKeys() []string {
+	return []string{"vlan", "vlanTrunk", "enabledad", "portIsolation", "disableContainerInterface"}
+}
+
+func (c *config) readBridge(o object) {
+	c.network.Bridge = defaultBridge
+	o.read("bridge", &c.network.Bridge, "a string")
+	if reason := api.BridgeNameFault(c.network.Bridge); reason != "" {
+		o.fault("bridge", fmt.Sprintf("%q %s", c.network.Bridge, reason))
+	}
+	var told bool // the sender's MAC is checked in any case, and no VLAN is filtered
+	for _, one := range []struct {
+		key  string
+		dest *bool
+	}{
+		{"isGateway", &c.bridge.gateway},
+		{"isDefaultGateway", &c.bridge.defaultGateway},
+		{"forceAddress", &c.bridge.force},
+		{"hairpinMode", &c.bridge.hairpin},
+		{"promiscMode", &c.bridge.promisc},
+		{"macspoofchk", &told},
+		{"preserveDefaultVlan", &told},
+	} {
+		o.read(one.key, one.dest, "true or false")
+	}
+	c.bridge.gateway = c.bridge.gateway || c.bridge.defaultGateway
+	c.network.ForceAddress = c.bridge.gateway && c.bridge.force
+	if c.bridge.hairpin && c.bridge.promisc {
+		o.fault("promiscMode", "true together with hairpinMode: a frame would come back to its sender twice")
+	}
+	if ipam := o.object("ipam"); ipam.has("type") {
+		var kind string
+		ipam.read("type", &kind, "a string")
+		if kind == "dhcp" {
+			o.faults.add(faultf(types.ErrUnsupportedField, "ipam.type: dhcp is not supported yet with the driver bridge: it asks on the "+
+				"bridge before there is a policy"))
+		}
+	}
+	for _, key := range unsupportedBridgeKeys() {
+		if o.has(key) && !empty(o.fields[key]) {
+			o.faults.add(faultf(types.ErrUnsupportedField, "%s: %s is not supported yet", o.at(key), clip(o.fields[key])))
+		}
+	}
+}
+
+// ensureBridge is the first step: the host's side gets the bridge's MAC, by which the
+// datapath tells frames for the node from others. What fails later leaves the bridge, as
+// others may have become its ports.
+func (a *attachment) ensureBridge() error {
+	var err error
+	a.bridge, err = wiring.EnsureBridge(a.host, wiring.Bridge{
+		Name: a.config.network.Bridge, MTU: a.config.network.MTU, Promisc: a.config.bridge.promisc,
+	})
+	return err
+}
+
+func (a *attachment) wireBridged() error {
+	bridged, err := a.bridged()
+	if err != nil {
+		return err
+	}
+	if a.config.bridge.gateway {
+		if err := wiring.EnsureGateways(a.host, bridged.Bridge, gateways(a.endpoint), a.config.bridge.force); err != nil {
+			return err
+		}
+	}
+	// As a port of the bridge the container can be reached. The agent comes first: from
+	// then on there is policy in the way.
+	if err := a.attach(); err != nil {
+		return err
+	}
+	if bridged.Routes, err = wiring.ConfigureBridged(a.host, a.container, a.links, bridged); err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.CNIAddConfigured)
+	if err := wiring.SettleBridged(a.host, a.container, a.links, bridged); err != nil {
+		return err
+	}
+	return a.print(a.endpoint.Addresses, bridged.Routes)
+}
+
+// gateways are those of an endpoint, each once and with the length of its subnet.
+func gateways(e api.Endpoint) []netip.Prefix {
+	var all []netip.Prefix
+	for _, address := range e.Addresses {
+		gateway := netip.PrefixFrom(address.Gateway, address.Address.Bits())
+		if address.Gateway.IsValid() && !slices.Contains(all, gateway) {
+			all = append(all, gateway)
+		}
+	}
+	return all
+}
+
+// firstOf is the first address of an address's subnet, which the reference plugin takes
+// for the gateway that nobody has named; none where the subnet is one address.
+func firstOf(address netip.Prefix) netip.Addr {
+	first := address.Masked().Addr().Next()
+	if !address.Contains(first) {
+		return netip.Addr{}
+	}
+	return first
+}
+
+// bridged is what the container is to have. Its subnets need no routes: they are on its
+// link.
+func (a *attachment) bridged() (wiring.Bridged, error) {
+	b := wiring.Bridged{Bridge: a.config.network.Bridge, Hairpin: a.config.bridge.hairpin, MTU: a.endpoint.MTU}
+	for _, address := range a.endpoint.Addresses {
+		b.Addresses = append(b.Addresses, address.Address)
+	}
+	if err := a.checkMTU(); err != nil {
+		return b, err
+	}
+	given := a.givenRoutes()
+	for i := range given {
+		var err error
+		if given[i].Route, err = onLink(given[i].Route, a.endpoint.Addresses); err != nil {
+			return b, err
+		}
+		b.Routes = append(b.Routes, given[i].Route)
+	}
+	if fault := duplicate(given); fault != nil {
+		return b, fault
+	}
+	if !a.config.bridge.defaultGateway {
+		return b, nil
+	}
+	for _, address := range a.endpoint.Addresses {
+		all := netip.PrefixFrom(unspecified(address.Address.Addr()), 0)
+		same := func(r wiring.Route) bool { return r.Dst == all && r.Priority == 0 && r.Table == 0 }
+		if address.Gateway.IsValid() && !slices.ContainsFunc(b.Routes, same) {
+			b.Routes = append(b.Routes, wiring.Route{Dst: all, Gateway: address.Gateway, Optional: true})
+		}
+	}
+	return b, nil
+}
+
+// onLink completes a route of a container on a bridge. Its next hop is on one of the
+// container's subnets or is its gateway, which is where none is named the first of the
+// family.
+func onLink(route wiring.Route, addresses []api.Address) (wiring.Route, error) {
+	if !route.Gateway.IsValid() && route.Scope >= scopeLink {
+		return route, nil
+	}
+	var subnets []string
+	for _, a := range addresses {
+		switch {
+		case a.Address.Addr().Is4() != route.Dst.Addr().Is4():
+			continue
+		case route.Gateway.IsValid() && (route.Gateway == a.Gateway || reaches(a.Address, route.Gateway)):
+			return route, nil
+		case !route.Gateway.IsValid() && a.Gateway.IsValid():
+			route.Gateway = a.Gateway
+			return route, nil
+		}
+		subnets = append(subnets, a.Address.Masked().String())
+	}
+	switch {
+	case subnets == nil:
+		return route, noFamily(route)
+	case !route.Gateway.IsValid():
+		return route, faultf(types.ErrInvalidNetworkConfig, "routes: dst %s: no gateway is known; gw can name one, and scope %d goes without",
+			route.Dst, scopeLink)
+	}
+	return route, faultf(types.ErrInvalidNetworkConfig, "routes: gw %s of dst %s is not on the container's link, where only %s is",
+		route.Gateway, route.Dst, strings.Join(subnets, " and "))
+}
+
+// reaches tells whether an address is on the link of another one's subnet. Those of IPv6
+// that are of a link are on each.
+func reaches(of netip.Prefix, a netip.Addr) bool {
+	return of.Contains(a) || of.Addr().Is6() && a.Is6() && a.IsLinkLocalUnicast()
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/uplink"
+)
+
+// checkBridge refuses a network whose bridge is an uplink of the node: what goes to the
+// world by it would be switched before anybody masquerades it or translates it back.
+func (s *Service) checkBridge(n api.Network) error {
+	if n.Bridge == "" {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if slices.ContainsFunc(s.uplinks.Uplinks, func(u uplink.Uplink) bool { return u.Name == n.Bridge }) {
+		return invalid("bridge", n.Bridge, "is an uplink of the node, which endpoints cannot be ports of")
+	}
+	return nil
+}
+
+// isBridge tells whether endpoints are, or are to be, ports of the device.
+func (x *index) isBridge(name string) bool {
+	for _, n := range x.networks {
+		if n.Bridge == name {
+			return true
+		}
+	}
+	return false
+}
+
+// bridgeOf returns the bridge of an endpoint, the zero HostLink when it has none. The
+// error is an *api.Error of CodeMismatch unless the kernel did not answer.
+func (s *Service) bridgeOf(r *record) (HostLink, error) {
+	if r.Bridge == "" {
+		return HostLink{}, nil
+	}
+	link, err := s.opts.Links.Link(r.Bridge)
+	switch {
+	case errors.Is(err, ErrNoLink):
+		return HostLink{}, mismatch(r.Bridge, "is gone, and endpoints are to be its ports")
+	case err != nil:
+		return HostLink{}, fmt.Errorf("read device %s: %w", r.Bridge, err)
+	case !link.Bridge:
+		return HostLink{}, mismatch(r.Bridge, "is no bridge")
+	}
+	return link, nil
+}
+
+// findBridge looks for the bridge that a new endpoint's device is to become a port of.
+func (s *Service) findBridge(r *record) error {
+	link, err := s.bridgeOf(r)
+	r.bridge = link.Index
+	return err
+}
+
+// checkPort compares what an endpoint's bridge is, and who is its port, with the record.
+func (s *Service) checkPort(r *record) error {
+	if r.Bridge == "" {
+		return nil
+	}
+	bridge, err := s.bridgeOf(r)
+	if err != nil {
+		return err
+	}
+	port, err := s.opts.Links.Link(r.HostIfName)
+	switch {
+	case errors.Is(err, ErrNoLink):
+		return mismatch(r.HostIfName, "is gone")
+	case err != nil:
+		return fmt.Errorf("read device %s: %w", r.HostIfName, err)
+	case port.Master != bridge.Index:
+		return mismatch(r.HostIfName, "is no port of bridge %s", r.Bridge)
+	case !bytes.Equal(bridge.MAC, parsedMAC(r.HostMAC)):
+		return mismatch(r.Bridge, "has MAC %s, not %s", bridge.MAC, r.HostMAC)
+	}
+	return nil
+}
+
+// place finds out which bridge an endpoint's device is a port of, whatever bridges there are:
+// somebody may have made one anew. That of none is its own, so that the datapath keeps to the
+// rules for ports, and believes the endpoint's address nowhere else.
+func (s *Service) place(r *record) error {
+	if r.Bridge == "" {
+		return nil
+	}
+	port, err := s.opts.Links.Link(r.HostIfName)
+	if err != nil && !errors.Is(err, ErrNoLink) {
+		return fmt.Errorf("read device %s: %w", r.HostIfName, err)
+	}
+	r.bridge = port.Master
+	if r.bridge == 0 {
+		r.bridge = r.HostIfIndex
+	}
+	return nil
+}
+
+// relocated returns the record with its bridge as it is now.
+func (s *Service) relocated(r *record) (*record, error) {
+	moved := *r
+	if err := s.place(&moved); err != nil || moved.bridge == r.bridge {
+		return r, err
+	}
+	s.put(&moved)
+	return &moved, nil
+}

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/datapath"
+	"github.com/tendril-net/tendril/pkg/uplink"
+)
+
+// The life of an endpoint on a bridge. Of what the node knows of a routed one's subnet it
+// has the excludes of the masquerade, and no unreachable route.
+func TestLifeOfABridgedEndpoint(t *testing.T) {
+	w := newWorld(t)
+	bridge := w.addBridge("br0")
+	s, stop := w.boot(t)
+	prepared, err := s.Prepare(ctx, bridged("c1"))
+	must(t, err)
+	want := api.Endpoint{
+		Attachment: api.Attachment{ContainerID: "c1", IfName: "eth0"}, ID: 1, Network: "lan", Driver: "bridge", Bridge: "br0",
+		NetNS: "/run/netns/c1", State: api.Pending, HostIfName: prepared.HostIfName, MAC: prepared.MAC, HostMAC: bridgeMAC,
+		MTU: 1500, Masquerade: true, Created: w.clock,
+		Addresses: []api.Address{
+			{Address: netip.MustParsePrefix("10.30.0.2/24"), Gateway: netip.MustParseAddr("10.30.0.1")},
+			{Address: netip.MustParsePrefix("fd00:30::2/64"), Gateway: netip.MustParseAddr("fd00:30::1")},
+		},
+	}
+	if d := cmp.Diff(want, prepared, equate...); d != "" {
+		t.Errorf("prepared (-want +got):\n%s", d)
+	}
+	link := w.wire(prepared)
+	ready, err := s.Attach(ctx, prepared.Attachment, api.AttachRequest{HostIfIndex: link.Index})
+	must(t, err)
+	want.State, want.HostIfIndex = api.Ready, link.Index
+	if d := cmp.Diff(want, ready, equate...); d != "" {
+		t.Errorf("attached (-want +got):\n%s", d)
+	}
+	mac, _ := net.ParseMAC(prepared.MAC)
+	served := map[uint16]datapath.Endpoint{1: {
+		ID: 1, IfIndex: link.Index, IfName: link.Name, MAC: mac, HostMAC: bridge.MAC, MTU: 1500, Masquerade: true, Bridge: bridge.Index,
+		Addresses: []netip.Addr{netip.MustParseAddr("10.30.0.2"), netip.MustParseAddr("fd00:30::2")},
+	}}
+	mustServe := func(what string) {
+		t.Helper()
+		if d := cmp.Diff(served, w.attached, equate...); d != "" {
+			t.Errorf("datapath %s (-want +got):\n%s", what, d)
+		}
+	}
+	mustServe("at first")
+	must(t, s.Check(ctx, ready.Attachment))
+	present := remains{
+		Links: []string{link.Name}, Attached: []uint16{1}, Leases: 2, Endpoints: []api.Attachment{ready.Attachment},
+		Excludes: []netip.Prefix{netip.MustParsePrefix("10.30.0.0/24"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("fd00:30::/64")},
+	}
+	w.mustRemain(t, s, present)
+
+	// The next agent knows the bridge again.
+	stop()
+	w.attached = make(map[uint16]datapath.Endpoint)
+	s, stop = w.boot(t)
+	mustServe("of the next agent")
+	w.mustRemain(t, s, present)
+
+	// A bridge that was made anew, and whose port the endpoint is again.
+	again := w.addBridge("br0")
+	wantMessage(t, s.Check(ctx, ready.Attachment), "device "+link.Name+" is no port of bridge br0")
+	link.Master = again.Index
+	w.links[link.Name] = link
+	s.tidy()
+	one := served[1]
+	one.Bridge = again.Index
+	served[1] = one
+	mustServe("of a new bridge")
+	must(t, s.Check(ctx, ready.Attachment))
+
+	// An agent that starts without the bridge serves the container all the same: its device
+	// is a port of none.
+	stop()
+	delete(w.bridges, "br0")
+	link.Master = 0
+	w.links[link.Name] = link
+	w.attached = make(map[uint16]datapath.Endpoint)
+	s, _ = w.boot(t)
+	one.Bridge = link.Index
+	served[1] = one
+	mustServe("without its bridge")
+	wantMessage(t, s.Check(ctx, ready.Attachment), "device br0 is gone, and endpoints are to be its ports")
+	w.mustRemain(t, s, present)
+}
+
+func wantMessage(t *testing.T, err error, want string) {
+	t.Helper()
+	if got := faultOf(t, err, api.CodeMismatch).Message; got != want {
+		t.Errorf("mismatch %q, want %q", got, want)
+	}
+}
+
+// What CHECK finds of a bridge, and ADD: its half is undone.
+func TestBridgeIsNotAsItWas(t *testing.T) {
+	for name, test := range map[string]struct {
+		tamper func(w *world, port HostLink)
+		// add is what a second ADD is told, check what a CHECK of the first is; empty for nothing.
+		add, check string
+	}{
+		"gone": {
+			func(w *world, _ HostLink) { delete(w.bridges, "br0") },
+			"device br0 is gone, and endpoints are to be its ports", "device br0 is gone, and endpoints are to be its ports",
+		},
+		"no bridge": {
+			func(w *world, _ HostLink) { w.bridges["br0"] = HostLink{Name: "br0", Index: 7} },
+			"device br0 is no bridge", "device br0 is no bridge",
+		},
+		"another MAC": {
+			func(w *world, _ HostLink) {
+				changed := w.bridges["br0"]
+				changed.MAC = net.HardwareAddr{2, 0, 0, 0, 0, 9}
+				w.bridges["br0"] = changed
+			},
+			"", "device br0 has MAC 02:00:00:00:00:09, not " + bridgeMAC,
+		},
+		"port that left": {
+			func(w *world, port HostLink) {
+				port.Master = 0
+				w.links[port.Name] = port
+			},
+			"", "device " + api.HostIfName(bridged("c1").Attachment) + " is no port of bridge br0",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.addBridge("br0")
+			s, _ := w.boot(t)
+			e := w.mustAdd(t, s, bridged("c1"))
+			test.tamper(w, w.links[e.HostIfName])
+			wantMessage(t, s.Check(ctx, e.Attachment), test.check)
+			_, err := w.add(s, bridged("c2"))
+			if test.add == "" {
+				must(t, err)
+				return
+			}
+			wantMessage(t, err, test.add)
+			if _, served := w.attached[2]; served {
+				t.Error("the datapath serves an endpoint whose ADD has failed")
+			}
+		})
+	}
+}
+
+// The bridge's own addresses are no fault of the ranges, as long as no container is
+// leased one.
+func TestRangesOfABridge(t *testing.T) {
+	one := func(a, device, destination string) Occupied {
+		o := Occupied{Addr: netip.MustParseAddr(a), Device: device}
+		if destination != "" {
+			o.Destination = netip.MustParsePrefix(destination)
+		}
+		return o
+	}
+	part := api.Range{
+		Subnet: netip.MustParsePrefix("10.30.0.0/24"), RangeStart: netip.MustParseAddr("10.30.0.10"),
+		RangeEnd: netip.MustParseAddr("10.30.0.20"), Gateway: netip.MustParseAddr("10.30.0.254"),
+	}
+	const invalid, conflict = api.CodeInvalid, api.CodeConflict
+	for name, test := range map[string]struct {
+		occupied []Occupied
+		late     bool // the node gets it when the subnet was judged
+		ranges   api.Range
+		force    bool
+		want     api.Error // empty: accepted
+	}{
+		"its gateway":           {occupied: []Occupied{one("10.30.0.1", "br0", "")}, ranges: subnet("10.30.0.0/24")},
+		"a router as gateway":   {occupied: []Occupied{one("10.30.0.254", "br0", "0.0.0.0/0")}, ranges: part},
+		"outside of the leases": {occupied: []Occupied{one("10.30.0.9", "br0", ""), one("10.30.0.21", "br0", "10.99.0.0/16")}, ranges: part},
+		"to be leased": {occupied: []Occupied{one("10.30.0.10", "br0", "")}, ranges: part, want: api.Error{
+			Code: invalid, Key: "ipam.ranges[0][0].subnet", Value: "10.30.0.0/24",
+			Message: "subnet 10.30.0.0/24 holds 10.30.0.10, an address of this node on br0",
+		}},
+		"a router to be leased": {occupied: []Occupied{one("10.30.0.20", "br0", "0.0.0.0/0")}, ranges: part, force: true, want: api.Error{
+			Code: invalid, Key: "ipam.ranges[0][0].subnet", Value: "10.30.0.0/24",
+			Message: "subnet 10.30.0.0/24 holds 10.30.0.20, the next hop of the node's route default by br0",
+		}},
+		"to be leased, and taken away": {occupied: []Occupied{one("10.30.0.10", "br0", "")}, ranges: part, force: true},
+		"to be leased, and late": {occupied: []Occupied{one("10.30.0.11", "br0", "")}, late: true, ranges: part, want: api.Error{
+			Code: conflict, Key: "ipam.ranges", Value: "10.30.0.11",
+			Message: "address 10.30.0.11 of the ranges is an address of this node on br0: take it from the node, or out of the ranges",
+		}},
+		"to be leased, late, and taken away": {occupied: []Occupied{one("10.30.0.11", "br0", "")}, late: true, ranges: part, force: true},
+		"another device's": {occupied: []Occupied{one("10.30.0.1", "br1", "")}, ranges: subnet("10.30.0.0/24"), force: true, want: api.Error{
+			Code: invalid, Key: "ipam.ranges[0][0].subnet", Value: "10.30.0.0/24",
+			Message: "subnet 10.30.0.0/24 holds 10.30.0.1, an address of this node on br1",
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.addBridge("br0")
+			s, _ := w.boot(t)
+			req := bridged("c2")
+			req.Network.Ranges, req.Network.ForceAddress = ranges(api.RangeSet{test.ranges}), test.force
+			if test.late {
+				first := req
+				first.ContainerID = "c1"
+				w.mustAdd(t, s, first)
+			}
+			w.occupied = test.occupied
+			_, err := w.add(s, req)
+			if test.want.Code == "" {
+				must(t, err)
+				return
+			}
+			if d := cmp.Diff(test.want, faultOf(t, err, test.want.Code)); d != "" {
+				t.Errorf("error (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+// The gateway of a bridge's containers may be a router on it: where mapped ports are
+// reached, the node itself says.
+func TestHostAddressesOfABridge(t *testing.T) {
+	w := newWorld(t)
+	w.addBridge("br0")
+	w.own = addrs("192.0.2.1")
+	s, _ := w.boot(t)
+	w.mustAdd(t, s, bridged("c1"))
+	w.mustBeTold(t, "192.0.2.1")
+	w.own = addrs("192.0.2.1", "10.30.0.1") // the plugin gave it the bridge, before it attached
+	w.mustAdd(t, s, bridged("c2"))
+	w.mustBeTold(t, "10.30.0.1", "192.0.2.1")
+	w.mustAdd(t, s, request("c3"))
+	w.mustBeTold(t, "10.10.0.1", "10.30.0.1", "192.0.2.1", "fd00:10::1")
+}
+
+// A bridge is an uplink or has endpoints.
+func TestBridgeAndUplink(t *testing.T) {
+	up := uplink.Uplink{Name: "br0", IfIndex: 5, MTU: 1500}
+	other := uplink.Uplink{Name: "eth0", IfIndex: 2, MTU: 1500}
+	w := newWorld(t)
+	w.addBridge("br0")
+	s, _ := w.boot(t, up)
+	const reason = "bridges: br0 is the bridge of endpoints, and cannot be an uplink as well"
+	want := api.Error{
+		Code: api.CodeInvalid, Key: "bridge", Value: "br0",
+		Message: `bridge "br0": is an uplink of the node, which endpoints cannot be ports of`,
+	}
+	_, err := s.Prepare(ctx, bridged("c1"))
+	if d := cmp.Diff(want, faultOf(t, err, want.Code)); d != "" {
+		t.Errorf("prepare (-want +got):\n%s", d)
+	}
+	_, err = s.NetworkStatus(ctx, bridged("c1").Network)
+	if d := cmp.Diff(want, faultOf(t, err, want.Code)); d != "" {
+		t.Errorf("status (-want +got):\n%s", d)
+	}
+
+	// One that becomes an uplink when it has endpoints is not served as one.
+	s.SetUplinks(uplink.Found{Uplinks: []uplink.Uplink{other}})
+	e := w.mustAdd(t, s, bridged("c1"))
+	s.SetUplinks(uplink.Found{Uplinks: []uplink.Uplink{other, up}})
+	judge := func(uplinks []datapath.Uplink, health api.Health) {
+		t.Helper()
+		if d := cmp.Diff(uplinks, w.uplinks, equate...); d != "" {
+			t.Errorf("uplinks (-want +got):\n%s", d)
+		}
+		got, err := s.Health(ctx)
+		must(t, err)
+		if d := cmp.Diff(health, got); d != "" {
+			t.Errorf("health (-want +got):\n%s", d)
+		}
+	}
+	judge([]datapath.Uplink{datapath.Uplink(other)}, api.Health{Reasons: []string{reason}})
+	w.unwire(e.Attachment)
+	must(t, s.Delete(ctx, e.Attachment))
+	s.tidy()
+	judge([]datapath.Uplink{datapath.Uplink(other), datapath.Uplink(up)}, api.Health{OK: true})
+}
+
+// TestHostLink asks a real kernel.
+func TestHostLink(t *testing.T) {
+	node := nstest.New(t, "node")
+	node.Run(t, "ip", "link", "add", "br0", "address", bridgeMAC, "type", "bridge")
+	node.Run(t, "ip", "link", "add", "port", "address", "02:00:00:00:00:07", "type", "veth", "peer", "name", "other")
+	node.Run(t, "ip", "link", "set", "port", "master", "br0")
+	h, err := OpenHost(node.Path)
+	must(t, err)
+	t.Cleanup(func() { must(t, h.Close()) })
+	bridge, err := h.Link("br0")
+	must(t, err)
+	mac, _ := net.ParseMAC(bridgeMAC)
+	if d := cmp.Diff(HostLink{Name: "br0", Index: bridge.Index, MAC: mac, Bridge: true}, bridge); d != "" {
+		t.Errorf("bridge (-want +got):\n%s", d)
+	}
+	port, err := h.Link("port")
+	must(t, err)
+	if d := cmp.Diff(HostLink{Name: "port", Index: port.Index, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 7}, Master: bridge.Index}, port); d != "" {
+		t.Errorf("port (-want +got):\n%s", d)
+	}
+}

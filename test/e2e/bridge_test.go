@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/tendril-net/tendril/internal/nodetest"
+	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/pkg/api"
+)
+
+// The addresses of a machine on the bridge that is no container: a VM behind its tap.
+var (
+	station4 = netip.MustParseAddr("10.10.200.1")
+	station6 = netip.MustParseAddr("fd00:10::c8:1")
+)
+
+func (f family) station() netip.Addr {
+	if f.world.Is4() {
+		return station4
+	}
+	return station6
+}
+
+// newStation puts a machine on the bridge of the network "pods", which has to be there.
+func newStation(t *testing.T, s *site) *nstest.NS {
+	t.Helper()
+	station := nstest.New(t, "station")
+	settle(t, station)
+	nstest.Veth(t, s.NS, "tap0", station, "eth0")
+	s.Run(t, "ip", "link", "set", "tap0", "master", "tendril0")
+	nodetest.Address(t, station, "eth0", station4.String()+"/16", station6.String()+"/64")
+	return station
+}
+
+// A machine on the bridge reaches containers and is reached, under its own address and
+// theirs; policy counts for it, both ways.
+func TestBridgeStation(t *testing.T) {
+	g := newGuarded(t)
+	g.pods = driver(api.DriverBridge).of(g.pods)
+	a := g.dress(t, "a")
+	station := newStation(t, g.site)
+	eachFamily(t, func(t *testing.T, f family) {
+		serveUDP(t, station, netip.AddrPortFrom(f.station(), 53))
+		serveUDP(t, a.NS, netip.AddrPortFrom(f.of(a), 53))
+		toStation := func() string { return g.udp(t, a.NS, netip.AddrPortFrom(f.station(), 53)) }
+		toA := func() string { return g.udp(t, station, netip.AddrPortFrom(f.of(a), 53)) }
+		trials := func(name string, all ...trial) {
+			t.Run(name, func(t *testing.T) { try(t, all...) })
+		}
+		trials("open", trial{"a to the station", toStation, ""}, trial{"the station to a", toA, ""})
+		g.apply(t, networkPolicy("shut", "{podSelector: {matchLabels: {app: a}}, policyTypes: [Ingress]}"))
+		trials("ingress", trial{"a to the station", toStation, ""}, trial{"the station to a", toA, byIngress})
+		g.apply(t, networkPolicy("shut", "{podSelector: {matchLabels: {app: a}}, policyTypes: [Egress]}"))
+		trials("egress", trial{"a to the station", toStation, byEgress}, trial{"the station to a", toA, ""})
+		g.delete(t, "shut")
+	})
+}
