@@ -20,10 +20,12 @@ import (
 const (
 	rawVeth  = "raw" // a veth pair without node
 	tendril  = "tendril"
-	chain    = "chain"    // bridge, host-local, portmap, firewall
-	ptp      = "ptp"      // ptp, host-local
-	redirect = "redirect" // a program that knows nothing and redirects all; same node only
-	beside   = "beside"   // another build of tendril
+	chain    = "chain"          // bridge, host-local, portmap, firewall
+	ptp      = "ptp"            // ptp, host-local
+	bridge   = "bridge"         // bridge, host-local: ports of a bridge that nothing looks at
+	redirect = "redirect"       // a program that knows nothing and redirects all; same node only
+	beside   = "beside"         // another build of tendril
+	bridged  = "tendril-bridge" // tendril's driver bridge; compared with bridge
 )
 
 var (
@@ -146,6 +148,8 @@ func (b *bench) join(ctx context.Context, c *candidate, kind string) (err error)
 		c.network.plugins = chainPlugins(c.name)
 	case ptp:
 		c.network.plugins = ptpPlugins(c.name)
+	case bridge:
+		c.network.plugins = bridgePlugins(c.name)
 	default:
 		c.network.folder = b.tendril
 		if kind == beside {
@@ -155,6 +159,9 @@ func (b *bench) join(ctx context.Context, c *candidate, kind string) (err error)
 			return err
 		}
 		c.network.plugins = tendrilPlugins(c.agent.socket)
+		if kind == bridged {
+			c.network.plugins[0]["driver"], c.network.plugins[0]["isDefaultGateway"] = "bridge", true
+		}
 	}
 	return nil
 }
@@ -198,8 +205,17 @@ func (b *bench) need(ctx context.Context) error {
 	if b.candidates != nil {
 		return nil
 	}
-	for _, name := range []string{rawVeth, redirect, tendril, beside, chain, ptp} {
-		if name == beside && b.beside == "" || name != tendril && name != beside && !slices.Contains(b.against, name) {
+	for _, name := range []string{rawVeth, redirect, tendril, beside, bridged, chain, ptp, bridge} {
+		wanted := slices.Contains(b.against, name)
+		switch name {
+		case tendril:
+			wanted = true
+		case beside:
+			wanted = b.beside != ""
+		case bridged:
+			wanted = slices.Contains(b.against, bridge)
+		}
+		if !wanted {
 			continue
 		}
 		wire := b.wire

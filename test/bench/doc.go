@@ -45,7 +45,8 @@
 //
 // Beside the plugins stand "raw", the bare pair, and "redirect": a program that
 // knows nothing and redirects all to the other container, which is what any
-// datapath on veth pairs costs at least. -beside adds another build of tendril.
+// datapath on veth pairs costs at least. "bridge" is the reference plugin of that name alone,
+// and "tendril-bridge" tendril with its driver bridge. -beside adds another build of tendril.
 //
 // "packets" are UDP with 64 bytes of payload, counted where they arrive.
 // "connect" is connect, one byte there, one byte back, and a close begun by the

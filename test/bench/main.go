@@ -135,7 +135,9 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 }
 
 // others are what tendril is compared with.
-func others() []string { return []string{rawVeth, redirect, chain, ptp, nftRules, nftSet, iptables} }
+func others() []string {
+	return []string{rawVeth, redirect, chain, ptp, bridge, nftRules, nftSet, iptables}
+}
 
 // some splits a list of names, each of which must be known.
 func some(list string, known []string) ([]string, error) {

@@ -123,6 +123,10 @@ func chainPlugins(name string) []object {
 	}
 }
 
+func bridgePlugins(name string) []object {
+	return []object{{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipam": hostLocal(name)}}
+}
+
 func ptpPlugins(name string) []object {
 	return []object{{"type": "ptp", "ipMasq": true, "ipam": hostLocal(name)}}
 }

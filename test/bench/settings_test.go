@@ -23,5 +23,5 @@ func TestParseRefuses(t *testing.T) {
 
 const (
 	allSections = "packet, same-node, masquerade, ports, policy, cni, memory"
-	allOthers   = "raw, redirect, chain, ptp, nft, nft-set, iptables"
+	allOthers   = "raw, redirect, chain, ptp, bridge, nft, nft-set, iptables"
 )
