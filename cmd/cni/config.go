@@ -110,16 +110,21 @@ func (c *config) readTop(o object) {
 	}
 	c.network.Driver = api.DriverRouted
 	o.read("driver", &c.network.Driver, "a string")
-	if c.network.Driver == api.DriverBridge {
-		keys = append(keys, bridgeKeys()...)
-	}
-	own.known(keys...)
 	switch c.network.Driver {
 	case api.DriverRouted:
+		for _, key := range bridgeKeys() {
+			if o.has(key) {
+				o.fault(key, fmt.Sprintf("is a key of the driver %q, and this network's is %q", api.DriverBridge, c.network.Driver))
+			}
+		}
 	case api.DriverBridge:
-		c.readBridge(o)
+		keys = append(keys, bridgeKeys()...)
 	default:
 		o.fault("driver", fmt.Sprintf("there is no driver %q; there are %q", c.network.Driver, []string{api.DriverRouted, api.DriverBridge}))
+	}
+	own.known(keys...)
+	if c.network.Driver == api.DriverBridge {
+		c.readBridge(o)
 	}
 	c.socket = text(o, "socket", func(path string) (string, error) {
 		if !filepath.IsAbs(path) {

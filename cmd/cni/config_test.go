@@ -263,11 +263,13 @@ func TestBridgeKeysRefused(t *testing.T) {
 	for keys, want := range tests {
 		refused(t, `{"cniVersion": "1.1.0", "name": "n", "driver": "bridge", `+keys+`, "ipam": {"type": "static"}}`, want)
 	}
-	// With another driver, and with none named, each is unknown.
+	// With another driver, and with none named, each is of this one.
 	for _, key := range bridgeKeys() {
 		for _, driver := range []string{``, `"driver": "routed", `} {
-			refused(t, `{"cniVersion": "1.1.0", "name": "n", `+driver+`"`+key+`": null, "ipam": {"type": "static"}}`,
-				refusal{7, key + ": unknown key"})
+			refused(t, `{"cniVersion": "1.1.0", "name": "n", `+driver+`"`+key+`": true, "ipam": {"type": "static"}}`,
+				refusal{7, key + `: is a key of the driver "bridge", and this network's is "routed"`})
 		}
 	}
+	refused(t, `{"cniVersion": "1.1.0", "name": "n", "driver": "brige", "bridge": "br0", "ipam": {"type": "static"}}`,
+		refusal{7, `driver: there is no driver "brige"; there are ["routed" "bridge"]`})
 }
