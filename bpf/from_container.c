@@ -100,6 +100,13 @@ __noinline bool is_asked_for(struct __sk_buff *skb)
 	       (__s32)(now() - question->decided) <= (__s32)(2 * DECISION_AGE);
 }
 
+/* What is known goes on to count; it is written seldom, since other CPUs read it. */
+static __always_inline void keep(struct flow *before)
+{
+	if ((__s32)(now() - before->decided) >= (__s32)DECISION_AGE)
+		before->decided = now();
+}
+
 /*
  * The stack sends it on, by what it knows then. What is kept is that the endpoint began,
  * for to_container to know the answer.
@@ -107,10 +114,10 @@ __noinline bool is_asked_for(struct __sk_buff *skb)
 static __always_inline int pass_on(struct __sk_buff *skb, struct scratch *s, struct flow *before)
 {
 	if (!(s->decision.flags & FLOW_REPLY) && s->packet.icmp_kind != ICMP_KIND_ERROR) {
-		if (!before)
+		if (before)
+			keep(before);
+		else
 			remember(skb);
-		else if ((__s32)(now() - before->decided) >= (__s32)DECISION_AGE)
-			before->decided = now();
 	}
 	return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 }
@@ -323,36 +330,36 @@ __noinline int bridge_path(struct __sk_buff *skb)
 	struct interface *port;
 	struct endpoint *endpoint;
 	struct flow *before;
-	bool straight = false, led;
+	bool answers, led;
 	__u32 ifindex;
 	int reason;
 
 	if (!s || (void *)(ethernet + 1) > data_end)
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	/* Whom it reaches straight. */
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
-	if (endpoint && same_mac((struct mac *)ethernet->h_dest, &endpoint->mac)) {
+	if (endpoint) {
 		ifindex = endpoint->ifindex;
 		port = bpf_map_lookup_elem(&interfaces, &ifindex);
-		straight = port && port->bridge == s->bridge;
+		if (!port || port->bridge != s->bridge ||
+		    !same_mac((struct mac *)ethernet->h_dest, &endpoint->mac))
+			endpoint = NULL;
 	}
 	before = before_this(skb);
-	led = before_says_reply(before, &s->packet) && before->flags & FLOW_STACK;
-	if (before_says_reply(before, &s->packet) || is_asked_for(skb))
+	answers = before_says_reply(before, &s->packet);
+	led = answers && before->flags & FLOW_STACK;
+	if (answers || is_asked_for(skb))
 		s->decision.flags |= FLOW_REPLY;
 	s->later = led;
 	reason = judge_and_track(skb, s);
 	if (reason)
 		return refuse(skb, FROM_CONTAINER, reason);
 	if (led) {
-		if ((__s32)(now() - before->decided) >= (__s32)DECISION_AGE)
-			before->decided = now();
+		keep(before);
 		return to_gateway(skb, s);
 	}
-	if (!straight)
-		return pass_on(skb, s, before);
-	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
 	if (!endpoint)
-		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
+		return pass_on(skb, s, before);
 	deliver(&s->decision, endpoint);
 	s->decision.action = ACTION_BRIDGE;
 	remember(skb);

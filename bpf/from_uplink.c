@@ -190,7 +190,7 @@ int from_uplink(struct __sk_buff *skb)
 	if (skb->tc_index)
 		skb->tc_index = SEEN_NOT;
 	/* Tagged frames are for a VLAN device, the others for another host. */
-	if (skb->vlan_present || ETHERNET_BROADCAST_OR_OTHER(skb))
+	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
 		return TC_ACT_UNSPEC;
 	if (parse(skb, &packet) != PARSED_IP)
 		return TC_ACT_UNSPEC;

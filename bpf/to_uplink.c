@@ -72,13 +72,7 @@ __noinline int finish(struct __sk_buff *skb, int error)
  */
 static __always_inline bool is_astray(const struct __sk_buff *skb, const struct scratch *s)
 {
-	__u32 where = s->where;
-	struct interface *uplink;
-
-	if (s->local || where == skb->ifindex)
-		return false;
-	uplink = bpf_map_lookup_elem(&interfaces, &where);
-	return uplink && uplink->role == INTERFACE_UPLINK;
+	return !s->local && s->where != skb->ifindex && uplink_at(s->where);
 }
 
 /*

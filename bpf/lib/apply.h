@@ -24,7 +24,9 @@ enum seen {
 	SEEN_OWN = 0x7e43,	  /* of an endpoint on a bridge, which others use, too */
 };
 
-#define ETHERNET_BROADCAST_OR_OTHER(skb) ((skb)->pkt_type != 0 /* PACKET_HOST */)
+/* linux/if_packet.h: no header of BPF's includes it. */
+#define PACKET_HOST 0
+#define PACKET_OTHERHOST 3
 
 /* Whether the decision may be applied as it is. */
 static __always_inline bool current(const struct flow *flow, const struct packet *packet)

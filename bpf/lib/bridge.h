@@ -11,13 +11,10 @@
 #include <linux/if_ether.h>
 #include <bpf/bpf_helpers.h>
 
+#include "apply.h"
 #include "count.h"
 #include "parse.h"
 #include "policy.h"
-
-/* linux/if_packet.h: no header of BPF's includes it. */
-#define PACKET_HOST 0
-#define PACKET_OTHERHOST 3
 
 /* Whether policy has a say in what the endpoint sends. */
 static __always_inline bool may_not_send_all(const struct interface *interface)
@@ -40,8 +37,7 @@ static __always_inline bool may_not_be_sent_all(const struct interface *interfac
 	if (!generation)
 		return false;
 	subject = subject_of(generation, interface->endpoint);
-	return !subject || subject->ingress ||
-	       subject->flags & (SUBJECT_NO_OTHERS | SUBJECT_NO_OWN);
+	return !subject || is_guarded_subject(subject);
 }
 
 /*

@@ -30,11 +30,16 @@ static __always_inline struct subject *subject_of(__u32 generation, __u32 endpoi
 	return bpf_map_lookup_elem(&subjects, &key);
 }
 
+/* Whether others may not send to the endpoint what they like. */
+static __always_inline bool is_guarded_subject(const struct subject *subject)
+{
+	return subject->ingress || subject->flags & (SUBJECT_NO_OTHERS | SUBJECT_NO_OWN);
+}
+
 /* Whether policy has a say in what the endpoint sends or is sent. */
 static __always_inline bool is_restricted(const struct subject *subject)
 {
-	return subject->ingress || subject->egress ||
-	       subject->flags & (SUBJECT_NO_OTHERS | SUBJECT_NO_OWN);
+	return subject->egress || is_guarded_subject(subject);
 }
 
 /* Of an address, which may be an endpoint's of the node. */

@@ -294,8 +294,8 @@ __noinline int port_way(struct __sk_buff *skb)
 	s->decision.action = ACTION_FORWARD;
 	if (route_back(skb, s->where) == WAY_UPLINK)
 		return 0;
-	uplink = bpf_map_lookup_elem(&interfaces, &s->where);
-	if (!uplink || uplink->role != INTERFACE_UPLINK)
+	uplink = uplink_at(s->where);
+	if (!uplink)
 		return route(skb) == WAY_UPLINK ? 0 : -DROP_NO_UPLINK;
 	s->decision.action = ACTION_RETURN;
 	s->decision.out_ifindex = s->where;

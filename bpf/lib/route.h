@@ -21,6 +21,14 @@ enum way {
 			followed */
 };
 
+/* What is known of a device that is an uplink; NULL: it is none. */
+static __always_inline struct interface *uplink_at(__u32 ifindex)
+{
+	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+
+	return interface && interface->role == INTERFACE_UPLINK ? interface : NULL;
+}
+
 /* Fills in who sends to whom; ifindex is where the packet came in, or would have. */
 static __always_inline void fib_question(struct bpf_fib_lookup *fib, const struct address *source,
 					 const struct address *destination, __u32 ifindex)
@@ -85,7 +93,6 @@ __noinline int route(struct __sk_buff *skb)
 	struct scratch *s = scratch_get();
 	struct bpf_fib_lookup fib = {};
 	struct interface *out;
-	__u32 ifindex;
 	long result;
 
 	if (!s)
@@ -95,9 +102,8 @@ __noinline int route(struct __sk_buff *skb)
 		return WAY_STACK;
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return WAY_OTHER;
-	ifindex = fib.ifindex;
-	out = bpf_map_lookup_elem(&interfaces, &ifindex);
-	if (!out || out->role != INTERFACE_UPLINK) {
+	out = uplink_at(fib.ifindex);
+	if (!out) {
 		if (s->packet.ipv6)
 			return __builtin_memcmp(fib.ipv6_dst, &s->packet.key.destination,
 						sizeof(fib.ipv6_dst))
@@ -119,12 +125,12 @@ __noinline int route(struct __sk_buff *skb)
  */
 __noinline int route_back(struct __sk_buff *skb, __u32 ifindex)
 {
-	struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
+	struct interface *out = uplink_at(ifindex);
 	struct scratch *s = scratch_get();
 	struct bpf_fib_lookup fib = {};
 	long result;
 
-	if (!s || !out || out->role != INTERFACE_UPLINK)
+	if (!s || !out)
 		return WAY_OTHER;
 	fib_question(&fib, &s->decision.address, &s->packet.key.destination, ifindex);
 	result = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags | FIB_OUTPUT);
@@ -135,19 +141,25 @@ __noinline int route_back(struct __sk_buff *skb, __u32 ifindex)
 	return WAY_UPLINK;
 }
 
+/* Asks for the way back to scratch->packet's source. Whether there is one, by a device. */
+static __always_inline bool source_way(struct __sk_buff *skb, const struct scratch *s,
+				       struct bpf_fib_lookup *fib)
+{
+	long result;
+
+	fib_question(fib, &s->packet.key.destination, &s->packet.key.source, skb->ifindex);
+	result = bpf_fib_lookup(skb, fib, sizeof(*fib), fib_flags);
+	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;
+}
+
 /* Whether the host would send to the packet's source by way of a device, not to itself or nowhere.
  */
 __noinline int source_is_elsewhere(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
 	struct bpf_fib_lookup fib = {};
-	long result;
 
-	if (!s)
-		return false;
-	fib_question(&fib, &s->packet.key.destination, &s->packet.key.source, skb->ifindex);
-	result = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
-	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;
+	return s && source_way(skb, s, &fib);
 }
 
 /* Whether the host would send to the packet's source by way of an uplink. */
@@ -155,19 +167,8 @@ __noinline int source_is_outside(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
 	struct bpf_fib_lookup fib = {};
-	struct interface *out;
-	__u32 ifindex;
-	long result;
 
-	if (!s)
-		return true;
-	fib_question(&fib, &s->packet.key.destination, &s->packet.key.source, skb->ifindex);
-	result = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
-	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return false;
-	ifindex = fib.ifindex;
-	out = bpf_map_lookup_elem(&interfaces, &ifindex);
-	return out && out->role == INTERFACE_UPLINK;
+	return !s || (source_way(skb, s, &fib) && uplink_at(fib.ifindex));
 }
 
 /* Whether a trie says 1 of an address. 0 is for IPv4, where a prefix of IPv6 covers it. */

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,6 +16,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/tendril-net/tendril/internal/failpoint"
+	"github.com/tendril-net/tendril/internal/mac"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
@@ -222,16 +222,16 @@ func (a *attachment) lease(w wanted) error {
 // leaseElsewhere has another plugin choose the addresses. The links come
 // first, because a DHCP client needs one.
 func (a *attachment) leaseElsewhere(w wanted) error {
-	mac, hostMAC := w.mac, a.bridge.MAC
-	if mac == nil {
-		mac = randomMAC()
+	own, hostMAC := w.mac, a.bridge.MAC
+	if own == nil {
+		own = mac.Random()
 	}
 	if hostMAC == nil {
-		hostMAC = randomMAC()
+		hostMAC = mac.Random()
 	}
 	err := a.link(wiring.Veth{
 		HostName: api.HostIfName(a.call.Attachment), Name: a.call.IfName,
-		HostMAC: hostMAC, MAC: mac, MTU: a.config.network.MTU,
+		HostMAC: hostMAC, MAC: own, MTU: a.config.network.MTU,
 	})
 	if err != nil {
 		return err
@@ -251,7 +251,7 @@ func (a *attachment) leaseElsewhere(w wanted) error {
 	}
 	failpoint.Hit(failpoint.CNIAddLeased)
 	req := a.prepareRequest(w)
-	req.MAC, req.HostMAC = mac.String(), a.links.HostMAC.String()
+	req.MAC, req.HostMAC = own.String(), a.links.HostMAC.String()
 	for _, ip := range a.ipamResult.IPs {
 		address := api.Address{Address: prefixOf(ip.Address)}
 		address.Gateway, _ = netip.AddrFromSlice(ip.Gateway)
@@ -394,14 +394,6 @@ func wiredAddresses(e api.Endpoint) []wiring.Address {
 		addresses = append(addresses, wired)
 	}
 	return addresses
-}
-
-// randomMAC is a MAC address of the locally administered kind.
-func randomMAC() net.HardwareAddr {
-	mac := make(net.HardwareAddr, 6)
-	_, _ = rand.Read(mac) // it never fails
-	mac[0] = mac[0]&^1 | 2
-	return mac
 }
 
 func unspecified(a netip.Addr) netip.Addr {

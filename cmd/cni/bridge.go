@@ -64,14 +64,6 @@ func (c *config) readBridge(o object) {
 	if c.bridge.hairpin && c.bridge.promisc {
 		o.fault("promiscMode", "true together with hairpinMode: a frame would come back to its sender twice")
 	}
-	if ipam := o.object("ipam"); ipam.has("type") {
-		var kind string
-		ipam.read("type", &kind, "a string")
-		if kind == "dhcp" {
-			o.faults.add(faultf(types.ErrUnsupportedField, "ipam.type: dhcp is not supported yet with the driver bridge: it asks on the "+
-				"bridge before there is a policy"))
-		}
-	}
 	for _, key := range unsupportedBridgeKeys() {
 		if o.has(key) && !empty(o.fields[key]) {
 			o.faults.add(faultf(types.ErrUnsupportedField, "%s: %s is not supported yet", o.at(key), clip(o.fields[key])))

@@ -159,6 +159,10 @@ func (c *config) readIPAM(o object) {
 		o.fault("type", fmt.Sprintf("%q is not the name of a plugin", c.ipamType))
 		c.ipamType = ipamTendril
 		return
+	case c.ipamType == "dhcp" && c.network.Driver == api.DriverBridge:
+		o.faults.add(faultf(types.ErrUnsupportedField, "%s: dhcp is not supported yet with the driver bridge: it asks on the "+
+			"bridge before there is a policy", o.at("type")))
+		return
 	case c.delegated():
 		return // all else in it is that plugin's
 	}

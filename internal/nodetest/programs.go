@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"github.com/tendril-net/tendril/internal/nstest"
 )
 
 // Programs are the paths of the binaries under test.
@@ -15,15 +17,12 @@ type Programs struct {
 	Agent, CNI, CLI string
 	// CrashAgent and CrashCNI were built with the tag "failpoint".
 	CrashAgent, CrashCNI string
-	// Machine says that the tests run in a machine of test/kernels: there is no
-	// Go, everything is emulated, and tests do less of the same.
-	Machine bool
 }
 
 // Find returns the programs of the module at root: built now, into dir, where
 // there is a Go toolchain, and else those that bin/ holds.
 func Find(root, dir string) (Programs, error) {
-	if _, err := exec.LookPath("go"); errors.Is(err, exec.ErrNotFound) {
+	if nstest.Emulated() {
 		return prebuilt(filepath.Join(root, "bin"))
 	}
 	crash := filepath.Join(dir, "failpoint")
@@ -53,7 +52,6 @@ func prebuilt(bin string) (Programs, error) {
 	p := Programs{
 		Agent: filepath.Join(bin, "tendril-agent"), CNI: filepath.Join(bin, "tendril-cni"), CLI: filepath.Join(bin, "tendril"),
 		CrashAgent: filepath.Join(bin, "failpoint/tendril-agent"), CrashCNI: filepath.Join(bin, "failpoint/tendril-cni"),
-		Machine: true,
 	}
 	var missing []error
 	for _, path := range []string{p.Agent, p.CNI, p.CLI, p.CrashAgent, p.CrashCNI} {

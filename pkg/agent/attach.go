@@ -114,18 +114,29 @@ func attachError(r *record, err error) error {
 // checkLink compares the host's side of the veth pair with the record. The
 // error is an *api.Error of CodeMismatch unless the kernel did not answer.
 func (s *Service) checkLink(r *record) error {
-	link, err := s.opts.Links.Link(r.HostIfName)
+	link, err := s.device(r.HostIfName)
 	switch {
-	case errors.Is(err, ErrNoLink):
-		return mismatch(r.HostIfName, "is gone")
 	case err != nil:
-		return fmt.Errorf("read device %s: %w", r.HostIfName, err)
+		return err
 	case link.Index != r.HostIfIndex:
 		return mismatch(r.HostIfName, "has index %d, not %d", link.Index, r.HostIfIndex)
 	case !bytes.Equal(link.MAC, parsedMAC(r.HostMAC)):
 		return mismatch(r.HostIfName, "has MAC %s, not %s", link.MAC, r.HostMAC)
 	}
 	return nil
+}
+
+// device reads a device. The error is an *api.Error of CodeMismatch unless the kernel did
+// not answer.
+func (s *Service) device(name string) (HostLink, error) {
+	link, err := s.opts.Links.Link(name)
+	switch {
+	case errors.Is(err, ErrNoLink):
+		return HostLink{}, mismatch(name, "is gone")
+	case err != nil:
+		return HostLink{}, fmt.Errorf("read device %s: %w", name, err)
+	}
+	return link, nil
 }
 
 // mismatch says what is wrong with a device.

@@ -70,12 +70,10 @@ func (s *Service) checkPort(r *record) error {
 	if err != nil {
 		return err
 	}
-	port, err := s.opts.Links.Link(r.HostIfName)
+	port, err := s.device(r.HostIfName)
 	switch {
-	case errors.Is(err, ErrNoLink):
-		return mismatch(r.HostIfName, "is gone")
 	case err != nil:
-		return fmt.Errorf("read device %s: %w", r.HostIfName, err)
+		return err
 	case port.Master != bridge.Index:
 		return mismatch(r.HostIfName, "is no port of bridge %s", r.Bridge)
 	case !bytes.Equal(bridge.MAC, parsedMAC(r.HostMAC)):

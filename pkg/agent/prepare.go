@@ -4,7 +4,6 @@ package agent
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -12,6 +11,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/tendril-net/tendril/internal/failpoint"
+	"github.com/tendril-net/tendril/internal/mac"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/ipam"
 )
@@ -170,10 +170,7 @@ func macOr(given net.HardwareAddr) net.HardwareAddr {
 	if given != nil {
 		return given
 	}
-	mac := make(net.HardwareAddr, 6)
-	_, _ = rand.Read(mac) // never fails
-	mac[0] = mac[0]&^1 | 2
-	return mac
+	return mac.Random()
 }
 
 // claim puts a record into the index unless one of its addresses or ports is

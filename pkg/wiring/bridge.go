@@ -3,7 +3,6 @@
 package wiring
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -15,6 +14,8 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/internal/mac"
 )
 
 // ErrNotBridge is returned by EnsureBridge, EnsureGateways and ConfigureBridged when the
@@ -96,10 +97,7 @@ func kindName(kind string) string {
 // createBridge returns unix.EEXIST when there is a device of the name by now. The bridge
 // is born with a MAC of its own: one that is the kernel's choice changes with the ports.
 func createBridge(host *Namespace, b Bridge) (BridgeLink, error) {
-	mac := make(net.HardwareAddr, 6)
-	_, _ = rand.Read(mac)
-	mac[0] = mac[0]&^1 | 2 // of one station, locally administered (IEEE 802)
-	body := linkAttributes(header(unix.IfInfomsg{}), b.Name, mac, b.MTU)
+	body := linkAttributes(header(unix.IfInfomsg{}), b.Name, mac.Random(), b.MTU)
 	body = attribute(body, unix.IFLA_LINKINFO, attributeString(nil, unix.IFLA_INFO_KIND, "bridge"))
 	answers, err := host.exchange([]message{{
 		kind: unix.RTM_NEWLINK, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, body: body,

@@ -507,13 +507,7 @@ func TestCheckBridgedNamesWhatDiffers(t *testing.T) {
 	p := newPair(t)
 	v, b := bridgedVeth(5), testBridged()
 	b.Hairpin = true
-	tests := []struct {
-		name string
-		// where is "c" or "node", then follow arguments of ip(8).
-		where string
-		spoil []string
-		want  []string
-	}{
+	tests := []spoiled{
 		{
 			"detached", "node",
 			[]string{"link", "set", v.HostName, "nomaster"},
@@ -601,19 +595,7 @@ func TestCheckBridgedNamesWhatDiffers(t *testing.T) {
 					must(t, wiring.RemoveVeth(p.node, name))
 				}
 			}()
-			must(t, wiring.CheckBridged(p.node, p.container, v, b))
-			ns := p.containerNS
-			if test.where == "node" {
-				ns = p.nodeNS
-			}
-			ns.Run(t, "sh", "-c", "ip "+strings.Join(test.spoil, " "))
-			var mismatch *wiring.MismatchError
-			if err := wiring.CheckBridged(p.node, p.container, v, b); !errors.As(err, &mismatch) {
-				t.Fatalf("want a MismatchError, got %v", err)
-			}
-			if diff := cmp.Diff(test.want, mismatch.Differences); diff != "" {
-				t.Errorf("differences (-want +got):\n%s", diff)
-			}
+			test.check(t, p, func() error { return wiring.CheckBridged(p.node, p.container, v, b) })
 		})
 	}
 }

@@ -134,13 +134,7 @@ func TestWire(t *testing.T) {
 func TestCheckNamesWhatDiffers(t *testing.T) {
 	p := newPair(t)
 	v, r := testVeth(), testRouted()
-	tests := []struct {
-		name string
-		// where is "c" or "node", then follow arguments of ip(8).
-		where string
-		spoil []string
-		want  []string
-	}{
+	tests := []spoiled{
 		{
 			"address", "c",
 			[]string{"addr", "del", "10.10.0.5/32", "dev", "eth0"},
@@ -241,20 +235,34 @@ func TestCheckNamesWhatDiffers(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			p.wire(t, v, r)
 			defer func() { must(t, wiring.RemoveVeth(p.node, v.HostName)) }()
-			must(t, wiring.Check(p.node, p.container, v, r))
-			ns := p.containerNS
-			if test.where == "node" {
-				ns = p.nodeNS
-			}
-			ns.Run(t, "sh", "-c", "ip "+strings.Join(test.spoil, " "))
-			var mismatch *wiring.MismatchError
-			if err := wiring.Check(p.node, p.container, v, r); !errors.As(err, &mismatch) {
-				t.Fatalf("want a MismatchError, got %v", err)
-			}
-			if diff := cmp.Diff(test.want, mismatch.Differences); diff != "" {
-				t.Errorf("differences (-want +got):\n%s", diff)
-			}
+			test.check(t, p, func() error { return wiring.Check(p.node, p.container, v, r) })
 		})
+	}
+}
+
+// spoiled is what somebody does to what was wired, and what a check says then.
+type spoiled struct {
+	name string
+	// where is "c" or "node", then follow arguments of ip(8).
+	where string
+	spoil []string
+	want  []string
+}
+
+func (s spoiled) check(t *testing.T, p pair, check func() error) {
+	t.Helper()
+	must(t, check())
+	ns := p.containerNS
+	if s.where == "node" {
+		ns = p.nodeNS
+	}
+	ns.Run(t, "sh", "-c", "ip "+strings.Join(s.spoil, " "))
+	var mismatch *wiring.MismatchError
+	if err := check(); !errors.As(err, &mismatch) {
+		t.Fatalf("want a MismatchError, got %v", err)
+	}
+	if diff := cmp.Diff(s.want, mismatch.Differences); diff != "" {
+		t.Errorf("differences (-want +got):\n%s", diff)
 	}
 }
 

@@ -17,12 +17,7 @@ var (
 	station6 = netip.MustParseAddr("fd00:10::c8:1")
 )
 
-func (f family) station() netip.Addr {
-	if f.world.Is4() {
-		return station4
-	}
-	return station6
-}
+func (f family) station() netip.Addr { return f.choose(station4, station6) }
 
 // newStation puts a machine on the bridge of the network "pods", which has to be there.
 func newStation(t *testing.T, s *site) *nstest.NS {

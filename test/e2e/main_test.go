@@ -42,7 +42,7 @@ func mainWithPrograms(m *testing.M) int {
 }
 
 // small says that a test had better do less of the same.
-func small() bool { return testing.Short() || programs.Machine }
+func small() bool { return testing.Short() || nstest.Emulated() }
 
 // Addresses of every site. The world is the node's default router and the
 // only other host on the uplink.
@@ -123,6 +123,14 @@ func families() []family {
 			func(c *nodetest.Container) netip.Addr { return c.Gateway6 },
 		},
 	}
+}
+
+// choose is the one of two addresses that is of the family.
+func (f family) choose(ipv4, ipv6 netip.Addr) netip.Addr {
+	if f.world.Is4() {
+		return ipv4
+	}
+	return ipv6
 }
 
 // eachFamily runs a subtest for each.

@@ -43,12 +43,7 @@ func newFar(t *testing.T, s *site, mtu int) *nstest.NS {
 	return far
 }
 
-func (f family) far() netip.Addr {
-	if f.world.Is4() {
-		return far4
-	}
-	return far6
-}
+func (f family) far() netip.Addr { return f.choose(far4, far6) }
 
 // A smaller link behind the uplink is found out by masqueraded connections: the
 // router's complaint reaches the container's socket.

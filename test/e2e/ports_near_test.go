@@ -181,8 +181,5 @@ func greeted(t *testing.T, from *nstest.NS, at netip.Addr) []string {
 }
 
 func (f family) loopback() netip.Addr {
-	if f.world.Is4() {
-		return netip.MustParseAddr("127.0.0.1")
-	}
-	return netip.IPv6Loopback()
+	return f.choose(netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback())
 }

@@ -197,17 +197,11 @@ func tellAll(t *testing.T, ns *nstest.NS) {
 
 // Another address of the first uplink, and the second world.
 func (f family) another() netip.Addr {
-	if f.world.Is4() {
-		return netip.MustParseAddr("192.0.2.11")
-	}
-	return netip.MustParseAddr("2001:db8::11")
+	return f.choose(netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("2001:db8::11"))
 }
 
 func (f family) world2() netip.Addr {
-	if f.world.Is4() {
-		return netip.MustParseAddr("203.0.113.2")
-	}
-	return netip.MustParseAddr("2001:db8:2::2")
+	return f.choose(netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("2001:db8:2::2"))
 }
 
 // twoUplinks is a site with another uplink in use, and another address of the first.

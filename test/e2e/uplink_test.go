@@ -24,19 +24,9 @@ var (
 	anywhere6 = netip.MustParseAddr("2001:db8:ffff::1")
 )
 
-func (f family) second() netip.Addr {
-	if f.world.Is4() {
-		return second4
-	}
-	return second6
-}
+func (f family) second() netip.Addr { return f.choose(second4, second6) }
 
-func (f family) anywhere() netip.Addr {
-	if f.world.Is4() {
-		return anywhere4
-	}
-	return anywhere6
-}
+func (f family) anywhere() netip.Addr { return f.choose(anywhere4, anywhere6) }
 
 // newSecond gives the site another uplink, up1, with a world of its own. Both
 // worlds answer at the addresses "anywhere", from one port.
@@ -189,10 +179,7 @@ func TestTwoUplinks(t *testing.T) {
 }
 
 func (f family) elsewhere() netip.Addr {
-	if f.world.Is4() {
-		return netip.MustParseAddr("198.19.0.1")
-	}
-	return netip.MustParseAddr("2001:db8:eeee::1")
+	return f.choose(netip.MustParseAddr("198.19.0.1"), netip.MustParseAddr("2001:db8:eeee::1"))
 }
 
 // An uplink that goes, with its device, and comes back under another number
