@@ -197,6 +197,7 @@ func (n *node) start() (err error) {
 			Flows: n.datapath, Stats: n.datapath, Policy: n.datapath, Walk: n.datapath,
 		},
 		Links:        n.host,
+		Bridges:      n.host,
 		Routes:       n.host,
 		Surroundings: n.host,
 		Sockets:      n.host,

@@ -259,7 +259,7 @@ func (a *attachment) leaseElsewhere(w wanted) error {
 		if !address.Address.IsValid() {
 			return faultf(types.ErrDecodingFailure, "ipam %s: %s is not an address", a.config.ipamType, ip.Address.String())
 		}
-		if a.config.bridge.gateway && !address.Gateway.IsValid() {
+		if a.config.network.BridgeGateway && !address.Gateway.IsValid() {
 			address.Gateway = firstOf(address.Address)
 		}
 		req.Addresses = append(req.Addresses, address)

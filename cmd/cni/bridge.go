@@ -18,13 +18,10 @@ import (
 // defaultBridge is the bridge where none is named.
 const defaultBridge = "tendril0"
 
-// bridgeConfig is what the driver "bridge" has of its own, in the words of the reference
-// plugin; the bridge's name is the network's.
+// bridgeConfig is what the driver "bridge" has of its own that the agent need not know.
 type bridgeConfig struct {
-	// gateway has the bridge get the gateways' addresses, defaultGateway the container a
-	// default route by way of them, and force an address in their place taken away.
-	gateway, defaultGateway, force bool
-	hairpin, promisc               bool
+	// defaultGateway gives the container a default route by way of the gateways.
+	defaultGateway bool
 }
 
 // bridgeKeys are the keys of the driver "bridge" alone.
@@ -49,19 +46,19 @@ func (c *config) readBridge(o object) {
 		key  string
 		dest *bool
 	}{
-		{"isGateway", &c.bridge.gateway},
+		{"isGateway", &c.network.BridgeGateway},
 		{"isDefaultGateway", &c.bridge.defaultGateway},
-		{"forceAddress", &c.bridge.force},
-		{"hairpinMode", &c.bridge.hairpin},
-		{"promiscMode", &c.bridge.promisc},
+		{"forceAddress", &c.network.ForceAddress},
+		{"hairpinMode", &c.network.Hairpin},
+		{"promiscMode", &c.network.Promisc},
 		{"macspoofchk", &told},
 		{"preserveDefaultVlan", &told},
 	} {
 		o.read(one.key, one.dest, "true or false")
 	}
-	c.bridge.gateway = c.bridge.gateway || c.bridge.defaultGateway
-	c.network.ForceAddress = c.bridge.gateway && c.bridge.force
-	if c.bridge.hairpin && c.bridge.promisc {
+	c.network.BridgeGateway = c.network.BridgeGateway || c.bridge.defaultGateway
+	c.network.ForceAddress = c.network.ForceAddress && c.network.BridgeGateway
+	if c.network.Hairpin && c.network.Promisc {
 		o.fault("promiscMode", "true together with hairpinMode: a frame would come back to its sender twice")
 	}
 	for _, key := range unsupportedBridgeKeys() {
@@ -77,7 +74,7 @@ func (c *config) readBridge(o object) {
 func (a *attachment) ensureBridge() error {
 	var err error
 	a.bridge, err = wiring.EnsureBridge(a.host, wiring.Bridge{
-		Name: a.config.network.Bridge, MTU: a.config.network.MTU, Promisc: a.config.bridge.promisc,
+		Name: a.config.network.Bridge, MTU: a.config.network.MTU, Promisc: a.config.network.Promisc,
 	})
 	return err
 }
@@ -87,8 +84,8 @@ func (a *attachment) wireBridged() error {
 	if err != nil {
 		return err
 	}
-	if a.config.bridge.gateway {
-		if err := wiring.EnsureGateways(a.host, bridged.Bridge, gateways(a.endpoint), a.config.bridge.force); err != nil {
+	if a.config.network.BridgeGateway {
+		if err := wiring.EnsureGateways(a.host, bridged.Bridge, a.endpoint.Gateways(), a.config.network.ForceAddress); err != nil {
 			return err
 		}
 	}
@@ -107,18 +104,6 @@ func (a *attachment) wireBridged() error {
 	return a.print(a.endpoint.Addresses, bridged.Routes)
 }
 
-// gateways are those of an endpoint, each once and with the length of its subnet.
-func gateways(e api.Endpoint) []netip.Prefix {
-	var all []netip.Prefix
-	for _, address := range e.Addresses {
-		gateway := netip.PrefixFrom(address.Gateway, address.Address.Bits())
-		if address.Gateway.IsValid() && !slices.Contains(all, gateway) {
-			all = append(all, gateway)
-		}
-	}
-	return all
-}
-
 // firstOf is the first address of an address's subnet, which the reference plugin takes
 // for the gateway that nobody has named; none where the subnet is one address.
 func firstOf(address netip.Prefix) netip.Addr {
@@ -132,7 +117,7 @@ func firstOf(address netip.Prefix) netip.Addr {
 // bridged is what the container is to have. Its subnets need no routes: they are on its
 // link.
 func (a *attachment) bridged() (wiring.Bridged, error) {
-	b := wiring.Bridged{Bridge: a.config.network.Bridge, Hairpin: a.config.bridge.hairpin, MTU: a.endpoint.MTU}
+	b := wiring.Bridged{Bridge: a.config.network.Bridge, Hairpin: a.config.network.Hairpin, MTU: a.endpoint.MTU}
 	for _, address := range a.endpoint.Addresses {
 		b.Addresses = append(b.Addresses, address.Address)
 	}

@@ -131,10 +131,13 @@ func (p *plugin) checkWiring(endpoint api.Endpoint, answered answer) error {
 	}
 	if endpoint.Driver == api.DriverBridge {
 		b := wiring.Bridged{
-			Bridge: endpoint.Bridge, Hairpin: p.config.bridge.hairpin, MTU: answered.mtu, Routes: answered.routes,
+			Bridge: endpoint.Bridge, Hairpin: p.config.network.Hairpin, MTU: answered.mtu, Routes: answered.routes,
 		}
 		for _, a := range endpoint.Addresses {
 			b.Addresses = append(b.Addresses, a.Address)
+		}
+		if p.config.network.BridgeGateway {
+			b.Gateways = endpoint.Gateways()
 		}
 		return wiring.CheckBridged(host, container, veth, b)
 	}

@@ -186,26 +186,30 @@ func TestBridgeKeys(t *testing.T) {
 		Network api.Network
 		Bridge  bridgeConfig
 	}
-	named := func(name string, force bool) api.Network {
-		return api.Network{Name: "n", Driver: "bridge", Bridge: name, ForceAddress: force}
+	// with is a network, as each function makes it.
+	with := func(set ...func(*read)) read {
+		r := read{Network: api.Network{Name: "n", Driver: "bridge", Bridge: "tendril0"}}
+		for _, one := range set {
+			one(&r)
+		}
+		return r
 	}
+	named := func(name string) func(*read) { return func(r *read) { r.Network.Bridge = name } }
+	gateway := func(r *read) { r.Network.BridgeGateway = true }
+	defaultGateway := func(r *read) { r.Bridge.defaultGateway = true }
 	for keys, want := range map[string]read{
-		``:                          {named("tendril0", false), bridgeConfig{}},
-		`"bridge": "br-0",`:         {named("br-0", false), bridgeConfig{}},
-		`"bridge": "tdlbr0",`:       {named("tdlbr0", false), bridgeConfig{}},
-		`"isGateway": true,`:        {named("tendril0", false), bridgeConfig{gateway: true}},
-		`"isDefaultGateway": true,`: {named("tendril0", false), bridgeConfig{gateway: true, defaultGateway: true}},
-		`"forceAddress": true,`:     {named("tendril0", false), bridgeConfig{force: true}}, // nothing is there to be forced
-		`"isDefaultGateway": true, "isGateway": false, "forceAddress": true,`: {
-			named("tendril0", true), bridgeConfig{gateway: true, defaultGateway: true, force: true},
-		},
-		`"hairpinMode": true, "promiscMode": false,`: {named("tendril0", false), bridgeConfig{hairpin: true}},
-		`"promiscMode": true,`:                       {named("tendril0", false), bridgeConfig{promisc: true}},
-		`"macspoofchk": true,`:                       {named("tendril0", false), bridgeConfig{}},
-		`"macspoofchk": false,`:                      {named("tendril0", false), bridgeConfig{}},
-		`"vlan": 0, "vlanTrunk": [], "preserveDefaultVlan": false, "enabledad": false, "portIsolation": false, "disableContainerInterface": null,`: {
-			named("tendril0", false), bridgeConfig{},
-		},
+		``:                          with(),
+		`"bridge": "br-0",`:         with(named("br-0")),
+		`"bridge": "tdlbr0",`:       with(named("tdlbr0")),
+		`"isGateway": true,`:        with(gateway),
+		`"isDefaultGateway": true,`: with(gateway, defaultGateway),
+		`"forceAddress": true,`:     with(), // nothing is there to be forced
+		`"isDefaultGateway": true, "isGateway": false, "forceAddress": true,`: with(gateway, defaultGateway, func(r *read) { r.Network.ForceAddress = true }),
+		`"hairpinMode": true, "promiscMode": false,`:                          with(func(r *read) { r.Network.Hairpin = true }),
+		`"promiscMode": true,`:  with(func(r *read) { r.Network.Promisc = true }),
+		`"macspoofchk": true,`:  with(),
+		`"macspoofchk": false,`: with(),
+		`"vlan": 0, "vlanTrunk": [], "preserveDefaultVlan": false, "enabledad": false, "portIsolation": false, "disableContainerInterface": null,`: with(),
 	} {
 		c, err := parseConfig([]byte(`{"cniVersion": "1.1.0", "name": "n", "driver": "bridge", `+keys+` "ipam": {"type": "static"}}`), true)
 		if err != nil {

@@ -6,10 +6,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/uplink"
+	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
 // checkBridge refuses a network whose bridge is an uplink of the node: what goes to the
@@ -108,4 +112,50 @@ func (s *Service) relocated(r *record) (*record, error) {
 	}
 	s.put(&moved)
 	return &moved, nil
+}
+
+// repairBridges puts back what others took from the bridges of the endpoints that are
+// served: the bridge, its addresses, that it is up.
+func (s *Service) repairBridges() error {
+	type wanted struct {
+		bridge   wiring.Bridge
+		gateways []netip.Prefix
+	}
+	bridges := make(map[string]wanted)
+	for _, r := range s.list(func(r *record) bool { return r.State == api.Ready && r.Bridge != "" }) {
+		if s.isDetached(r.Attachment) {
+			continue
+		}
+		w, known := bridges[r.Bridge]
+		if !known {
+			w.bridge = wiring.Bridge{Name: r.Bridge, MTU: r.Origin.MTU, MAC: parsedMAC(r.HostMAC)}
+		}
+		w.bridge.Promisc = w.bridge.Promisc || r.Origin.Promisc
+		if r.Origin.BridgeGateway {
+			w.gateways = append(w.gateways, r.Gateways()...)
+		}
+		bridges[r.Bridge] = w
+	}
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(bridges)) {
+		w := bridges[name]
+		slices.SortFunc(w.gateways, netip.Prefix.Compare)
+		mended, err := s.opts.Bridges.RepairBridge(w.bridge, slices.Compact(w.gateways))
+		if len(mended) > 0 {
+			s.log.Warn("bridge repaired", "bridge", name, "found", strings.Join(mended, "; "))
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("repair bridge %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// repairPort makes an endpoint's device a port of its bridge again. Its lock is held.
+func (s *Service) repairPort(r *record) (mended []string, err error) {
+	if r.Bridge == "" {
+		return nil, nil
+	}
+	links := wiring.Links{Veth: wiring.Veth{HostName: r.HostIfName, MAC: parsedMAC(r.MAC)}, HostIndex: r.HostIfIndex}
+	return s.opts.Bridges.RepairPort(links, wiring.Bridged{Bridge: r.Bridge, Hairpin: r.Origin.Hairpin, MTU: r.MTU})
 }

@@ -3,16 +3,19 @@
 package agent
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/datapath"
 	"github.com/tendril-net/tendril/pkg/uplink"
+	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
 // The life of an endpoint on a bridge. Of what the node knows of a routed one's subnet it
@@ -68,11 +71,12 @@ func TestLifeOfABridgedEndpoint(t *testing.T) {
 	mustServe("of the next agent")
 	w.mustRemain(t, s, present)
 
-	// A bridge that was made anew, and whose port the endpoint is again.
+	// A bridge that somebody has made anew: the agent makes the device its port, and tells
+	// the datapath.
 	again := w.addBridge("br0")
-	wantMessage(t, s.Check(ctx, ready.Attachment), "device "+link.Name+" is no port of bridge br0")
-	link.Master = again.Index
+	link.Master = 0
 	w.links[link.Name] = link
+	wantMessage(t, s.Check(ctx, ready.Attachment), "device "+link.Name+" is no port of bridge br0")
 	s.tidy()
 	one := served[1]
 	one.Bridge = again.Index
@@ -80,19 +84,92 @@ func TestLifeOfABridgedEndpoint(t *testing.T) {
 	mustServe("of a new bridge")
 	must(t, s.Check(ctx, ready.Attachment))
 
-	// An agent that starts without the bridge serves the container all the same: its device
-	// is a port of none.
+	// An agent that starts without the bridge, and cannot make it, serves the container all
+	// the same: its device is a port of none.
 	stop()
 	delete(w.bridges, "br0")
 	link.Master = 0
 	w.links[link.Name] = link
 	w.attached = make(map[uint16]datapath.Endpoint)
+	w.fail["RepairBridge"] = errors.New("refused")
 	s, _ = w.boot(t)
 	one.Bridge = link.Index
 	served[1] = one
 	mustServe("without its bridge")
 	wantMessage(t, s.Check(ctx, ready.Attachment), "device br0 is gone, and endpoints are to be its ports")
 	w.mustRemain(t, s, present)
+}
+
+// What others took from bridges and ports is put back each minute; what cannot be is named.
+func TestRepairOfBridges(t *testing.T) {
+	w := newWorld(t)
+	w.addBridge("br0")
+	s, stop := w.boot(t)
+	gateways := func(texts ...string) (all []netip.Prefix) {
+		for _, text := range texts {
+			all = append(all, netip.MustParsePrefix(text))
+		}
+		return all
+	}
+	mac, _ := net.ParseMAC(bridgeMAC)
+	want := []bridgeRepair{
+		{bridge: wiring.Bridge{Name: "br0", MAC: mac, Promisc: true}, gateways: gateways("10.30.0.1/24", "10.31.0.1/24", "fd00:30::1/64")},
+	}
+	first := w.mustAdd(t, s, bridged("c1")) // of a network without gateway
+	one := bridged("c2")
+	one.Network.BridgeGateway = true
+	one.Network.Name, one.Network.Ranges = "wan", ranges(api.RangeSet{{Subnet: netip.MustParsePrefix("10.31.0.0/24")}})
+	w.mustAdd(t, s, one)
+	other := delegated("c3", "10.30.0.9/24")
+	other.Network.Driver, other.Network.Bridge, other.HostMAC = "bridge", "br0", bridgeMAC
+	other.Network.BridgeGateway, other.Network.Promisc = true, true
+	other.Addresses = []api.Address{
+		{Address: netip.MustParsePrefix("10.30.0.9/24"), Gateway: netip.MustParseAddr("10.30.0.1")},
+		{Address: netip.MustParsePrefix("fd00:30::9/64"), Gateway: netip.MustParseAddr("fd00:30::1")},
+	}
+	w.mustAdd(t, s, other)
+	w.mustAdd(t, s, request("c4"))
+	judge := func(health api.Health) {
+		t.Helper()
+		if d := cmp.Diff(want, w.repairs, cmp.AllowUnexported(bridgeRepair{}), cmpopts.EquateComparable(netip.Prefix{})); d != "" {
+			t.Errorf("repairs (-want +got):\n%s", d)
+		}
+		w.repairs = nil
+		got, err := s.Health(ctx)
+		must(t, err)
+		if d := cmp.Diff(health, got); d != "" {
+			t.Errorf("health (-want +got):\n%s", d)
+		}
+	}
+	s.tidy()
+	judge(api.Health{OK: true})
+
+	w.fail["RepairBridge"] = errors.New("subnets overlap")
+	w.fail["RepairPort"] = errors.New("it is another's port")
+	s.tidy()
+	judge(api.Health{Reasons: []string{
+		"bridge devices: repair bridge br0: subnets overlap",
+		"endpoints: 3 cannot be repaired; the first: repair endpoint c1/eth0: it is another's port",
+	}})
+
+	// The next agent does it at once.
+	delete(w.fail, "RepairBridge")
+	delete(w.fail, "RepairPort")
+	stop()
+	link := w.links[first.HostIfName]
+	link.Master = 0
+	w.links[first.HostIfName] = link
+	s, _ = w.boot(t)
+	judge(api.Health{OK: true})
+	must(t, s.Check(ctx, first.Attachment))
+
+	// Who has no device any more has no say.
+	for _, container := range []string{"c1", "c2", "c3"} {
+		s.LinkGone(w.links[api.HostIfName(api.Attachment{ContainerID: container, IfName: "eth0"})].Index)
+	}
+	want = nil
+	s.tidy()
+	judge(api.Health{OK: true})
 }
 
 func wantMessage(t *testing.T, err error, want string) {

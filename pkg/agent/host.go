@@ -17,7 +17,7 @@ import (
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
-// Host is the node: Links, Routes, Surroundings and Sockets of one network namespace.
+// Host is the node: Links, Bridges, Routes, Surroundings and Sockets of one network namespace.
 type Host struct {
 	ns     *wiring.Namespace
 	handle netlinksafe.Handle
@@ -28,6 +28,7 @@ type Host struct {
 
 var (
 	_ Links        = (*Host)(nil)
+	_ Bridges      = (*Host)(nil)
 	_ Routes       = (*Host)(nil)
 	_ Surroundings = (*Host)(nil)
 	_ Sockets      = (*Host)(nil)
@@ -128,6 +129,16 @@ func (h *Host) devices(keep func(netlink.Link) bool) ([]string, error) {
 
 // RemoveLink implements Links.
 func (h *Host) RemoveLink(name string) error { return wiring.RemoveVeth(h.ns, name) }
+
+// RepairBridge implements Bridges.
+func (h *Host) RepairBridge(b wiring.Bridge, gateways []netip.Prefix) ([]string, error) {
+	return wiring.RepairBridge(h.ns, b, gateways)
+}
+
+// RepairPort implements Bridges.
+func (h *Host) RepairPort(links wiring.Links, b wiring.Bridged) ([]string, error) {
+	return wiring.RepairPort(h.ns, links, b)
+}
 
 // AddUnreachable implements Routes.
 func (h *Host) AddUnreachable(p netip.Prefix) error { return wiring.EnsureUnreachable(h.ns, p) }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/tendril-net/tendril/pkg/datapath"
+	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
 // Datapath is the part of *datapath.Datapath that the service uses, by concern.
@@ -44,7 +45,8 @@ type HostPlane interface {
 // RepairPlane puts back what others took from the datapath.
 type RepairPlane interface {
 	RepairPins() error
-	RepairEndpoint(datapath.Endpoint) error
+	// RepairEndpoint returns what was missing or wrong, in words.
+	RepairEndpoint(datapath.Endpoint) (found []string, err error)
 }
 
 // FlowPlane works on the decisions that the datapath has stored.
@@ -93,6 +95,12 @@ type Links interface {
 	HostLinks() ([]string, error)
 	// RemoveLink removes a device; one that is not there is no error.
 	RemoveLink(name string) error
+}
+
+// Bridges are the Linux bridges that endpoints are ports of, as pkg/wiring repairs them.
+type Bridges interface {
+	RepairBridge(b wiring.Bridge, gateways []netip.Prefix) (mended []string, err error)
+	RepairPort(links wiring.Links, b wiring.Bridged) (mended []string, err error)
 }
 
 // Routes are the unreachable routes that keep packets for addresses that no

@@ -5,6 +5,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/datapath"
@@ -41,8 +42,12 @@ func (s *Service) repairOne(r *record) error {
 	if s.lookup(r.Attachment) != r || s.isDetached(r.Attachment) {
 		return nil
 	}
-	r, err := s.relocated(r)
+	mended, err := s.repairPort(r)
 	if err != nil {
+		return fmt.Errorf("repair endpoint %s: %w", recordKey(r.Attachment), err)
+	}
+	s.logMended(r, mended)
+	if r, err = s.relocated(r); err != nil {
 		return err
 	}
 	err = s.opts.Datapath.Endpoints.CheckEndpoint(r.datapath())
@@ -54,10 +59,18 @@ func (s *Service) repairOne(r *record) error {
 		if lookErr != nil {
 			return fmt.Errorf("read device %s: %w", r.HostIfName, lookErr)
 		}
-		err = s.opts.Datapath.Repairs.RepairEndpoint(r.datapath())
+		mended, err = s.opts.Datapath.Repairs.RepairEndpoint(r.datapath())
+		s.logMended(r, mended)
 	}
 	if err != nil {
 		return fmt.Errorf("repair endpoint %s: %w", recordKey(r.Attachment), err)
 	}
 	return nil
+}
+
+// logMended tells whose endpoint was repaired, and of what.
+func (s *Service) logMended(r *record, mended []string) {
+	if len(mended) > 0 {
+		s.log.Warn("endpoint repaired", "container", r.ContainerID, "interface", r.IfName, "device", r.HostIfName, "found", strings.Join(mended, "; "))
+	}
 }

@@ -29,9 +29,10 @@ type Options struct {
 	Leases *ipam.Store
 	// Datapath serves the endpoints.
 	Datapath Datapath
-	// Links and Routes are those of the node's network namespace.
-	Links  Links
-	Routes Routes
+	// Links, Bridges and Routes are those of the node's network namespace.
+	Links   Links
+	Bridges Bridges
+	Routes  Routes
 	// Surroundings are the addresses of that namespace, Sockets its sockets.
 	Surroundings Surroundings
 	Sockets      Sockets

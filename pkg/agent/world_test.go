@@ -24,6 +24,7 @@ import (
 	"github.com/tendril-net/tendril/pkg/datapath"
 	"github.com/tendril-net/tendril/pkg/ipam"
 	"github.com/tendril-net/tendril/pkg/uplink"
+	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
 // world is a node in memory, all but the state file. It outlives the agents
@@ -60,8 +61,15 @@ type world struct {
 	hits        datapath.PolicyHits
 	flows       []datapath.Flow
 	repaired    []uint16
+	repairs     []bridgeRepair
 	fail        map[string]error // what the named call returns
 	during      func(string)     // called in the middle of the named call
+}
+
+// bridgeRepair is a call of RepairBridge.
+type bridgeRepair struct {
+	bridge   wiring.Bridge
+	gateways []netip.Prefix
 }
 
 func newWorld(t *testing.T) *world {
@@ -109,6 +117,7 @@ func (w *world) service(t *testing.T, db *bbolt.DB) *Service {
 		Datapath:     Datapath{Endpoints: w, Node: w, Host: w, Repairs: w, Flows: w, Stats: w, Policy: w, Walk: w},
 		PolicyDir:    w.policyDir(),
 		Links:        w,
+		Bridges:      w,
 		Routes:       w,
 		Surroundings: w,
 		Sockets:      w,
@@ -178,15 +187,43 @@ func (w *world) RepairPins() error {
 	return nil
 }
 
-func (w *world) RepairEndpoint(e datapath.Endpoint) error {
+func (w *world) RepairEndpoint(e datapath.Endpoint) ([]string, error) {
 	if err := w.call("RepairEndpoint"); err != nil {
-		return err
+		return nil, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.attached[e.ID] = e
 	w.repaired = append(w.repaired, e.ID)
-	return nil
+	return []string{"something was missing"}, nil
+}
+
+// RepairBridge knows which bridges there are, and not what addresses they have.
+func (w *world) RepairBridge(b wiring.Bridge, gateways []netip.Prefix) ([]string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.repairs = append(w.repairs, bridgeRepair{b, gateways})
+	if err := w.fail["RepairBridge"]; err != nil {
+		return nil, err
+	}
+	if _, there := w.bridges[b.Name]; there {
+		return nil, nil
+	}
+	w.nextIndex++
+	w.bridges[b.Name] = HostLink{Name: b.Name, Index: w.nextIndex, MAC: b.MAC, Bridge: true}
+	return []string{"the bridge was missing"}, nil
+}
+
+func (w *world) RepairPort(links wiring.Links, b wiring.Bridged) ([]string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	link, bridge := w.links[links.HostName], w.bridges[b.Bridge]
+	if err := w.fail["RepairPort"]; err != nil || link.Master != 0 || bridge.Index == 0 {
+		return nil, err
+	}
+	link.Master = bridge.Index
+	w.links[links.HostName] = link
+	return []string{"it was no port"}, nil
 }
 
 func (w *world) ReconcileEndpoints(endpoints []datapath.Endpoint) error {

@@ -4,6 +4,7 @@ package api
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -25,6 +26,11 @@ type Network struct {
 	// ForceAddress says that an address of Bridge which lies in the ranges, and is no
 	// gateway of theirs, is about to be taken from it.
 	ForceAddress bool `json:"forceAddress,omitempty"`
+	// BridgeGateway gives Bridge the endpoints' gateways as addresses, Promisc lets it get
+	// all frames, and Hairpin has it send a frame back by the port that it came from.
+	BridgeGateway bool `json:"bridgeGateway,omitempty"`
+	Promisc       bool `json:"promisc,omitempty"`
+	Hairpin       bool `json:"hairpin,omitempty"`
 	// IPMasq asks for the masquerade of what endpoints send to the world.
 	IPMasq bool `json:"ipMasq"`
 	// MTU of the container's interface in bytes; 0 follows the uplink's.
@@ -141,6 +147,18 @@ type Endpoint struct {
 	NamedPorts []NamedPort       `json:"namedPorts,omitempty"`
 	Ports      []PortMapping     `json:"ports,omitempty"`
 	Created    time.Time         `json:"created"`
+}
+
+// Gateways are those of an endpoint, each once and with the length of its subnet.
+func (e *Endpoint) Gateways() []netip.Prefix {
+	var all []netip.Prefix
+	for _, address := range e.Addresses {
+		gateway := netip.PrefixFrom(address.Gateway, address.Address.Bits())
+		if address.Gateway.IsValid() && !slices.Contains(all, gateway) {
+			all = append(all, gateway)
+		}
+	}
+	return all
 }
 
 // GCRequest frees everything of a network that is not in Valid.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -213,7 +214,7 @@ func compare[V comparable](m *ebpf.Map, key any, got *V, want V, what string) er
 		return fmt.Errorf("read %s: %w", what, err)
 	}
 	if *got != want {
-		return &MismatchError{What: what, Want: fmt.Sprintf("%+v", want), Got: fmt.Sprintf("%+v", *got)}
+		return &MismatchError{What: what, Difference: difference(reflect.ValueOf(got).Elem(), reflect.ValueOf(&want).Elem())}
 	}
 	return nil
 }

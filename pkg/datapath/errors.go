@@ -2,7 +2,14 @@
 
 package datapath
 
-import "fmt"
+import (
+	"fmt"
+	"net"
+	"reflect"
+	"strings"
+
+	"github.com/tendril-net/tendril/pkg/maps"
+)
 
 // LockedError says that another agent uses the same bpf-root.
 type LockedError struct {
@@ -36,15 +43,46 @@ func (e *KernelError) Unwrap() error { return e.Err }
 type MismatchError struct {
 	// What is wrong, such as "entry of 10.10.0.5 in map endpoints".
 	What string
-	// Want and Got, or "" where only presence counts.
-	Want, Got string
+	// Difference is such as "has mtu 1400, not 1500", or "" where it is missing.
+	Difference string
 }
 
 func (e *MismatchError) Error() string {
-	if e.Want == "" && e.Got == "" {
+	if e.Difference == "" {
 		return e.What + " is missing"
 	}
-	return fmt.Sprintf("%s is %s, not %s", e.What, e.Got, e.Want)
+	return e.What + " " + e.Difference
+}
+
+// difference names the fields of a map's value that are not as they should be, in the
+// words of the programs. One that is no struct is compared whole.
+func difference(got, want reflect.Value) string {
+	if got.Kind() != reflect.Struct {
+		return fmt.Sprintf("is %v, not %v", got, want)
+	}
+	var texts []string
+	for i := range got.NumField() {
+		field := got.Type().Field(i)
+		if field.Name != "_" && !got.Field(i).Equal(want.Field(i)) {
+			texts = append(texts, fmt.Sprintf("%s %s, not %s", strings.ToLower(field.Name), shown(got.Field(i)), shown(want.Field(i))))
+		}
+	}
+	return "has " + strings.Join(texts, ", and ")
+}
+
+// shown is a field as people write it: addresses and MACs are no lists of numbers.
+func shown(field reflect.Value) string {
+	value := field.Interface()
+	if address, ok := value.(maps.Address); ok {
+		if a := maps.Addr(address); a.IsValid() {
+			return a.String()
+		}
+		return "none"
+	}
+	if field.Type() == reflect.TypeOf(maps.NewMAC(make(net.HardwareAddr, 6))) {
+		return net.HardwareAddr(field.FieldByName("Bytes").Bytes()).String()
+	}
+	return fmt.Sprint(value)
 }
 
 // FullError says that a map has no room for what is to be written.

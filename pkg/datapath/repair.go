@@ -92,21 +92,19 @@ func makePinFolder(path string) error {
 
 // RepairEndpoint puts back what others took from an endpoint that AttachEndpoint
 // has served: entries of maps that are missing or wrong, and programs that are not
-// attached. What was found is logged, and decisions are taken anew. Where all is
-// well it costs what CheckEndpoint does. A device that is gone is no error:
+// attached. It returns what was found, in words, and decisions are taken anew. Where all
+// is well it costs what CheckEndpoint does. A device that is gone is no error:
 // whoever follows the links will say so.
-func (d *Datapath) RepairEndpoint(e Endpoint) error {
+func (d *Datapath) RepairEndpoint(e Endpoint) (found []string, err error) {
 	if err := e.validate(); err != nil {
-		return err
+		return nil, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	found, err := d.ensureEndpoint(e)
-	if len(found) == 0 {
-		return err
+	if found, err = d.ensureEndpoint(e); len(found) == 0 {
+		return nil, err
 	}
-	d.log.Warn("endpoint repaired", "endpoint", e.ID, "device", e.IfName, "found", strings.Join(found, "; "))
-	return errors.Join(err, d.bumpEpoch(0))
+	return found, errors.Join(err, d.bumpEpoch(0))
 }
 
 // ensureEndpoint makes the datapath serve an endpoint and returns what was missing

@@ -5,6 +5,7 @@ package datapath
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -46,7 +47,11 @@ func (s *damaged) repair(t *testing.T) string {
 	s.do(t, func() error {
 		errs := []error{s.d.RepairPins(), s.d.ReconcileUplinks([]Uplink{s.uplink})}
 		for _, e := range s.ends {
-			errs = append(errs, s.d.RepairEndpoint(e))
+			found, err := s.d.RepairEndpoint(e)
+			if len(found) > 0 {
+				fmt.Fprintf(&s.log, "%s repaired: %s\n", e.IfName, strings.Join(found, "; "))
+			}
+			errs = append(errs, err)
 		}
 		return errors.Join(errs...)
 	})
@@ -156,7 +161,10 @@ func TestRepair(t *testing.T) {
 						must(t, s.d.maps.Interfaces.Put(uint32(s.uplink.IfIndex), maps.Interface{Role: maps.RoleUplink}))
 						must(t, s.d.maps.Interfaces.Put(uint32(s.ends[1].IfIndex), s.ends[0].device()))
 					}, false, []string{
-						"entry of 10.10.0.2 in map endpoints is missing", "in map interfaces is {", "device=up0", "device=tdlb",
+						"tdla repaired: entry of 10.10.0.2 in map endpoints is missing\n", `"uplink repaired" device=up0`,
+						fmt.Sprintf("tdlb repaired: entry of interface %d in map interfaces has endpoint 1, not 2, and mac %s, not %s\n",
+							s.ends[1].IfIndex, s.ends[0].MAC, s.ends[1].MAC),
+						"in map interfaces has ipv4 none, not 192.0.2.1, and ipv6 none, not 2001:db8::1, and mtu 0, not 1500, and mac 00:00:00:00:00:00, not ",
 					},
 				},
 			} {

@@ -35,6 +35,8 @@ type Bridge struct {
 	MTU int
 	// Promisc has the bridge get all frames that its ports see.
 	Promisc bool
+	// MAC of a bridge that is made; nil takes a random one.
+	MAC net.HardwareAddr
 }
 
 // BridgeLink is a bridge as it exists.
@@ -97,7 +99,11 @@ func kindName(kind string) string {
 // createBridge returns unix.EEXIST when there is a device of the name by now. The bridge
 // is born with a MAC of its own: one that is the kernel's choice changes with the ports.
 func createBridge(host *Namespace, b Bridge) (BridgeLink, error) {
-	body := linkAttributes(header(unix.IfInfomsg{}), b.Name, mac.Random(), b.MTU)
+	own := b.MAC
+	if own == nil {
+		own = mac.Random()
+	}
+	body := linkAttributes(header(unix.IfInfomsg{}), b.Name, own, b.MTU)
 	body = attribute(body, unix.IFLA_LINKINFO, attributeString(nil, unix.IFLA_INFO_KIND, "bridge"))
 	answers, err := host.exchange([]message{{
 		kind: unix.RTM_NEWLINK, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, body: body,
@@ -144,11 +150,16 @@ func raiseBridge(host *Namespace, b Bridge, bridge link) error {
 // It does not wait for the duplicate address detection of an address that somebody else
 // gave: that begins with the bridge's first port.
 func EnsureGateways(host *Namespace, name string, gateways []netip.Prefix, force bool) error {
+	_, err := ensureGateways(host, name, gateways, force)
+	return err
+}
+
+// ensureGateways also returns which of the addresses were missing.
+func ensureGateways(host *Namespace, name string, gateways []netip.Prefix, force bool) (missing []netip.Prefix, err error) {
 	bridge, err := addressesOfBridge(host, name)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var missing []netip.Prefix
 	var inUse []message // ask which addresses are in use
 	for _, gateway := range gateways {
 		there, ok := bridge.addresses[gateway]
@@ -162,7 +173,7 @@ func EnsureGateways(host *Namespace, name string, gateways []netip.Prefix, force
 	if len(missing) != 0 {
 		messages, err := bridge.makeRoom(gateways, missing, force)
 		if err != nil {
-			return err
+			return missing, err
 		}
 		for _, gateway := range gateways {
 			// Those that are there too: an IPv4 address takes later ones of its subnet with it.
@@ -177,13 +188,13 @@ func EnsureGateways(host *Namespace, name string, gateways []netip.Prefix, force
 			_, err = host.exchange(messages)
 		}
 		if err != nil {
-			return err
+			return missing, err
 		}
 	}
 	if inUse == nil {
-		return nil
+		return missing, nil
 	}
-	return wait{
+	return missing, wait{
 		messages: inUse,
 		ready: func(answers [][]byte) bool {
 			return !slices.ContainsFunc(answers, func(answer []byte) bool { return !addressReady(answer) })
@@ -257,6 +268,8 @@ type Bridged struct {
 	// Addresses with the length of their subnet, which is on the link.
 	Addresses []netip.Prefix
 	Routes    []Route
+	// Gateways are the addresses that EnsureGateways has given the bridge, for CheckBridged.
+	Gateways []netip.Prefix
 }
 
 func (b Bridged) ipv6() bool {
@@ -379,6 +392,15 @@ func CheckBridged(host, container *Namespace, v Veth, b Bridged) error {
 		return err
 	}
 	differences = append(differences, ofBridge...)
+	if len(b.Gateways) != 0 {
+		bridge, err := observe(host, b.Bridge, nil)
+		if err != nil {
+			return err
+		}
+		for _, gateway := range b.Gateways {
+			differences = append(differences, bridge.compareAddress("gateway address", " on the host", b.Bridge, gateway)...)
+		}
+	}
 	for _, a := range b.Addresses {
 		switch missing := inContainer.compareAddress("address", " in the container", v.Name, a); {
 		case missing != nil:

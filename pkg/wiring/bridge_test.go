@@ -506,8 +506,13 @@ func TestBridgeKeepsWhatItKnows(t *testing.T) {
 func TestCheckBridgedNamesWhatDiffers(t *testing.T) {
 	p := newPair(t)
 	v, b := bridgedVeth(5), testBridged()
-	b.Hairpin = true
+	b.Hairpin, b.Gateways = true, prefixes("10.10.0.1/16", "fd00:10::1/64")
 	tests := []spoiled{
+		{
+			"gateway address", "node",
+			[]string{"addr", "del", "10.10.0.1/16", "dev", bridgeName},
+			[]string{"gateway address 10.10.0.1/16 is missing on tdlbr0 on the host"},
+		},
 		{
 			"detached", "node",
 			[]string{"link", "set", v.HostName, "nomaster"},
@@ -526,12 +531,16 @@ func TestCheckBridgedNamesWhatDiffers(t *testing.T) {
 		{
 			"bridge down", "node",
 			[]string{"link", "set", bridgeName, "down"},
-			[]string{"link tdlbr0 is down on the host"},
+			// The kernel takes IPv6 addresses from a link that is set down.
+			[]string{"link tdlbr0 is down on the host", "gateway address fd00:10::1/64 is missing on tdlbr0 on the host"},
 		},
 		{
 			"no bridge", "node",
 			[]string{"link", "del", bridgeName, "&&", "ip", "link", "add", bridgeName, "type", "veth"},
-			[]string{"link tdlbr0 on the host is a veth, not a bridge"},
+			[]string{
+				"link tdlbr0 on the host is a veth, not a bridge", "gateway address 10.10.0.1/16 is missing on tdlbr0 on the host",
+				"gateway address fd00:10::1/64 is missing on tdlbr0 on the host",
+			},
 		},
 		{
 			"hairpin", "node",

@@ -4,7 +4,10 @@ package e2e
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/tendril-net/tendril/internal/nodetest"
 	"github.com/tendril-net/tendril/internal/nstest"
@@ -52,4 +55,43 @@ func TestBridgeStation(t *testing.T) {
 		trials("egress", trial{"a to the station", toStation, byEgress}, trial{"the station to a", toA, ""})
 		g.delete(t, "shut")
 	})
+}
+
+// What somebody took from a bridge and its ports, the agent puts back; meanwhile and later
+// the containers keep what they have.
+func TestBridgeRepaired(t *testing.T) {
+	s := drivenBy(t, api.DriverBridge)
+	a, b := s.Attach(t, "a", s.pods), s.Attach(t, "b", s.pods)
+	at := serveUDP(t, s.world, netip.AddrPortFrom(world4, 0))
+	works := func() {
+		t.Helper()
+		for _, c := range []*nodetest.Container{a, b} {
+			if got := refusalOf(s.Call(t, checked(c))); got != (refusal{}) {
+				t.Errorf("CHECK of %s: %+v", c.ContainerID, got)
+			}
+			if got := askUDP(t, dialUDP(t, c.NS, netip.AddrPort{}, at), pattern(10)).Addr(); got != uplink4 {
+				t.Errorf("the world saw %s as %s", c.ContainerID, got)
+			}
+		}
+		inside := serveUDP(t, b.NS, netip.AddrPortFrom(b.IPv6, 0))
+		if got := askUDP(t, dialUDP(t, a.NS, netip.AddrPort{}, inside), pattern(10)).Addr(); got != a.IPv6 {
+			t.Errorf("b saw a as %s", got)
+		}
+	}
+	works()
+	for _, damage := range []string{
+		"address del 10.10.0.1/16 dev tendril0", "link set tendril0 down", "link set " + a.HostIfName + " nomaster", "link del tendril0",
+	} {
+		t.Run(damage, func(t *testing.T) {
+			s.Stop(t)
+			s.Run(t, "ip", strings.Fields(damage)...)
+			s.Start(t) // which does at once what it does each minute
+			works()
+		})
+	}
+	var want api.Health
+	want.OK = true
+	if diff := cmp.Diff(want, s.Status(t).Health); diff != "" {
+		t.Errorf("health (-want +got):\n%s", diff)
+	}
 }

@@ -145,6 +145,14 @@ func testCheck(t *testing.T, d driver) {
 			},
 		},
 		{
+			"gateway's address", func(t *testing.T, _ *nodetest.Container) {
+				s.Run(t, "ip", "address", "del", "10.10.0.1/16", "dev", "tendril0")
+			},
+			func(*nodetest.Container) refusal {
+				return refusal{100, "gateway address 10.10.0.1/16 is missing on tendril0 on the host", ""}
+			},
+		},
+		{
 			"bridge's MAC", func(t *testing.T, c *nodetest.Container) {
 				s.Run(t, "ip", "link", "set", "tendril0", "address", "02:00:00:00:00:98")
 				t.Cleanup(func() { s.Run(t, "ip", "link", "set", "tendril0", "address", c.HostMAC.String()) })

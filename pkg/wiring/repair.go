@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wiring
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// RepairBridge puts back what others took from a bridge that has endpoints: the bridge
+// itself, its flags, and the addresses by which containers reach the node. It returns what
+// it mended, in words, also with an error. Another address in the way is ErrOverlap.
+func RepairBridge(host *Namespace, b Bridge, gateways []netip.Prefix) (mended []string, err error) {
+	before, err := lookUpBridge(host, b.Name)
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		mended = append(mended, "the bridge was missing")
+	case err != nil:
+		return nil, err
+	case before.flags&unix.IFF_UP == 0:
+		mended = append(mended, "it was down")
+	case b.Promisc && before.flags&unix.IFF_PROMISC == 0:
+		mended = append(mended, "promiscuous mode was off")
+	}
+	if _, err := EnsureBridge(host, b); err != nil {
+		return nil, err
+	}
+	if len(gateways) == 0 {
+		return mended, nil
+	}
+	missing, err := ensureGateways(host, b.Name, gateways, false)
+	if err != nil {
+		return mended, err
+	}
+	for _, gateway := range missing {
+		mended = append(mended, fmt.Sprintf("address %s was missing", gateway))
+	}
+	return mended, nil
+}
+
+// RepairPort makes a host's side a port of its bridge again, as ConfigureBridged did, where
+// somebody took it out of the bridge. It returns what it mended, in words. One that is a
+// port of something else by now stays there, and is an error. A side or a bridge that is
+// gone is none: whoever follows the links will say so.
+func RepairPort(host *Namespace, links Links, b Bridged) (mended []string, err error) {
+	var gone [2]bool
+	messages := []message{getLink(b.Bridge), getLink(links.HostName)}
+	for i := range messages {
+		messages[i].tolerate, messages[i].tolerated = []unix.Errno{unix.ENODEV}, &gone[i]
+	}
+	answers, err := host.exchange(messages)
+	if err != nil || slices.Contains(gone[:], true) {
+		return nil, err
+	}
+	bridge, err1 := readLink(answers[0])
+	side, err2 := readLink(answers[1])
+	switch err := errors.Join(err1, err2); {
+	case err != nil:
+		return nil, fmt.Errorf("look up links %s and %s: %w", b.Bridge, links.HostName, err)
+	case side.index != links.HostIndex:
+		return nil, nil
+	case side.master == 0:
+		mended = []string{"it was no port of bridge " + b.Bridge}
+	case side.master != bridge.index:
+		return nil, fmt.Errorf("%s is a port of the device with index %d, not of bridge %s", links.HostName, side.master, b.Bridge)
+	case b.Hairpin && !side.port.hairpin:
+		mended = []string{"hairpin mode was off"}
+	default:
+		return nil, nil
+	}
+	if err := join(host, links, b); err != nil {
+		return nil, err
+	}
+	return mended, nil
+}
