@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/pkg/agent"
+	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/datapath"
 )
 
@@ -72,7 +73,7 @@ func cleanup(env environment, cfg config, log *slog.Logger, force bool) (err err
 	if err := n.restore(mounts); err != nil {
 		return err
 	}
-	for _, path := range []string{statePath(cfg.StateDir), cfg.Socket} {
+	for _, path := range []string{statePath(cfg.StateDir), cfg.Socket, filepath.Join(filepath.Dir(cfg.Socket), api.BridgeLockName)} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -38,6 +38,8 @@ type attachment struct {
 	endpoint        api.Endpoint
 	// bridge is the one that the host's side is a port of, with the driver bridge.
 	bridge wiring.BridgeLink
+	// joining is held with the driver bridge.
+	joining *bridgeLock
 	// ipamResult is what a delegated plugin answered.
 	ipamResult *current.Result
 	// helper is the address that the host's side has while that plugin runs.
@@ -56,6 +58,7 @@ func (p *plugin) add() (err error) {
 		return err
 	}
 	defer func() { _ = a.container.Close() }()
+	defer func() { a.joining.release() }()
 	exists, err := wiring.LinkExists(a.container, p.call.IfName)
 	if err != nil {
 		return err

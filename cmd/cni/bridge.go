@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -69,14 +70,29 @@ func (c *config) readBridge(o object) {
 }
 
 // ensureBridge is the first step: the host's side gets the bridge's MAC, by which the
-// datapath tells frames for the node from others. What fails later leaves the bridge, as
-// others may have become its ports.
+// datapath tells frames for the node from others. What fails later takes back a bridge that
+// was made here, unless others have become its ports.
 func (a *attachment) ensureBridge() error {
-	var err error
+	joining, err := lockBridges(a.config.socket)
+	if err != nil {
+		return err
+	}
+	a.joining = joining
 	a.bridge, err = wiring.EnsureBridge(a.host, wiring.Bridge{
 		Name: a.config.network.Bridge, MTU: a.config.network.MTU, Promisc: a.config.network.Promisc,
 	})
+	if a.bridge.Made {
+		a.undo.push(a.removeBridge)
+	}
 	return err
+}
+
+// removeBridge leaves the bridge when other ADDs do not end soon: they may need it.
+func (a *attachment) removeBridge(ctx context.Context) error {
+	if alone, err := a.joining.alone(ctx); err != nil || !alone {
+		return err
+	}
+	return wiring.RemoveUnusedBridge(a.host, a.config.network.Bridge, a.bridge)
 }
 
 func (a *attachment) wireBridged() error {

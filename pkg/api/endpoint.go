@@ -45,6 +45,10 @@ type Network struct {
 	NoICC bool `json:"noICC,omitempty"`
 }
 
+// BridgeLockName is a file beside the agent's socket by which plugins agree on who may remove
+// a bridge.
+const BridgeLockName = "bridges.lock"
+
 // The drivers.
 const (
 	// DriverRouted gives the container an address of its own and nobody on its link.

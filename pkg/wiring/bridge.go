@@ -44,6 +44,8 @@ type BridgeLink struct {
 	Index int
 	MAC   net.HardwareAddr
 	MTU   int
+	// Made says that there was none before.
+	Made bool
 }
 
 // EnsureBridge returns the bridge of that name, up, and makes it where there is none. One
@@ -122,7 +124,24 @@ func createBridge(host *Namespace, b Bridge) (BridgeLink, error) {
 	if err != nil {
 		return BridgeLink{}, errors.Join(fmt.Errorf("create bridge %s: %w", b.Name, err), removeLink(host, b.Name))
 	}
-	return BridgeLink{Index: bridge.index, MAC: bridge.mac, MTU: bridge.mtu}, nil
+	return BridgeLink{Index: bridge.index, MAC: bridge.mac, MTU: bridge.mtu, Made: true}, nil
+}
+
+// RemoveUnusedBridge removes a bridge that EnsureBridge has made, unless it has a port by
+// now, or is gone. Nobody may be about to give it one: see to that.
+func RemoveUnusedBridge(host *Namespace, name string, b BridgeLink) error {
+	return host.Do(func() error {
+		links, err := netlinksafe.LinkList()
+		if err != nil {
+			return fmt.Errorf("list the ports of bridge %s: %w", name, err)
+		}
+		there := func(l netlink.Link) bool { return l.Attrs().Index == b.Index && l.Attrs().Name == name }
+		port := func(l netlink.Link) bool { return l.Attrs().MasterIndex == b.Index }
+		if slices.ContainsFunc(links, port) || !slices.ContainsFunc(links, there) {
+			return nil
+		}
+		return removeLink(host, name)
+	})
 }
 
 // raiseBridge sets the flags that the bridge lacks, and asks nothing of the kernel where

@@ -101,6 +101,9 @@ func TestBridgeIsMade(t *testing.T) {
 	if len(got.MAC) != 6 || got.MAC[0]&3 != 2 {
 		t.Errorf("MAC is %s, want one of one station, locally administered", got.MAC)
 	}
+	if !got.Made {
+		t.Error("the bridge was there, it seems")
+	}
 	want := seen{Link: wiring.BridgeLink{Index: got.Index, MAC: got.MAC, MTU: 1400}, Kind: "bridge", Up: true, Promisc: true}
 	if diff := cmp.Diff(want, look(t, ns, bridgeName)); diff != "" {
 		t.Errorf("bridge (-want +got):\n%s", diff)
@@ -122,6 +125,29 @@ func TestBridgeIsMade(t *testing.T) {
 	if !look(t, ns, bridgeName).Promisc {
 		t.Error("promiscuous mode that is not asked for was turned off")
 	}
+}
+
+func TestUnusedBridgeIsRemoved(t *testing.T) {
+	ns, node := newNode(t)
+	made, err := wiring.EnsureBridge(node, wiring.Bridge{Name: bridgeName})
+	must(t, err)
+	ns.Run(t, "ip", "link", "add", "port", "master", bridgeName, "type", "veth")
+	must(t, wiring.RemoveUnusedBridge(node, bridgeName, made))
+	if got := look(t, ns, bridgeName).Link.Index; got != made.Index {
+		t.Errorf("bridge with a port: index %d, not %d", got, made.Index)
+	}
+	ns.Run(t, "ip", "link", "del", "port")
+	other := made
+	other.Index++ // another of its name
+	must(t, wiring.RemoveUnusedBridge(node, bridgeName, other))
+	if got := look(t, ns, bridgeName).Link.Index; got != made.Index {
+		t.Errorf("another's bridge: index %d, not %d", got, made.Index)
+	}
+	must(t, wiring.RemoveUnusedBridge(node, bridgeName, made))
+	if exists, err := wiring.LinkExists(node, bridgeName); err != nil || exists {
+		t.Errorf("bridge without a port: %v, %v", exists, err)
+	}
+	must(t, wiring.RemoveUnusedBridge(node, bridgeName, made))
 }
 
 func TestBridgeIsUsedAsItIs(t *testing.T) {
@@ -217,10 +243,18 @@ func TestBridgeRace(t *testing.T) {
 		if !want.Up {
 			t.Error("the bridge is down")
 		}
+		made := 0
 		for _, bridge := range got {
+			if bridge.Made {
+				made++
+			}
+			bridge.Made = false
 			if diff := cmp.Diff(want.Link, bridge); diff != "" {
 				t.Errorf("bridge (-want +got):\n%s", diff)
 			}
+		}
+		if made != 1 {
+			t.Errorf("%d say that they have made it", made)
 		}
 		if diff := cmp.Diff([]string{"10.10.0.1/16", "fd00:10::1/64"}, addressesOf(t, ns, bridgeName)); diff != "" {
 			t.Errorf("addresses (-want +got):\n%s", diff)
