@@ -128,10 +128,10 @@ func judged(flows []api.JudgedFlow) *table {
 }
 
 func policyDelete(c call) error {
+	if err := c.client.DeletePolicies(c.ctx, c.namespace, c.args); err != nil {
+		return err
+	}
 	for _, name := range c.args {
-		if err := c.client.DeletePolicy(c.ctx, c.namespace, name); err != nil {
-			return err
-		}
 		if _, err := fmt.Fprintln(c.stdout, printed("policy "+c.namespace+"/"+name)+" deleted"); err != nil {
 			return err
 		}

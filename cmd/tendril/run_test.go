@@ -182,8 +182,10 @@ func (a *agent) ApplyPolicies(_ context.Context, req api.ApplyRequest) (api.Poli
 	return change, a.err
 }
 
-func (a *agent) DeletePolicy(_ context.Context, namespace, name string) error {
-	a.deleted = append(a.deleted, namespace+"/"+name)
+func (a *agent) DeletePolicies(_ context.Context, namespace string, names []string) error {
+	for _, name := range names {
+		a.deleted = append(a.deleted, namespace+"/"+name)
+	}
 	return a.err
 }
 

@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/policy"
@@ -31,9 +32,15 @@ func (s *Service) ApplyPolicies(_ context.Context, req api.ApplyRequest) (api.Po
 	return change, err
 }
 
-// DeletePolicy removes a NetworkPolicy that was applied.
-func (s *Service) DeletePolicy(_ context.Context, namespace, name string) error {
-	_, _, err := s.firewall.change(&policy.Objects{}, []policyName{{namespace, name}}, false)
+// DeletePolicies removes NetworkPolicies that were applied: all of the names, or none.
+func (s *Service) DeletePolicies(_ context.Context, namespace string, names []string) error {
+	var drop []policyName
+	for _, name := range names {
+		if one := (policyName{namespace, name}); !slices.Contains(drop, one) {
+			drop = append(drop, one)
+		}
+	}
+	_, _, err := s.firewall.change(&policy.Objects{}, drop, false)
 	return err
 }
 

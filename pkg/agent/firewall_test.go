@@ -424,11 +424,19 @@ status: {}
 	stop()
 	s, _ = w.boot(t)
 	wantHealth(t, s)
-	must(t, s.DeletePolicy(ctx, "default", "web"))
+	// One that there is not keeps all others; one that is named twice goes once.
+	fault := faultOf(t, s.DeletePolicies(ctx, "default", []string{"web", "nope"}), api.CodeNotFound)
+	if want := "there is no policy default/nope"; fault.Message != want {
+		t.Errorf("%q, want %q", fault.Message, want)
+	}
+	if _, left := w.files(t)["default.web.yaml"]; !left || !w.policy.Active {
+		t.Errorf("left are %v, active %v", w.files(t), w.policy.Active)
+	}
+	must(t, s.DeletePolicies(ctx, "default", []string{"web", "web"}))
 	if _, left := w.files(t)["default.web.yaml"]; left || w.policy.Active {
 		t.Errorf("left are %v, active %v", w.files(t), w.policy.Active)
 	}
-	wantCode(t, s.DeletePolicy(ctx, "default", "web"), api.CodeNotFound)
+	wantCode(t, s.DeletePolicies(ctx, "default", []string{"web"}), api.CodeNotFound)
 }
 
 func TestApplyRefused(t *testing.T) {
@@ -461,7 +469,7 @@ func TestApplyRefused(t *testing.T) {
 			}
 		})
 	}
-	wantCode(t, s.DeletePolicy(ctx, "default", "hand"), api.CodeConflict)
+	wantCode(t, s.DeletePolicies(ctx, "default", []string{"hand"}), api.CodeConflict)
 	if d := cmp.Diff(before, w.files(t)); d != "" {
 		t.Errorf("files (-before +after):\n%s", d)
 	}

@@ -153,9 +153,10 @@ func (c *Client) ApplyPolicies(ctx context.Context, req ApplyRequest) (PolicyCha
 	return call[PolicyChange](ctx, c, http.MethodPost, path, yamlText(req.Text))
 }
 
-// DeletePolicy removes a NetworkPolicy that was applied.
-func (c *Client) DeletePolicy(ctx context.Context, namespace, name string) error {
-	_, err := call[none](ctx, c, http.MethodDelete, "/v1/policies/"+segment(namespace)+"/"+segment(name), nil)
+// DeletePolicies removes NetworkPolicies that were applied: all of the names, or none.
+func (c *Client) DeletePolicies(ctx context.Context, namespace string, names []string) error {
+	query := url.Values{"name": names}
+	_, err := call[none](ctx, c, http.MethodDelete, "/v1/policies/"+segment(namespace)+"?"+query.Encode(), nil)
 	return err
 }
 

@@ -194,9 +194,9 @@ func TestClientCalls(t *testing.T) {
 		{
 			"delete policy", 204, ``,
 			func(ctx context.Context, c *api.Client) (any, error) {
-				return nil, c.DeletePolicy(ctx, "de/fault", "..")
+				return nil, c.DeletePolicies(ctx, "de/fault", []string{"a&b", ".."})
 			},
-			request{"DELETE", "/v1/policies/de%2Ffault/%2E%2E", ""},
+			request{"DELETE", "/v1/policies/de%2Ffault?name=a%26b&name=..", ""},
 			nil,
 		},
 		{

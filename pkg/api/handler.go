@@ -78,7 +78,8 @@ type PortLister interface {
 type PolicyKeeper interface {
 	Policies(context.Context) (Firewall, error)
 	ApplyPolicies(context.Context, ApplyRequest) (PolicyChange, error)
-	DeletePolicy(ctx context.Context, namespace, name string) error
+	// DeletePolicies removes all of the names, or none.
+	DeletePolicies(ctx context.Context, namespace string, names []string) error
 }
 
 // DropLister shows what policy denies.
@@ -130,7 +131,7 @@ func NewHandler(service Service, opts HandlerOptions) http.Handler {
 		{"GET /v1/ports", "", h.ports},
 		{"GET /v1/policies", "", h.policies},
 		{"POST /v1/policies", "", h.applyPolicies},
-		{"DELETE /v1/policies/{namespace}/{name}", "", h.deletePolicy},
+		{"DELETE /v1/policies/{namespace}", "", h.deletePolicies},
 		{"GET /v1/drops", "", h.drops},
 		{"GET /v1/health", "", h.health},
 		{"GET /v1/status", "", h.status},
@@ -369,8 +370,12 @@ func (h *handler) applyPolicies(r *http.Request) (any, error) {
 	return h.service.ApplyPolicies(r.Context(), req)
 }
 
-func (h *handler) deletePolicy(r *http.Request) (any, error) {
-	return nil, h.service.DeletePolicy(r.Context(), r.PathValue("namespace"), r.PathValue("name"))
+func (h *handler) deletePolicies(r *http.Request) (any, error) {
+	names := r.URL.Query()["name"]
+	if len(names) == 0 {
+		return nil, &Error{Code: CodeInvalid, Key: "name", Message: "name is missing: whose policy is to be deleted"}
+	}
+	return nil, h.service.DeletePolicies(r.Context(), r.PathValue("namespace"), names)
 }
 
 func (h *handler) health(r *http.Request) (any, error) { return h.service.Health(r.Context()) }

@@ -101,8 +101,8 @@ func (r *recorder) ApplyPolicies(_ context.Context, req ApplyRequest) (PolicyCha
 	return PolicyChange{DryRun: req.DryRun, Objects: []ObjectChange{}}, r.err
 }
 
-func (r *recorder) DeletePolicy(_ context.Context, namespace, name string) error {
-	r.ask("delete policy", namespace, name)
+func (r *recorder) DeletePolicies(_ context.Context, namespace string, names []string) error {
+	r.ask("delete policies", namespace, names)
 	return r.err
 }
 
@@ -184,8 +184,9 @@ func TestHandlerRoutes(t *testing.T) {
 			"POST", "/v1/policies?dryRun=yes", "", 400,
 			`{"code":"invalid","message":"dryRun \"yes\": neither true nor false","key":"dryRun","value":"yes"}`, nil,
 		},
-		{"DELETE", "/v1/policies/default/web", "", 204, "", []any{"delete policy", "default", "web"}},
-		{"DELETE", "/v1/policies/web", "", 404, `{"code":"not_found","message":"no such operation: DELETE /v1/policies/web"}`, nil},
+		{"DELETE", "/v1/policies/default?name=web&name=db", "", 204, "", []any{"delete policies", "default", []string{"web", "db"}}},
+		{"DELETE", "/v1/policies/default", "", 400, `{"code":"invalid","message":"name is missing: whose policy is to be deleted","key":"name"}`, nil},
+		{"DELETE", "/v1/policies/default/web", "", 404, `{"code":"not_found","message":"no such operation: DELETE /v1/policies/default/web"}`, nil},
 		{"GET", "/v1/drops", "", 200, `[]`, []any{"drops", 1000}},
 		{"GET", "/v1/drops?limit=7", "", 200, `[]`, []any{"drops", 7}},
 		{"GET", "/v1/drops?limit=x", "", 400, `{"code":"invalid","message":"limit \"x\": not a number from 1 to 100000","key":"limit","value":"x"}`, nil},

@@ -238,7 +238,7 @@ func (d *Datapath) upgrade() error {
 }
 
 // Remove detaches the programs and removes the pins below root, which must not be
-// in use.
+// in use, and root itself unless somebody else pins there or it is mounted.
 func Remove(root string) error {
 	if _, err := os.Stat(root); errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -273,5 +273,6 @@ func Remove(root string) error {
 			return fmt.Errorf("remove pins: %w", err)
 		}
 	}
+	_ = os.Remove(root)
 	return nil
 }

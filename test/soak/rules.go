@@ -61,7 +61,7 @@ func (s *soak) apply(text string) error {
 // drop has it delete one; it is no fault that there is none.
 func (s *soak) drop(name string) error {
 	before := s.agent.look()
-	err := s.node.API.DeletePolicy(context.Background(), "default", name)
+	err := s.node.API.DeletePolicies(context.Background(), "default", []string{name})
 	if answer := (*api.Error)(nil); errors.As(err, &answer) && answer.Code == api.CodeNotFound {
 		return nil
 	}
