@@ -38,6 +38,8 @@ type attachment struct {
 	endpoint        api.Endpoint
 	// bridge is the one that the host's side is a port of, with the driver bridge.
 	bridge wiring.BridgeLink
+	// alone says that no other ADD is at work in the container.
+	alone bool
 	// joining is held with the driver bridge.
 	joining *bridgeLock
 	// ipamResult is what a delegated plugin answered.
@@ -59,7 +61,13 @@ func (p *plugin) add() (err error) {
 	}
 	defer func() { _ = a.container.Close() }()
 	defer func() { a.joining.release() }()
+	if a.alone, err = a.container.TryLock(); err != nil {
+		return err
+	}
 	exists, err := wiring.LinkExists(a.container, p.call.IfName)
+	if err == nil && exists {
+		exists, err = a.takeAwayRest()
+	}
 	if err != nil {
 		return err
 	}
@@ -78,6 +86,25 @@ func (p *plugin) add() (err error) {
 	}
 	failpoint.Hit(failpoint.CNIAddPrinted)
 	return nil
+}
+
+// takeAwayRest removes the links that an ADD of this very attachment has left which was
+// killed before the agent served them. It returns whether the interface is still there: what
+// is somebody else's stays, and what the agent serves is for DEL.
+func (a *attachment) takeAwayRest() (exists bool, err error) {
+	hostName := api.HostIfName(a.call.Attachment)
+	ours, err := wiring.IsPair(a.host, a.container, hostName, a.call.IfName)
+	if err != nil || !ours || !a.alone {
+		return true, err
+	}
+	endpoint, err := a.client.Endpoint(a.ctx, a.call.Attachment)
+	if refused := (*api.Error)(nil); errors.As(err, &refused) && refused.Code == api.CodeNotFound {
+		endpoint.State, err = api.Pending, nil
+	}
+	if err != nil || endpoint.State != api.Pending {
+		return true, err
+	}
+	return false, wiring.RemoveVeth(a.host, hostName)
 }
 
 func (a *attachment) wire(wanted wanted) error {

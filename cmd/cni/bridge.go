@@ -64,7 +64,7 @@ func (c *config) readBridge(o object) {
 	}
 	for _, key := range unsupportedBridgeKeys() {
 		if o.has(key) && !empty(o.fields[key]) {
-			o.faults.add(faultf(types.ErrUnsupportedField, "%s: %s is not supported yet", o.at(key), clip(o.fields[key])))
+			o.unsupported(key, "it does not exist yet", "")
 		}
 	}
 }
@@ -151,6 +151,9 @@ func (a *attachment) bridged() (wiring.Bridged, error) {
 	if fault := duplicate(given); fault != nil {
 		return b, fault
 	}
+	if err := a.checkPorts(b.Routes); err != nil {
+		return b, err
+	}
 	if !a.config.bridge.defaultGateway {
 		return b, nil
 	}
@@ -162,6 +165,36 @@ func (a *attachment) bridged() (wiring.Bridged, error) {
 		}
 	}
 	return b, nil
+}
+
+// checkPorts refuses ports of the host by which nobody could reach the container: it has no
+// way to answer off its link, where the node has no address. By way of another router than
+// the node it has one.
+func (a *attachment) checkPorts(routes []wiring.Route) error {
+	if a.config.network.BridgeGateway || len(a.config.ports) == 0 {
+		return nil
+	}
+	near, err := wiring.BridgeAddresses(a.host, a.config.network.Bridge)
+	if err != nil {
+		return err
+	}
+	answers := func(address netip.Prefix) bool {
+		return slices.ContainsFunc(near, func(p netip.Prefix) bool { return address.Masked().Contains(p.Addr()) }) ||
+			slices.ContainsFunc(routes, func(r wiring.Route) bool {
+				return r.Gateway.IsValid() && r.Gateway.Is4() == address.Addr().Is4()
+			})
+	}
+	for i, port := range a.config.ports {
+		reached := func(e api.Address) bool {
+			return answers(e.Address) && (!port.HostIP.IsValid() || port.HostIP.Is4() == e.Address.Addr().Is4())
+		}
+		if !slices.ContainsFunc(a.endpoint.Addresses, reached) {
+			return faultf(types.ErrInvalidNetworkConfig, "%s[%d]: port %d of the host would not be reached: the container has no route off "+
+				"bridge %s, and that no address for it: isGateway and isDefaultGateway give both",
+				keyPorts, i, port.HostPort, a.config.network.Bridge)
+		}
+	}
+	return nil
 }
 
 // onLink completes a route of a container on a bridge. Its next hop is on one of the

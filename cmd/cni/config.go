@@ -114,7 +114,7 @@ func (c *config) readTop(o object) {
 	case api.DriverRouted:
 		for _, key := range bridgeKeys() {
 			if o.has(key) {
-				o.fault(key, fmt.Sprintf("is a key of the driver %q, and this network's is %q", api.DriverBridge, c.network.Driver))
+				o.unsupported(key, fmt.Sprintf("it is a key of the driver %q, and this network's is %q", api.DriverBridge, c.network.Driver), "")
 			}
 		}
 	case api.DriverBridge:
@@ -160,8 +160,7 @@ func (c *config) readIPAM(o object) {
 		c.ipamType = ipamTendril
 		return
 	case c.ipamType == "dhcp" && c.network.Driver == api.DriverBridge:
-		o.faults.add(faultf(types.ErrUnsupportedField, "%s: dhcp is not supported yet with the driver bridge: it asks on the "+
-			"bridge before there is a policy", o.at("type")))
+		o.unsupported("type", "with the driver bridge it asks on the bridge before there is a policy", "")
 		return
 	case c.delegated():
 		return // all else in it is that plugin's
@@ -178,8 +177,7 @@ func (c *config) readRuntime(o object) {
 			continue
 		}
 		if !empty(raw) {
-			o.faults.add(faultf(types.ErrUnsupportedField, "%s: not supported, and %s would be ignored: "+
-				"remove the key from the plugin's capabilities", o.at(key), clip(raw)))
+			o.unsupported(key, "remove the key from the plugin's capabilities", "")
 		}
 	}
 	c.ips = readAddresses(o, "ips")

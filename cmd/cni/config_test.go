@@ -242,12 +242,12 @@ func TestBridgeKeysRefused(t *testing.T) {
 		`"hairpinMode": 0`:                         {7, `hairpinMode: 0 is not true or false`},
 		`"promiscMode": 0`:                         {7, `promiscMode: 0 is not true or false`},
 		`"macspoofchk": 0`:                         {7, `macspoofchk: 0 is not true or false`},
-		`"isgateway": true`:                        {7, `isgateway: unknown key; did you mean "isGateway"?`},
-		`"vlan": 100`:                              {2, `vlan: 100 is not supported yet`},
-		`"vlanTrunk": [{"id": 42}]`:                {2, `vlanTrunk: [{"id": 42}] is not supported yet`},
-		`"enabledad": true`:                        {2, `enabledad: true is not supported yet`},
-		`"portIsolation": true`:                    {2, `portIsolation: true is not supported yet`},
-		`"disableContainerInterface":1`:            {2, `disableContainerInterface: 1 is not supported yet`},
+		`"isgateway": true`:                        {2, `isgateway: true is not supported: unknown key; did you mean "isGateway"?`},
+		`"vlan": 100`:                              {2, `vlan: 100 is not supported: it does not exist yet`},
+		`"vlanTrunk": [{"id": 42}]`:                {2, `vlanTrunk: [{"id": 42}] is not supported: it does not exist yet`},
+		`"enabledad": true`:                        {2, `enabledad: true is not supported: it does not exist yet`},
+		`"portIsolation": true`:                    {2, `portIsolation: true is not supported: it does not exist yet`},
+		`"disableContainerInterface":1`:            {2, `disableContainerInterface: 1 is not supported: it does not exist yet`},
 		`"hairpinMode": true, "promiscMode": true`: {7, `promiscMode: true together with hairpinMode: a frame would come back to its sender twice`},
 	}
 	refused := func(t *testing.T, text string, want refusal) {
@@ -271,7 +271,7 @@ func TestBridgeKeysRefused(t *testing.T) {
 	for _, key := range bridgeKeys() {
 		for _, driver := range []string{``, `"driver": "routed", `} {
 			refused(t, `{"cniVersion": "1.1.0", "name": "n", `+driver+`"`+key+`": true, "ipam": {"type": "static"}}`,
-				refusal{7, key + `: is a key of the driver "bridge", and this network's is "routed"`})
+				refusal{2, key + `: true is not supported: it is a key of the driver "bridge", and this network's is "routed"`})
 		}
 	}
 	refused(t, `{"cniVersion": "1.1.0", "name": "n", "driver": "brige", "bridge": "br0", "ipam": {"type": "static"}}`,

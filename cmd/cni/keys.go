@@ -102,18 +102,24 @@ func text[T any](o object, key string, parse func(string) (T, error), what strin
 	return value
 }
 
+// unsupported refuses a key that means nothing here, whatever its value; the specification
+// wants both named.
+func (o object) unsupported(key, reason, details string) {
+	message := fmt.Sprintf("%s: %s is not supported: %s", o.at(key), clip(o.fields[key]), reason)
+	o.faults.add(types.NewError(types.ErrUnsupportedField, message, details))
+}
+
 // known refuses all keys but these.
 func (o object) known(keys ...string) {
 	for _, key := range slices.Sorted(maps.Keys(o.fields)) {
 		if slices.Contains(keys, key) {
 			continue
 		}
-		fault := faultf(types.ErrInvalidNetworkConfig, "%s: unknown key", o.at(key))
+		reason := "unknown key"
 		if near := nearest(key, keys); near != "" {
-			fault.Msg += fmt.Sprintf("; did you mean %q?", near)
+			reason += fmt.Sprintf("; did you mean %q?", near)
 		}
-		fault.Details = "known keys are " + strings.Join(keys, ", ")
-		o.faults.add(fault)
+		o.unsupported(key, reason, "known keys are "+strings.Join(keys, ", "))
 	}
 }
 

@@ -222,6 +222,13 @@ func ensureGateways(host *Namespace, name string, gateways []netip.Prefix, force
 	}.until(host, time.Now().Add(settleTimeout))
 }
 
+// BridgeAddresses are those of a bridge, but for the link-local ones of IPv6.
+func BridgeAddresses(host *Namespace, name string) ([]netip.Prefix, error) {
+	bridge, err := addressesOfBridge(host, name)
+	all := slices.SortedFunc(maps.Keys(bridge.addresses), netip.Prefix.Compare)
+	return slices.DeleteFunc(all, func(p netip.Prefix) bool { return p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() }), err
+}
+
 // addressed is a bridge with the addresses that it has.
 type addressed struct {
 	index     int

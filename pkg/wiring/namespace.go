@@ -69,6 +69,19 @@ func (n *Namespace) Close() error {
 // Path is what the namespace was opened by.
 func (n *Namespace) Path() string { return n.path }
 
+// TryLock locks the namespace (flock) against others that do, until it is closed or the
+// process ends. It returns false when somebody else has it.
+func (n *Namespace) TryLock() (bool, error) {
+	err := unix.Flock(int(n.file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("lock network namespace: %w", err)
+	}
+	return true, nil
+}
+
 // Same says whether both are one namespace, by whatever paths.
 func (n *Namespace) Same(other *Namespace) (bool, error) {
 	a, err := n.file.Stat()

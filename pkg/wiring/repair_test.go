@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
@@ -94,5 +95,38 @@ func TestRepairBridge(t *testing.T) {
 				t.Errorf("the next look: %q, %q, %v, %v", bridge, port, err1, err2)
 			}
 		})
+	}
+}
+
+// What belongs together is told from what only has the names.
+func TestIsPair(t *testing.T) {
+	p := newPair(t)
+	v := bridgedVeth(5)
+	is := func(what string, want bool) {
+		t.Helper()
+		if got, err := wiring.IsPair(p.node, p.container, v.HostName, v.Name); err != nil || got != want {
+			t.Errorf("%s: %v, %v", what, got, err)
+		}
+	}
+	is("none", false)
+	_, err := wiring.CreateVeth(p.node, p.container, v)
+	must(t, err)
+	is("a pair", true)
+	p.containerNS.Run(t, "ip", "link", "set", v.Name, "name", "else")
+	is("the host's side", false)
+	p.containerNS.Run(t, "ip", "link", "add", v.Name, "type", "veth", "peer", "name", "peer")
+	is("another's peer", false)
+}
+
+func TestNamespaceIsLockedOnce(t *testing.T) {
+	ns := nstest.New(t, "c")
+	first, second := open(t, ns.Path), open(t, ns.Path)
+	for _, one := range []struct {
+		n    *wiring.Namespace
+		want bool
+	}{{first, true}, {second, false}, {first, true}} {
+		if got, err := one.n.TryLock(); err != nil || got != one.want {
+			t.Errorf("lock: %v, %v, want %v", got, err, one.want)
+		}
 	}
 }

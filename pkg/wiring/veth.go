@@ -71,6 +71,28 @@ func taken(host *Namespace, v Veth, cause error) error {
 	return fmt.Errorf("create %s in the %s: %w: %w", name, where, ErrTaken, cause)
 }
 
+// IsPair tells whether the two names are the sides of one veth pair.
+func IsPair(host, container *Namespace, hostName, name string) (bool, error) {
+	var sides [2]link
+	for i, one := range []struct {
+		in   *Namespace
+		name string
+	}{{host, hostName}, {container, name}} {
+		absent := false
+		get := getLink(one.name)
+		get.tolerate, get.tolerated = []unix.Errno{unix.ENODEV}, &absent
+		answers, err := one.in.exchange([]message{get})
+		if err != nil || absent {
+			return false, err
+		}
+		if sides[i], err = readLink(answers[0]); err != nil {
+			return false, fmt.Errorf("look up link %s: %w", one.name, err)
+		}
+	}
+	a, b := sides[0], sides[1]
+	return a.kind == "veth" && b.kind == "veth" && a.peer == b.index && b.peer == a.index, nil
+}
+
 // RemoveVeth removes the pair whose host side has the name. That nothing has
 // it is no error.
 func RemoveVeth(host *Namespace, hostName string) error { return removeLink(host, hostName) }

@@ -57,6 +57,28 @@ func TestBridgeStation(t *testing.T) {
 	})
 }
 
+// A container whose router is another machine on the bridge is reached at ports of the host
+// all the same: its answers are caught on their way there.
+func TestBridgePortsBesideARouter(t *testing.T) {
+	s := running(t)
+	s.pods = s.pods.With("driver", api.DriverBridge)
+	s.Run(t, "ip", "link", "add", "tendril0", "type", "bridge")
+	newStation(t, s)
+	s.pods = s.pods.With("routes", []any{
+		map[string]any{"dst": "0.0.0.0/0", "gw": station4.String()}, map[string]any{"dst": "::/0", "gw": station6.String()},
+	}).With("capabilities", map[string]any{"portMappings": true}).With("runtimeConfig", map[string]any{
+		"portMappings": []any{map[string]any{"hostPort": 8080, "containerPort": 53, "protocol": "udp"}},
+	})
+	c := s.Attach(t, "c", s.pods)
+	eachFamily(t, func(t *testing.T, f family) {
+		serveUDP(t, c.NS, netip.AddrPortFrom(f.of(c), 53))
+		dialled := netip.AddrPortFrom(f.uplink, 8080)
+		if got := askUDP(t, dialUDP(t, s.world, netip.AddrPort{}, dialled), pattern(10)).Addr(); got != f.world {
+			t.Errorf("the container saw the world as %s", got)
+		}
+	})
+}
+
 // What somebody took from a bridge and its ports, the agent puts back; meanwhile and later
 // the containers keep what they have.
 func TestBridgeRepaired(t *testing.T) {

@@ -177,6 +177,37 @@ func TestPluginCrash(t *testing.T) {
 	}
 }
 
+// What an ADD that was killed has left is no hindrance for the next, until the agent serves
+// it: then DEL must come first.
+func TestAddAfterKilledAdd(t *testing.T) { eachDriver(t, testAddAfterKilledAdd) }
+
+func testAddAfterKilledAdd(t *testing.T, d driver) {
+	s := newCrashSite(t)
+	s.pods = d.of(s.pods)
+	s.keep(t)
+	for _, point := range []failpoint.Point{
+		failpoint.CNIAddStart, failpoint.CNIAddPrepared, failpoint.CNIAddLinked, failpoint.CNIAddAttached, failpoint.CNIAddPrinted,
+	} {
+		t.Run(string(point), func(t *testing.T) {
+			c := s.container(t, s.pods)
+			call := c.Call("ADD")
+			call.Path, call.Crash = s.path, point
+			if answer := s.Call(t, call); !answer.Killed {
+				t.Fatalf("the plugin did not die at the failpoint: %+v", answer)
+			}
+			if point == failpoint.CNIAddAttached || point == failpoint.CNIAddPrinted {
+				call.Crash = ""
+				want := refusal{4, "CNI_IFNAME: interface eth0 exists in " + c.NS.Path + " already", ""}
+				if diff := cmp.Diff(want, refusalOf(s.Call(t, call))); diff != "" {
+					t.Errorf("error (-want +got):\n%s", diff)
+				}
+				s.recover(t, "DEL", c)
+			}
+			s.works(t, c)
+		})
+	}
+}
+
 // The agent is killed at each of its failpoints. The plugin undoes its half, or
 // finishes it; the next agent does the rest by itself or when DEL or GC says so.
 func TestAgentCrash(t *testing.T) {
