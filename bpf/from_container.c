@@ -327,7 +327,7 @@ __noinline int bridge_path(struct __sk_buff *skb)
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
 	struct scratch *s = scratch_get();
 	struct ethhdr *ethernet = data;
-	struct interface *port;
+	struct interface *own, *port;
 	struct endpoint *endpoint;
 	struct flow *before;
 	bool answers, led;
@@ -341,7 +341,8 @@ __noinline int bridge_path(struct __sk_buff *skb)
 	if (endpoint) {
 		ifindex = endpoint->ifindex;
 		port = bpf_map_lookup_elem(&interfaces, &ifindex);
-		if (!port || port->bridge != s->bridge ||
+		own = bpf_map_lookup_elem(&interfaces, &s->packet.key.ifindex);
+		if (!are_joined(own, port) ||
 		    !same_mac((struct mac *)ethernet->h_dest, &endpoint->mac))
 			endpoint = NULL;
 	}

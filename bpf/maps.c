@@ -10,6 +10,7 @@ const enum translation_flag *unused_translation_flag __attribute__((unused));
 const enum endpoint_flag *unused_endpoint_flag __attribute__((unused));
 const enum port_flag *unused_port_flag __attribute__((unused));
 const enum interface_role *unused_interface_role __attribute__((unused));
+const enum interface_flag *unused_interface_flag __attribute__((unused));
 const enum key_kind *unused_key_kind __attribute__((unused));
 const enum subject_flag *unused_subject_flag __attribute__((unused));
 const enum journey *unused_journey __attribute__((unused));

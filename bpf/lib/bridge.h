@@ -106,6 +106,16 @@ static __always_inline bool suits(const struct __sk_buff *skb, const struct flow
 	       (flow->action == ACTION_DELIVER && flow->flags & FLOW_TRANSLATE_SOURCE);
 }
 
+/*
+ * Whether what one port sends may go straight into another. Two ports that are isolated are
+ * left to the bridge, which lets nothing pass between them.
+ */
+static __always_inline bool are_joined(const struct interface *from, const struct interface *to)
+{
+	return from && to && from->bridge == to->bridge &&
+	       !(from->flags & to->flags & INTERFACE_ISOLATED);
+}
+
 /* Into the other port, as the bridge would; what it would drop is left to it. */
 static __always_inline int cross(struct __sk_buff *skb, const struct packet *packet,
 				 const struct flow *flow)

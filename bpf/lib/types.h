@@ -162,6 +162,10 @@ enum interface_role {
 	INTERFACE_UPLINK,   /* a way to the world */
 };
 
+enum interface_flag {
+	INTERFACE_ISOLATED = 1 << 0, /* the bridge lets nothing pass to others with it */
+};
+
 /* What a program needs to know of a device. */
 struct interface {
 	struct address ipv4; /* uplink: source of masqueraded packets; zero: none */
@@ -170,8 +174,8 @@ struct interface {
 	__u16 endpoint; /* id */
 	struct mac mac; /* endpoint: the container's; uplink: its own */
 	__u8 role;	/* enum interface_role */
-	__u8 pad;
-	__u32 bridge; /* endpoint: the bridge that the host side is a port of; 0: none */
+	__u8 flags;	/* enum interface_flag */
+	__u32 bridge;	/* endpoint: the bridge that the host side is a port of; 0: none */
 };
 _Static_assert(sizeof(struct interface) == 48, "interface has no hidden padding");
 

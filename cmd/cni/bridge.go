@@ -23,17 +23,19 @@ const defaultBridge = "tendril0"
 type bridgeConfig struct {
 	// defaultGateway gives the container a default route by way of the gateways.
 	defaultGateway bool
+	// dad has IPv6 ask the link whether somebody else has the container's addresses.
+	dad bool
 }
 
 // bridgeKeys are the keys of the driver "bridge" alone.
 func bridgeKeys() []string {
-	own := []string{"bridge", "isGateway", "isDefaultGateway", "forceAddress", "hairpinMode", "promiscMode", "macspoofchk", "preserveDefaultVlan"}
+	own := []string{"bridge", "isGateway", "isDefaultGateway", "forceAddress", "hairpinMode", "promiscMode", "macspoofchk", "preserveDefaultVlan", "portIsolation", "enabledad"}
 	return append(own, unsupportedBridgeKeys()...)
 }
 
 // unsupportedBridgeKeys are those that may be there as long as they ask for nothing.
 func unsupportedBridgeKeys() []string {
-	return []string{"vlan", "vlanTrunk", "enabledad", "portIsolation", "disableContainerInterface"}
+	return []string{"vlan", "vlanTrunk", "disableContainerInterface"}
 }
 
 func (c *config) readBridge(o object) {
@@ -52,6 +54,8 @@ func (c *config) readBridge(o object) {
 		{"forceAddress", &c.network.ForceAddress},
 		{"hairpinMode", &c.network.Hairpin},
 		{"promiscMode", &c.network.Promisc},
+		{"portIsolation", &c.network.Isolated},
+		{"enabledad", &c.bridge.dad},
 		{"macspoofchk", &told},
 		{"preserveDefaultVlan", &told},
 	} {
@@ -133,7 +137,10 @@ func firstOf(address netip.Prefix) netip.Addr {
 // bridged is what the container is to have. Its subnets need no routes: they are on its
 // link.
 func (a *attachment) bridged() (wiring.Bridged, error) {
-	b := wiring.Bridged{Bridge: a.config.network.Bridge, Hairpin: a.config.network.Hairpin, MTU: a.endpoint.MTU}
+	b := wiring.Bridged{
+		Bridge: a.config.network.Bridge, Hairpin: a.config.network.Hairpin, Isolated: a.config.network.Isolated,
+		DAD: a.config.bridge.dad, MTU: a.endpoint.MTU,
+	}
 	for _, address := range a.endpoint.Addresses {
 		b.Addresses = append(b.Addresses, address.Address)
 	}

@@ -131,7 +131,7 @@ func (p *plugin) checkWiring(endpoint api.Endpoint, answered answer) error {
 	}
 	if endpoint.Driver == api.DriverBridge {
 		b := wiring.Bridged{
-			Bridge: endpoint.Bridge, Hairpin: p.config.network.Hairpin, MTU: answered.mtu, Routes: answered.routes,
+			Bridge: endpoint.Bridge, Hairpin: p.config.network.Hairpin, Isolated: p.config.network.Isolated, MTU: answered.mtu, Routes: answered.routes,
 		}
 		for _, a := range endpoint.Addresses {
 			b.Addresses = append(b.Addresses, a.Address)

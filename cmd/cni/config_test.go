@@ -206,9 +206,11 @@ func TestBridgeKeys(t *testing.T) {
 		`"forceAddress": true,`:     with(), // nothing is there to be forced
 		`"isDefaultGateway": true, "isGateway": false, "forceAddress": true,`: with(gateway, defaultGateway, func(r *read) { r.Network.ForceAddress = true }),
 		`"hairpinMode": true, "promiscMode": false,`:                          with(func(r *read) { r.Network.Hairpin = true }),
-		`"promiscMode": true,`:  with(func(r *read) { r.Network.Promisc = true }),
-		`"macspoofchk": true,`:  with(),
-		`"macspoofchk": false,`: with(),
+		`"portIsolation": true,`:                                              with(func(r *read) { r.Network.Isolated = true }),
+		`"enabledad": true,`:                                                  with(func(r *read) { r.Bridge.dad = true }),
+		`"promiscMode": true,`:                                                with(func(r *read) { r.Network.Promisc = true }),
+		`"macspoofchk": true,`:                                                with(),
+		`"macspoofchk": false,`:                                               with(),
 		`"vlan": 0, "vlanTrunk": [], "preserveDefaultVlan": false, "enabledad": false, "portIsolation": false, "disableContainerInterface": null,`: with(),
 	} {
 		c, err := parseConfig([]byte(`{"cniVersion": "1.1.0", "name": "n", "driver": "bridge", `+keys+` "ipam": {"type": "static"}}`), true)
@@ -245,8 +247,8 @@ func TestBridgeKeysRefused(t *testing.T) {
 		`"isgateway": true`:                        {2, `isgateway: true is not supported: unknown key; did you mean "isGateway"?`},
 		`"vlan": 100`:                              {2, `vlan: 100 is not supported: it does not exist yet`},
 		`"vlanTrunk": [{"id": 42}]`:                {2, `vlanTrunk: [{"id": 42}] is not supported: it does not exist yet`},
-		`"enabledad": true`:                        {2, `enabledad: true is not supported: it does not exist yet`},
-		`"portIsolation": true`:                    {2, `portIsolation: true is not supported: it does not exist yet`},
+		`"enabledad": 1`:                           {7, `enabledad: 1 is not true or false`},
+		`"portIsolation": "yes"`:                   {7, `portIsolation: "yes" is not true or false`},
 		`"disableContainerInterface":1`:            {2, `disableContainerInterface: 1 is not supported: it does not exist yet`},
 		`"hairpinMode": true, "promiscMode": true`: {7, `promiscMode: true together with hairpinMode: a frame would come back to its sender twice`},
 	}

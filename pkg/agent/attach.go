@@ -162,6 +162,7 @@ func (r *record) datapath() datapath.Endpoint {
 		Masquerade:  r.Masquerade,
 		Ports:       r.ports(),
 		Bridge:      r.bridge,
+		Isolated:    r.Origin.Isolated,
 		OnLinkKnown: r.leased() && r.Bridge == "", // only routed subnets are unreachable before
 	}
 	for _, a := range r.Addresses {

@@ -157,5 +157,5 @@ func (s *Service) repairPort(r *record) (mended []string, err error) {
 		return nil, nil
 	}
 	links := wiring.Links{Veth: wiring.Veth{HostName: r.HostIfName, MAC: parsedMAC(r.MAC)}, HostIndex: r.HostIfIndex}
-	return s.opts.Bridges.RepairPort(links, wiring.Bridged{Bridge: r.Bridge, Hairpin: r.Origin.Hairpin, MTU: r.MTU})
+	return s.opts.Bridges.RepairPort(links, wiring.Bridged{Bridge: r.Bridge, Hairpin: r.Origin.Hairpin, Isolated: r.Origin.Isolated, MTU: r.MTU})
 }

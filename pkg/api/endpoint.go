@@ -31,6 +31,9 @@ type Network struct {
 	BridgeGateway bool `json:"bridgeGateway,omitempty"`
 	Promisc       bool `json:"promisc,omitempty"`
 	Hairpin       bool `json:"hairpin,omitempty"`
+	// Isolated keeps Bridge from passing anything between the endpoints' ports and others
+	// that are isolated.
+	Isolated bool `json:"isolated,omitempty"`
 	// IPMasq asks for the masquerade of what endpoints send to the world.
 	IPMasq bool `json:"ipMasq"`
 	// MTU of the container's interface in bytes; 0 follows the uplink's.

@@ -81,6 +81,35 @@ func TestBridge(t *testing.T) {
 		t.Run("by the stack", func(t *testing.T) { testBridgeStack(t, n, f) })
 	})
 	t.Run("no IP", func(t *testing.T) { testBridgeStrange(t, n) })
+	eachFamily(t, func(t *testing.T, f family) {
+		t.Run("isolated", func(t *testing.T) { testBridgeIsolated(t, n, f) })
+	})
+}
+
+// testBridgeIsolated: what two isolated ports send each other is left to the bridge, which
+// drops it, whatever went straight before; one that is not isolated is reached.
+func testBridgeIsolated(t *testing.T, n *node, f family) {
+	n.forget(t)
+	there := n.onBridge(n.a, n.b.MAC, ip(f.a, f.b, 64, udp(low, server)...)...)
+	isolate := func(e Endpoint, isolated bool) {
+		t.Helper()
+		e.Isolated = isolated
+		n.do(t, func() error { return errors.Join(n.AttachEndpoint(e), n.CheckEndpoint(e)) })
+	}
+	t.Cleanup(func() {
+		isolate(n.a, false)
+		isolate(n.b, false)
+	})
+	n.story(t, step{"before", there, across("decided")})
+	isolate(n.a, true)
+	n.story(t, step{"one", there, across("decided")}, step{"more", there, across()})
+	isolate(n.b, true)
+	n.story(t,
+		step{"both", there, passed(seenOwn, "decided")}, step{"more", there, passed(seenOwn, "decided")},
+		step{"back", n.onBridge(n.b, n.a.MAC, ip(f.b, f.a, 64, udp(server, low)...)...), passed(seenOwn, "decided")},
+	)
+	isolate(n.a, false)
+	n.story(t, step{"the other one", there, across("decided")})
 }
 
 // testBridgeStraight: what is for another endpoint of the bridge goes there as it is, and

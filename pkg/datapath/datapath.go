@@ -85,6 +85,9 @@ type Endpoint struct {
 	// Bridge is the interface index of the Linux bridge that the host's side is a port
 	// of; 0 where it is none.
 	Bridge int
+	// Isolated leaves to Bridge what the endpoint and others that are isolated send each
+	// other; it lets nothing pass.
+	Isolated bool
 	// Ports of the host that lead to the endpoint.
 	Ports []Port
 	// OnLinkKnown says that no decision can have sent packets for the addresses

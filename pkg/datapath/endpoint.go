@@ -61,9 +61,13 @@ func (e *Endpoint) value() maps.Endpoint {
 }
 
 func (e *Endpoint) device() maps.Interface {
-	return maps.Interface{
+	device := maps.Interface{
 		Mtu: uint16(e.MTU), Endpoint: e.ID, Mac: maps.NewMAC(e.MAC), Role: maps.RoleEndpoint, Bridge: uint32(e.Bridge),
 	}
+	if e.Isolated {
+		device.Flags |= maps.InterfaceIsolated
+	}
+	return device
 }
 
 func (e *Endpoint) attachments() []attachment {

@@ -92,6 +92,8 @@ const (
 	RoleEndpoint = uint8(kernelInterfaceRoleINTERFACE_ENDPOINT)
 	RoleUplink   = uint8(kernelInterfaceRoleINTERFACE_UPLINK)
 
+	InterfaceIsolated = uint8(kernelInterfaceFlagINTERFACE_ISOLATED)
+
 	FromContainer = kernelJourneyFROM_CONTAINER
 	ToContainer   = kernelJourneyTO_CONTAINER
 	FromUplink    = kernelJourneyFROM_UPLINK

@@ -15,9 +15,24 @@ func whole(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // address adds or removes an address with the length of its subnet. That nobody else has
 // it is known from whoever leased it: an IPv6 address skips duplicate address detection.
-// A whole one goes without the prefix route, which would be a second route to the address
-// itself.
 func address(kind uint16, index int, name string, a netip.Prefix, scope uint8) message {
+	return ownAddress{index: index, name: name, prefix: a, scope: scope}.message(kind)
+}
+
+// ownAddress is an address of a link.
+type ownAddress struct {
+	index  int
+	name   string
+	prefix netip.Prefix // with the length of the subnet
+	scope  uint8        // RT_SCOPE_*
+	// doubted has the kernel ask the link whether somebody else has it.
+	doubted bool
+}
+
+// message adds or removes the address. A whole one goes without the prefix route, which
+// would be a second route to the address itself.
+func (o ownAddress) message(kind uint16) message {
+	index, name, a, scope := o.index, o.name, o.prefix, o.scope
 	body := header(unix.IfAddrmsg{Family: family(a.Addr()), Prefixlen: uint8(a.Bits()), Scope: scope, Index: uint32(index)})
 	body = attributeAddr(body, unix.IFA_LOCAL, a.Addr())
 	body = attributeAddr(body, unix.IFA_ADDRESS, a.Addr())
@@ -28,9 +43,9 @@ func address(kind uint16, index int, name string, a netip.Prefix, scope uint8) m
 	if a.IsSingleIP() {
 		flags |= unix.IFA_F_NOPREFIXROUTE
 	}
-	if a.Addr().Is6() {
+	if a.Addr().Is6() && !o.doubted {
 		flags |= unix.IFA_F_NODAD
-	} else if a.Bits() < 31 { // RFC 3021: two hosts leave none
+	} else if a.Addr().Is4() && a.Bits() < 31 { // RFC 3021: two hosts leave none
 		body = attributeAddr(body, unix.IFA_BROADCAST, broadcast(a))
 	}
 	body = attribute32(body, unix.IFA_FLAGS, flags)

@@ -22,6 +22,10 @@ import (
 // device of the bridge's name is something else.
 var ErrNotBridge = errors.New("not a bridge")
 
+// ErrDuplicate is returned by SettleBridged when another station on the link has said that
+// an address is its own.
+var ErrDuplicate = errors.New("address is in use on the link")
+
 // ErrOverlap is returned by EnsureGateways when the bridge has another address of one of
 // the subnets.
 var ErrOverlap = errors.New("subnets overlap")
@@ -289,6 +293,12 @@ type Bridged struct {
 	Bridge string
 	// Hairpin lets the bridge send a frame back by the port that it came from.
 	Hairpin bool
+	// Isolated keeps the bridge from passing anything between this port and others that
+	// are isolated.
+	Isolated bool
+	// DAD has the container ask the link whether somebody else has its IPv6 addresses (RFC
+	// 4862, 5.4), for which SettleBridged waits.
+	DAD bool
 	// MTU of both sides in bytes; 0 leaves them as they are.
 	MTU int
 	// Addresses with the length of their subnet, which is on the link.
@@ -313,6 +323,11 @@ func ConfigureBridged(host, container *Namespace, links Links, b Bridged) ([]Rou
 	}
 	if err := prepareIPv6(container, links.Name, b.ipv6(), "accept_ra"); err != nil {
 		return nil, err
+	}
+	if b.DAD && b.ipv6() {
+		if err := askForDuplicates(container, links.Name); err != nil {
+			return nil, err
+		}
 	}
 	routes, err := inhabit(container, links, b)
 	if err != nil {
@@ -349,13 +364,16 @@ func join(host *Namespace, links Links, b Bridged) error {
 		}), unix.NDA_LLADDR, links.MAC),
 		what: fmt.Sprintf("tell bridge %s of %s", b.Bridge, links.MAC),
 	}}
-	if b.Hairpin {
-		mode := attribute(nil, unix.IFLA_BRPORT_MODE, []byte{1})
-		body := header(unix.IfInfomsg{Family: unix.AF_BRIDGE, Index: int32(index)})
-		messages = append(messages, message{
-			kind: unix.RTM_SETLINK, body: attribute(body, unix.IFLA_PROTINFO|unix.NLA_F_NESTED, mode),
-			what: "set hairpin mode of " + name,
-		})
+	for _, one := range []struct {
+		wanted bool
+		kind   uint16
+		what   string
+	}{{b.Hairpin, unix.IFLA_BRPORT_MODE, "set hairpin mode of "}, {b.Isolated, unix.IFLA_BRPORT_ISOLATED, "isolate "}} {
+		if one.wanted {
+			body := header(unix.IfInfomsg{Family: unix.AF_BRIDGE, Index: int32(index)})
+			body = attribute(body, unix.IFLA_PROTINFO|unix.NLA_F_NESTED, attribute(nil, one.kind, []byte{1}))
+			messages = append(messages, message{kind: unix.RTM_SETLINK, body: body, what: one.what + name})
+		}
 	}
 	_, err = host.exchange(append(messages, up(index, name, b.MTU)))
 	return err
@@ -374,7 +392,8 @@ func inhabit(container *Namespace, links Links, b Bridged) ([]Route, error) {
 	}
 	messages = append(messages, up(links.Index, links.Name, b.MTU))
 	for _, a := range b.Addresses {
-		messages = append(messages, address(unix.RTM_NEWADDR, links.Index, links.Name, a, unix.RT_SCOPE_UNIVERSE))
+		own := ownAddress{index: links.Index, name: links.Name, prefix: a, scope: unix.RT_SCOPE_UNIVERSE, doubted: b.DAD}
+		messages = append(messages, own.message(unix.RTM_NEWADDR))
 	}
 	answers, err := container.exchange(append(messages, added.messages()...))
 	if err != nil {
@@ -474,6 +493,8 @@ func (b Bridged) compareBridge(host *Namespace, hostName string) ([]string, erro
 		differences = append(differences, fmt.Sprintf("%s is not a port of bridge %s on the host", hostName, b.Bridge))
 	case b.Hairpin && !side.port.hairpin:
 		differences = append(differences, fmt.Sprintf("hairpin mode of %s is off on the host", hostName))
+	case b.Isolated && !side.port.isolated:
+		differences = append(differences, fmt.Sprintf("port %s is not isolated on the host", hostName))
 	}
 	return differences, nil
 }

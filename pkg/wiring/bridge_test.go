@@ -540,8 +540,13 @@ func TestBridgeKeepsWhatItKnows(t *testing.T) {
 func TestCheckBridgedNamesWhatDiffers(t *testing.T) {
 	p := newPair(t)
 	v, b := bridgedVeth(5), testBridged()
-	b.Hairpin, b.Gateways = true, prefixes("10.10.0.1/16", "fd00:10::1/64")
+	b.Hairpin, b.Isolated, b.Gateways = true, true, prefixes("10.10.0.1/16", "fd00:10::1/64")
 	tests := []spoiled{
+		{
+			"isolation", "node",
+			[]string{"link", "set", v.HostName, "type", "bridge_slave", "isolated", "off"},
+			[]string{"port " + v.HostName + " is not isolated on the host"},
+		},
 		{
 			"gateway address", "node",
 			[]string{"addr", "del", "10.10.0.1/16", "dev", bridgeName},
@@ -639,6 +644,45 @@ func TestCheckBridgedNamesWhatDiffers(t *testing.T) {
 				}
 			}()
 			test.check(t, p, func() error { return wiring.CheckBridged(p.node, p.container, v, b) })
+		})
+	}
+}
+
+// The container asks the link for its IPv6 addresses, if it is to.
+func TestDuplicateAddressDetection(t *testing.T) {
+	for name, test := range map[string]struct {
+		dad, taken bool
+		want       string
+	}{
+		"not asked": {false, true, ""},
+		"free":      {true, false, ""},
+		"taken":     {true, true, "use fd00:10::5 on eth0: address is in use on the link\nwait for eth0: no carrier, or an address not in use, after 5s"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t)
+			p.makeBridge(t)
+			station := nstest.New(t, "station")
+			nstest.Veth(t, p.nodeNS, "tap0", station, "eth0")
+			p.nodeNS.Run(t, "ip", "link", "set", "tap0", "master", bridgeName)
+			if test.taken {
+				station.Run(t, "ip", "addr", "add", "fd00:10::5/64", "dev", "eth0", "nodad")
+			}
+			p.containerNS.Run(t, "sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad")
+			v, b := bridgedVeth(5), testBridged()
+			b.DAD = test.dad
+			links, err := wiring.CreateVeth(p.node, p.container, v)
+			must(t, err)
+			_, err = wiring.ConfigureBridged(p.node, p.container, links, b)
+			must(t, err)
+			err = wiring.SettleBridged(p.node, p.container, links, b)
+			said := ""
+			if err != nil {
+				said = err.Error()
+			}
+			if said != test.want || errors.Is(err, wiring.ErrDuplicate) != (test.want != "") {
+				t.Errorf("error %q, want %q", said, test.want)
+			}
 		})
 	}
 }

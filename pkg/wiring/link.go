@@ -66,8 +66,8 @@ type link struct {
 
 // port is what there is of a link as a bridge's port.
 type port struct {
-	state   uint8 // BR_STATE_*
-	hairpin bool
+	state             uint8 // BR_STATE_*
+	hairpin, isolated bool
 }
 
 func readLink(answer []byte) (link, error) {
@@ -101,7 +101,10 @@ func readLink(answer []byte) (link, error) {
 	l.operational = state == operUp || l.kind == "bridge" && state == operUnknown && l.flags&unix.IFF_LOWER_UP != 0
 	if string(bytes.TrimRight(info[unix.IFLA_INFO_SLAVE_KIND], "\x00")) == "bridge" {
 		data := attributes(info[unix.IFLA_INFO_SLAVE_DATA])
-		l.port = port{state: octet(data, unix.IFLA_BRPORT_STATE), hairpin: octet(data, unix.IFLA_BRPORT_MODE) != 0}
+		l.port = port{
+			state: octet(data, unix.IFLA_BRPORT_STATE), hairpin: octet(data, unix.IFLA_BRPORT_MODE) != 0,
+			isolated: octet(data, unix.IFLA_BRPORT_ISOLATED) != 0,
+		}
 	}
 	return l, nil
 }

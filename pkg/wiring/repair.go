@@ -69,6 +69,8 @@ func RepairPort(host *Namespace, links Links, b Bridged) (mended []string, err e
 		return nil, fmt.Errorf("%s is a port of the device with index %d, not of bridge %s", links.HostName, side.master, b.Bridge)
 	case b.Hairpin && !side.port.hairpin:
 		mended = []string{"hairpin mode was off"}
+	case b.Isolated && !side.port.isolated:
+		mended = []string{"it was not isolated"}
 	default:
 		return nil, nil
 	}

@@ -20,7 +20,7 @@ import (
 func TestRepairBridge(t *testing.T) {
 	p := newPair(t)
 	v, b := bridgedVeth(5), testBridged()
-	b.Hairpin, b.Gateways = true, prefixes("10.10.0.1/16", "fd00:10::1/64")
+	b.Hairpin, b.Isolated, b.Gateways = true, true, prefixes("10.10.0.1/16", "fd00:10::1/64")
 	inWay := "add address 10.10.0.1/16 to tdlbr0, which has 10.10.0.7/16: subnets overlap"
 	for _, test := range []struct {
 		name   string
@@ -42,6 +42,10 @@ func TestRepairBridge(t *testing.T) {
 		{
 			name: "hairpin mode", spoil: "link set " + v.HostName + " type bridge_slave hairpin off",
 			port: []string{"hairpin mode was off"},
+		},
+		{
+			name: "isolation", spoil: "link set " + v.HostName + " type bridge_slave isolated off",
+			port: []string{"it was not isolated"},
 		},
 		{
 			name: "bridge", spoil: "link del tdlbr0", port: []string{"it was no port of bridge tdlbr0"},

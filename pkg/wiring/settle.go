@@ -3,10 +3,13 @@
 package wiring
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -66,11 +69,38 @@ func SettleBridged(host, container *Namespace, links Links, b Bridged) error {
 	}
 	var address netip.Addr
 	for _, a := range b.Addresses {
-		if a.Addr().Is6() {
-			address = a.Addr()
+		if !a.Addr().Is6() {
+			continue
+		}
+		address = a.Addr()
+		if !b.DAD { // each is asked for in its own time
+			continue
+		}
+		if err := settle(container, links.Name, address, deadline); err != nil {
+			return errors.Join(duplicates(container, links.Name), err)
 		}
 	}
 	return settle(container, links.Name, address, deadline)
+}
+
+// duplicates is ErrDuplicate, with their names, when addresses of the link are another
+// station's.
+func duplicates(n *Namespace, name string) error {
+	var found []error
+	err := n.Do(func() error {
+		link, err := netlinksafe.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		list, err := netlinksafe.AddrList(link, netlink.FAMILY_V6)
+		for _, a := range list {
+			if a.Flags&unix.IFA_F_DADFAILED != 0 {
+				found = append(found, fmt.Errorf("use %s on %s: %w", a.IP, name, ErrDuplicate))
+			}
+		}
+		return err
+	})
+	return errors.Join(append(found, err)...)
 }
 
 func settle(n *Namespace, name string, ipv6 netip.Addr, deadline time.Time) error {

@@ -52,6 +52,22 @@ func prepareIPv6(n *Namespace, name string, addresses bool, off ...string) error
 	return nil
 }
 
+// askForDuplicates turns duplicate address detection on for a link, where it is off.
+func askForDuplicates(n *Namespace, name string) error {
+	err := n.Do(func() error {
+		path := filepath.Join(sysctlRoot, "ipv6/conf", name, "accept_dad")
+		value, err := os.ReadFile(path)
+		if err != nil || value[0] != '0' {
+			return err
+		}
+		return writeSetting(path, "1")
+	})
+	if err != nil {
+		return fmt.Errorf("turn on duplicate address detection of %s: %w", name, err)
+	}
+	return nil
+}
+
 func writeIPv6(dir string, addresses bool, off []string) error {
 	for _, setting := range off {
 		if err := writeSetting(filepath.Join(dir, setting), "0"); err != nil {
