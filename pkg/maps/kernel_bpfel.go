@@ -180,9 +180,15 @@ type kernelInterface struct {
 	Endpoint uint16
 	Mac      kernelMac
 	Role     uint8
-	Pad      uint8
+	Flags    uint8
 	Bridge   uint32
 }
+
+type kernelInterfaceFlag uint32
+
+const (
+	kernelInterfaceFlagINTERFACE_ISOLATED kernelInterfaceFlag = 1
+)
 
 type kernelInterfaceRole uint32
 
@@ -378,6 +384,7 @@ const (
 	kernelVarUnusedCounter          = "unused_counter"
 	kernelVarUnusedEndpointFlag     = "unused_endpoint_flag"
 	kernelVarUnusedFlowFlag         = "unused_flow_flag"
+	kernelVarUnusedInterfaceFlag    = "unused_interface_flag"
 	kernelVarUnusedInterfaceRole    = "unused_interface_role"
 	kernelVarUnusedJourney          = "unused_journey"
 	kernelVarUnusedKeyKind          = "unused_key_kind"
@@ -466,6 +473,7 @@ type kernelVariableSpecs struct {
 	UnusedCounter          *ebpf.VariableSpec `ebpf:"unused_counter"`
 	UnusedEndpointFlag     *ebpf.VariableSpec `ebpf:"unused_endpoint_flag"`
 	UnusedFlowFlag         *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
+	UnusedInterfaceFlag    *ebpf.VariableSpec `ebpf:"unused_interface_flag"`
 	UnusedInterfaceRole    *ebpf.VariableSpec `ebpf:"unused_interface_role"`
 	UnusedJourney          *ebpf.VariableSpec `ebpf:"unused_journey"`
 	UnusedKeyKind          *ebpf.VariableSpec `ebpf:"unused_key_kind"`
@@ -552,6 +560,7 @@ type kernelVariables struct {
 	UnusedCounter          *ebpf.Variable `ebpf:"unused_counter"`
 	UnusedEndpointFlag     *ebpf.Variable `ebpf:"unused_endpoint_flag"`
 	UnusedFlowFlag         *ebpf.Variable `ebpf:"unused_flow_flag"`
+	UnusedInterfaceFlag    *ebpf.Variable `ebpf:"unused_interface_flag"`
 	UnusedInterfaceRole    *ebpf.Variable `ebpf:"unused_interface_role"`
 	UnusedJourney          *ebpf.Variable `ebpf:"unused_journey"`
 	UnusedKeyKind          *ebpf.Variable `ebpf:"unused_key_kind"`
