@@ -18,12 +18,14 @@ import (
 )
 
 // As with UDP; and connections that are closed give their ports back at once.
-func TestTCPPortsExhausted(t *testing.T) {
+func TestTCPPortsExhausted(t *testing.T) { eachDriver(t, testTCPPortsExhausted) }
+
+func testTCPPortsExhausted(t *testing.T, d driver) {
 	flows, low, high := 4000, 50000, 51999
 	if small() {
 		flows, high = 600, 50299
 	}
-	f := newFlood(t, low, high)
+	f := newFlood(t, d, low, high)
 	served := f.serveTCP(t)
 	dialHost := func(port int) *net.TCPConn {
 		t.Helper()

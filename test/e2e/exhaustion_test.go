@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nodetest"
+	"github.com/tendril-net/tendril/pkg/api"
 )
 
 // asker is a socket that asks: the number of its container, the host's being 0,
@@ -96,9 +97,10 @@ func (f *flood) judgeShare(t *testing.T, got int) {
 	}
 }
 
-func newFlood(t *testing.T, low, high int) *flood {
+func newFlood(t *testing.T, d driver, low, high int) *flood {
 	t.Helper()
 	f := &flood{site: running(t, "--masquerade-ports", fmt.Sprintf("%d-%d", low, high)), low: low, high: high, seen: make(map[asker]uint16)}
+	f.pods = d.of(f.pods)
 	f.ledger.by = make(map[netip.AddrPort]asker)
 	f.greedy, f.modest = f.Attach(t, "greedy", f.pods), f.Attach(t, "modest", f.pods)
 	var counters []func() uint64
@@ -139,7 +141,7 @@ func TestUDPPortsExhausted(t *testing.T) {
 	if small() {
 		flows, low, high = 8000, 50000, 51999
 	}
-	f := newFlood(t, low, high)
+	f := newFlood(t, api.DriverRouted, low, high)
 	f.serveUDP(t)
 	// The host's own: one with a port of the kernel's choice, one bound within
 	// the range although that is reserved, one bound there to every address.

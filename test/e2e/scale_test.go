@@ -16,16 +16,22 @@ import (
 
 	"github.com/tendril-net/tendril/internal/nodetest"
 	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/pkg/api"
 )
 
 // Two nodes side by side, with the same ranges, take many containers at once
 // and let them go: nothing fails, and nothing is left of any of them.
-func TestManyContainers(t *testing.T) {
+func TestManyContainers(t *testing.T) { eachDriver(t, testManyContainers) }
+
+func testManyContainers(t *testing.T, d driver) {
 	count, atOnce := 1000, 50
+	if d == api.DriverBridge {
+		count = 200
+	}
 	if small() {
 		count, atOnce = 60, 10
 	}
-	nodes := []*site{running(t), running(t)}
+	nodes := []*site{drivenBy(t, d), drivenBy(t, d)}
 	before := make([]whole, len(nodes))
 	for i, s := range nodes {
 		// What the first request makes and keeps, such as connections, is
