@@ -314,13 +314,14 @@ func TestLeastCapabilities(t *testing.T) {
 		bounding += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
 	}
 	m := newMachine(t)
-	agent := m.start(t, func(cmd *exec.Cmd) {
+	confined := func(cmd *exec.Cmd) {
 		setpriv, err := exec.LookPath("setpriv")
 		must(t, err)
 		// Behind nsenter, which needs more: nsenter --net=... -- setpriv ... agent ...
 		i := slices.Index(cmd.Args, "--") + 1
 		cmd.Args = slices.Insert(cmd.Args, i, setpriv, "--bounding-set="+bounding, "--inh-caps=-all", "--")
-	})
+	}
+	agent := m.start(t, confined)
 	client := newClient(t, m)
 	e := add(t, m, client, "c1")
 	must(t, client.Check(t.Context(), e.Attachment))
@@ -328,6 +329,34 @@ func TestLeastCapabilities(t *testing.T) {
 		t.Error(err)
 	}
 	must(t, client.Delete(t.Context(), e.Attachment))
+
+	// What others took from a bridge is put back.
+	m.ns.Run(t, "ip", "link", "add", "br0", "address", "02:00:00:00:0b:01", "type", "bridge")
+	e, err = client.Prepare(t.Context(), api.PrepareRequest{
+		Attachment: api.Attachment{ContainerID: "c2", IfName: "eth0"}, NetNS: "/run/netns/c2", HostMAC: "02:00:00:00:0b:01",
+		Network: api.Network{
+			Name: "lan", Driver: api.DriverBridge, Bridge: "br0", BridgeGateway: true, Promisc: true, Hairpin: true, Isolated: true,
+			Ranges: []api.RangeSet{{{Subnet: netip.MustParsePrefix("10.30.0.0/24")}}, {{Subnet: netip.MustParsePrefix("fd00:30::/64")}}},
+		},
+	})
+	must(t, err)
+	m.ns.Run(t, "ip", "link", "add", e.HostIfName, "address", e.HostMAC, "type", "veth", "peer", "name", "pc2")
+	link, err := m.ns.Handle.LinkByName(e.HostIfName)
+	must(t, err)
+	_, err = client.Attach(t.Context(), e.Attachment, api.AttachRequest{HostIfIndex: link.Attrs().Index})
+	must(t, err)
+	agent.stop(t)
+	m.ns.Run(t, "ip", "link", "del", "br0")
+	agent = m.start(t, confined)
+	health, err := client.Health(t.Context())
+	must(t, err)
+	if d := cmp.Diff(api.Health{OK: true}, health); d != "" {
+		t.Errorf("health (-want +got):\n%s", d)
+	}
+	must(t, client.Check(t.Context(), e.Attachment))
+	if got := m.ns.Run(t, "ip", "-o", "addr", "show", "dev", "br0"); !strings.Contains(got, "10.30.0.1/24") || !strings.Contains(got, "fd00:30::1/64") {
+		t.Errorf("addresses of the bridge:\n%s", got)
+	}
 	agent.stop(t)
 }
 
