@@ -10,7 +10,7 @@ import (
 // compares all that becomes of them. The tables are in the files named for their
 // matter. Programs are loaded once for all.
 func TestPackets(t *testing.T) {
-	n := newNode(t, Config{Masquerade: true, FlowsMax: 4096, TranslationsMax: 4096})
+	n := newNode(t, Config{Masquerade: true})
 	for _, table := range []struct {
 		name string
 		test func(*testing.T, *node)

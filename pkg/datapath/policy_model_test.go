@@ -121,6 +121,7 @@ func (m *modelNode) remove(e policy.Endpoint) {
 	for _, a := range e.Addresses {
 		_ = m.maps.Endpoints.Delete(maps.NewAddress(a))
 	}
+	_ = m.maps.Held.Put(uint32(e.ID), uint32(0)) // the next policy begins with none
 }
 
 // value is an entry of map endpoints, for a device of any number.

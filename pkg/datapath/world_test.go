@@ -3,6 +3,8 @@
 package datapath
 
 import (
+	"cmp"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -93,14 +95,16 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 // routerMAC is the router's, and of every neighbour on the uplink's link.
 func routerMAC() net.HardwareAddr { return packet.MAC("02:00:00:00:fe:fe") }
 
-// newNode makes a node with the configuration, in which it fills in Root and the
-// default of MasqueradePorts.
+// newNode makes a node with the configuration, in which it fills in the default of
+// MasqueradePorts, and sizes of maps that are walked in no time. Namespace and devices are
+// the test's own, programs and maps are borrowed.
 func newNode(t testing.TB, cfg Config) *node {
 	t.Helper()
 	if cfg.MasqueradePorts == [2]uint16{} {
 		cfg.MasqueradePorts = [2]uint16{40960, 65535}
 	}
-	cfg.Root = filepath.Join(nstest.BPFFS(t), "tendril")
+	const entries = 4096
+	cfg.FlowsMax, cfg.TranslationsMax = cmp.Or(cfg.FlowsMax, entries), cmp.Or(cfg.TranslationsMax, entries)
 	n := &node{ns: nstest.New(t, "node"), config: cfg}
 	far := nstest.New(t, "far")
 	for _, ns := range []*nstest.NS{n.ns, far} {
@@ -165,10 +169,8 @@ func newNode(t testing.TB, cfg Config) *node {
 	n.a = endpoint(101, "tdla", 1500, true, v4().a, v6().a)
 	n.b = endpoint(102, "tdlb", 1500, true, v4().b, v6().b)
 	n.c = endpoint(103, "tdlc", 1400, false, v4().c, v6().c)
-	n.do(t, func() (err error) {
-		if n.Datapath, err = Open(cfg); err != nil {
-			return err
-		}
+	n.Datapath = borrow(t, cfg).datapath(t)
+	n.do(t, func() error {
 		for _, e := range []Endpoint{n.a, n.b, n.c} {
 			if err := n.AttachEndpoint(e); err != nil {
 				return err
@@ -176,14 +178,14 @@ func newNode(t testing.TB, cfg Config) *node {
 		}
 		return n.ReconcileUplinks([]Uplink{n.uplink})
 	})
+	// Whoever borrows them next is shown no packet of this node's devices.
 	t.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-		n.ns.Do(t, func() {
-			if err := Remove(cfg.Root); err != nil {
-				t.Error(err)
+		n.do(t, func() error {
+			attached, err := n.hooks.list()
+			for _, a := range attached {
+				err = errors.Join(err, n.hooks.of(a).detach(a))
 			}
+			return errors.Join(err, n.hooks.endpoints.close(), n.hooks.uplinks.close())
 		})
 	})
 	n.preludes = newPreludes(t, n.Datapath)

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// loaded are programs with their maps. To load them is nearly all that a node costs, seconds
+// where all is emulated, so nodes of one configuration have the same, one after the other.
+type loaded struct {
+	cfg      Config
+	maps     *maps.Maps
+	programs *programs
+	used     bool
+}
+
+// pool has all that was loaded, until the process ends.
+var pool struct {
+	sync.Mutex
+	all []*loaded
+}
+
+// borrow returns what is loaded for a configuration, with empty maps, until the test ends.
+func borrow(t testing.TB, cfg Config) *loaded {
+	t.Helper()
+	pool.Lock()
+	defer pool.Unlock()
+	i := slices.IndexFunc(pool.all, func(l *loaded) bool { return !l.used && reflect.DeepEqual(l.cfg, cfg) })
+	if i < 0 {
+		i = len(pool.all)
+		pool.all = append(pool.all, load(t, cfg))
+	}
+	l := pool.all[i]
+	for _, m := range l.reached(t) {
+		if err := empty(m); err != nil {
+			t.Fatalf("%s: %v", m, err)
+		}
+	}
+	l.used = true
+	t.Cleanup(func() {
+		pool.Lock()
+		defer pool.Unlock()
+		l.used = false
+	})
+	return l
+}
+
+// load is the part of Open that concerns no device, file or process of the host. The maps
+// lose their pins when the test ends, and are held by their handles.
+func load(t testing.TB, cfg Config) *loaded {
+	t.Helper()
+	must(t, checkKernel())
+	shared, err := maps.Open(nstest.BPFFS(t), maps.Sizes{Flows: cfg.FlowsMax, Translations: cfg.TranslationsMax})
+	must(t, err)
+	const noCookie = 0
+	programs, err := loadPrograms(cfg, shared, noCookie)
+	must(t, err)
+	return &loaded{cfg: cfg, maps: shared, programs: programs}
+}
+
+// datapath is what Open would return, without what concerns other agents and the sockets
+// of the host.
+func (l *loaded) datapath(t testing.TB) *Datapath {
+	t.Helper()
+	hooks, err := newHooks(l.cfg.Attach, filepath.Join(nstest.BPFFS(t), "links"))
+	must(t, err)
+	return &Datapath{log: slog.New(slog.DiscardHandler), maps: l.maps, programs: l.programs, hooks: hooks, now: time.Now}
+}
+
+// reached are all maps that the programs can change, as the kernel says.
+func (l *loaded) reached(t testing.TB) []*ebpf.Map {
+	t.Helper()
+	known := make(map[ebpf.MapID]bool)
+	var found []*ebpf.Map
+	for _, program := range l.programs.byName {
+		info, err := program.Info()
+		must(t, err)
+		ids, _ := info.MapIDs()
+		for _, id := range ids {
+			if known[id] {
+				continue
+			}
+			known[id] = true
+			m, err := ebpf.NewMapFromID(id)
+			must(t, err)
+			t.Cleanup(func() { _ = m.Close() })
+			info, err := m.Info()
+			must(t, err)
+			if !info.Frozen() { // constants are
+				found = append(found, m)
+			}
+		}
+	}
+	return found
+}
+
+// empty removes what can be removed from a map and makes the rest zeros.
+func empty(m *ebpf.Map) error {
+	switch kind := m.Type(); kind {
+	case ebpf.Hash, ebpf.LRUHash:
+		return inBatches(m, m.BatchLookupAndDelete, func(_, _ reflect.Value) error { return nil })
+	case ebpf.Array:
+		return inBatches(m, m.BatchLookup, func(key, value reflect.Value) error {
+			if value.IsZero() {
+				return nil
+			}
+			return m.Put(key.Interface(), make([]byte, m.ValueSize()))
+		})
+	case ebpf.PerCPUArray:
+		zeros := make([][]byte, ebpf.MustPossibleCPU())
+		for i := range zeros {
+			zeros[i] = make([]byte, m.ValueSize())
+		}
+		for key := range m.MaxEntries() {
+			if err := m.Put(key, zeros); err != nil {
+				return err
+			}
+		}
+		return nil
+	case ebpf.LPMTrie:
+		for {
+			if key, err := m.NextKeyBytes(nil); err != nil || key == nil {
+				return err
+			} else if err := m.Delete(key); err != nil {
+				return err
+			}
+		}
+	default:
+		return fmt.Errorf("nobody knows how to empty a %s", kind)
+	}
+}
+
+// inBatches calls f for each entry that lookup finds, many at a time.
+func inBatches(m *ebpf.Map, lookup func(*ebpf.MapBatchCursor, any, any, *ebpf.BatchOptions) (int, error), f func(key, value reflect.Value) error) error {
+	several := func(size uint32) reflect.Value {
+		entries := int(min(4096, m.MaxEntries()))
+		return reflect.MakeSlice(reflect.SliceOf(reflect.ArrayOf(int(size), reflect.TypeFor[byte]())), entries, entries)
+	}
+	keys, values := several(m.KeySize()), several(m.ValueSize())
+	for cursor := (ebpf.MapBatchCursor{}); ; {
+		n, err := lookup(&cursor, keys.Interface(), values.Interface(), nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+		for i := range n {
+			if err := f(keys.Index(i), values.Index(i)); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			return nil
+		}
+	}
+}
+
+// TestBorrowed: whatever a node has left in a map, the next finds nothing of it.
+func TestBorrowed(t *testing.T) {
+	nstest.Root(t)
+	cfg := Config{Masquerade: true, FlowsMax: 256, TranslationsMax: 256}
+	var first *loaded
+	t.Run("first", func(t *testing.T) {
+		first = borrow(t, cfg)
+		if second := borrow(t, cfg); second == first {
+			t.Error("two have the same at a time")
+		}
+		for _, m := range first.reached(t) {
+			value := any(bytes.Repeat([]byte{255}, int(m.ValueSize())))
+			if m.Type() == ebpf.PerCPUArray {
+				value = slices.Repeat([][]byte{value.([]byte)}, ebpf.MustPossibleCPU())
+			}
+			must(t, m.Put(make([]byte, m.KeySize()), value))
+		}
+	})
+	next := borrow(t, cfg)
+	if next != first {
+		t.Error("what was given back was not lent again")
+	}
+	for _, m := range next.reached(t) {
+		value, err := m.LookupBytes(make([]byte, m.KeySize()))
+		must(t, err)
+		if len(bytes.Trim(value, "\x00")) > 0 {
+			t.Errorf("something is left in %s", m)
+		}
+	}
+}
