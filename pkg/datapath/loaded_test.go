@@ -171,7 +171,8 @@ func inBatches(m *ebpf.Map, lookup func(*ebpf.MapBatchCursor, any, any, *ebpf.Ba
 // TestBorrowed: whatever a node has left in a map, the next finds nothing of it.
 func TestBorrowed(t *testing.T) {
 	nstest.Root(t)
-	cfg := Config{Masquerade: true, FlowsMax: 256, TranslationsMax: 256}
+	// Those of TestStories, which needs two.
+	cfg := Config{Masquerade: true, MasqueradePorts: [2]uint16{40960, 65535}, FlowsMax: 1024, TranslationsMax: 256}
 	var first *loaded
 	t.Run("first", func(t *testing.T) {
 		first = borrow(t, cfg)

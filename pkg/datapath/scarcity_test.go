@@ -236,7 +236,7 @@ func TestPortsDivided(t *testing.T) {
 
 // TestMasqueradeOff: the node's switch is over that of each endpoint.
 func TestMasqueradeOff(t *testing.T) {
-	n := newNode(t, Config{FlowsMax: 256, TranslationsMax: 8})
+	n := newNode(t, Config{})
 	eachFamily(t, func(t *testing.T, f family) {
 		for _, tr := range transports() {
 			n.table(t,

@@ -80,9 +80,33 @@ func eachWay(t *testing.T, test func(t *testing.T, w way, kind int)) {
 	}
 }
 
-// TestSocketHooks dials from the host all that leads to a container, and what does not.
+// TestSocketHooks has processes of the host dial what leads to a container, and what does
+// not. One datapath is opened for all; what spoils and mends its links comes last, and what
+// ends it at the very end.
 func TestSocketHooks(t *testing.T) {
-	s, _ := newMapped(t)
+	s, d := newMapped(t)
+	for _, table := range []struct {
+		name string
+		test func(*testing.T, *site, *Datapath)
+	}{
+		{"dial", testHooksDial},
+		{"loopback net", testHooksLoopbackNet},
+		{"again", testHooksAgain},
+		{"many", testHooksMany},
+		{"former peer", testHooksFormerPeer},
+		{"connected", testHooksConnected},
+		{"bound", testHooksBound},
+		{"elsewhere", testHooksElsewhere},
+		{"repair", testHooksRepair},
+		{"groups", testHooksGroups},
+		{"life", testHooksLife},
+	} {
+		t.Run(table.name, func(t *testing.T) { table.test(t, s, d) })
+	}
+}
+
+// testHooksDial dials all that leads to a container, and what does not.
+func testHooksDial(t *testing.T, s *site, _ *Datapath) {
 	eachWay(t, func(t *testing.T, w way, kind int) {
 		tcp := kind == unix.SOCK_STREAM
 		for _, test := range []struct {
@@ -130,9 +154,8 @@ func TestSocketHooks(t *testing.T) {
 	})
 }
 
-// TestSocketHooksLoopbackNet dials other addresses of 127.0.0.0/8.
-func TestSocketHooksLoopbackNet(t *testing.T) {
-	s, _ := newMapped(t)
+// testHooksLoopbackNet dials other addresses of 127.0.0.0/8.
+func testHooksLoopbackNet(t *testing.T, s *site, _ *Datapath) {
 	w := ways()[0]
 	for kind := range protocols {
 		to := netip.AddrPortFrom(addr("127.3.2.1"), anyAddress)
@@ -142,10 +165,9 @@ func TestSocketHooksLoopbackNet(t *testing.T) {
 	}
 }
 
-// TestSocketHooksAgain dials one way after another with one socket: what is shown is
+// testHooksAgain dials one way after another with one socket: what is shown is
 // what was dialled last.
-func TestSocketHooksAgain(t *testing.T) {
-	s, _ := newMapped(t)
+func testHooksAgain(t *testing.T, s *site, _ *Datapath) {
 	for _, w := range ways() {
 		t.Run(w.name, func(t *testing.T) {
 			const kind = unix.SOCK_DGRAM
@@ -187,38 +209,43 @@ func TestSocketHooksAgain(t *testing.T) {
 	}
 }
 
-// TestSocketHooksMany connects a socket, and then more others than any map has room for:
-// it is still told whom it dialled.
-func TestSocketHooksMany(t *testing.T) {
-	s, d := newMapped(t)
-	eachWay(t, func(t *testing.T, w way, kind int) {
-		to := netip.AddrPortFrom(w.loopback(), anyAddress)
-		first := w.socket(t, s.node, kind)
-		first.connect(t, to).want(t, heardOf(kind, to, "a"))
-		s.node.Do(t, func() {
-			for range 2 * d.maps.Sockets.MaxEntries() {
-				fd, err := unix.Socket(w.domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-				if err == nil {
-					err = errors.Join(unix.Connect(fd, w.sockaddr(to)), unix.Close(fd))
-				}
-				if err != nil {
-					t.Error(err)
-					return
-				}
+// testHooksMany connects a socket each way, and then more others than any map has room for:
+// the first are still told whom they dialled.
+func testHooksMany(t *testing.T, s *site, d *Datapath) {
+	var first []*socket
+	to := func(w way) netip.AddrPort { return netip.AddrPortFrom(w.loopback(), anyAddress) }
+	for _, w := range ways() {
+		for kind := range protocols {
+			one := w.socket(t, s.node, kind)
+			one.connect(t, to(w)).want(t, heardOf(kind, to(w), "a"))
+			first = append(first, one)
+		}
+	}
+	s.node.Do(t, func() {
+		for i := range 2 * int(d.maps.Sockets.MaxEntries()) {
+			w := ways()[i%len(ways())]
+			fd, err := unix.Socket(w.domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err == nil {
+				err = errors.Join(unix.Connect(fd, w.sockaddr(to(w))), unix.Close(fd))
 			}
-		})
-		peer, err := unix.Getpeername(first.fd)
-		must(t, err)
-		if got := addrPort(t, peer); got != to {
-			t.Errorf("peer: got %s, want %s", got, to)
+			if err != nil {
+				t.Error(err)
+				return
+			}
 		}
 	})
+	for _, one := range first {
+		peer, err := unix.Getpeername(one.fd)
+		must(t, err)
+		if got := addrPort(t, peer); got != to(one.way) {
+			t.Errorf("%s: peer: got %s, want %s", one.name, got, to(one.way))
+		}
+	}
 }
 
-// TestSocketHooksFormerPeer sends with a socket that is not connected any more: what is
+// testHooksFormerPeer sends with a socket that is not connected any more: what is
 // shown is what was dialled last.
-func TestSocketHooksFormerPeer(t *testing.T) {
-	s, _ := newMapped(t)
+func testHooksFormerPeer(t *testing.T, s *site, _ *Datapath) {
 	for _, w := range ways() {
 		t.Run(w.name, func(t *testing.T) {
 			one := w.socket(t, s.node, unix.SOCK_DGRAM)
@@ -235,10 +262,9 @@ func TestSocketHooksFormerPeer(t *testing.T) {
 	}
 }
 
-// TestSocketHooksConnected maps a port that sockets are connected to: they stay with whom
+// testHooksConnected maps a port that sockets are connected to: they stay with whom
 // they have dialled, and what they send is not led elsewhere.
-func TestSocketHooksConnected(t *testing.T) {
-	s, d := newMapped(t)
+func testHooksConnected(t *testing.T, s *site, d *Datapath) {
 	for _, w := range ways() {
 		t.Run(w.name, func(t *testing.T) {
 			at := netip.AddrPortFrom(w.host, hosts)
@@ -254,10 +280,9 @@ func TestSocketHooksConnected(t *testing.T) {
 	}
 }
 
-// TestSocketHooksBound dials with sockets that have no way to a container: nobody
+// testHooksBound dials with sockets that have no way to a container: nobody
 // answers, and nothing leaves by another device.
-func TestSocketHooksBound(t *testing.T) {
-	s, _ := newMapped(t)
+func testHooksBound(t *testing.T, s *site, _ *Datapath) {
 	eachWay(t, func(t *testing.T, w way, kind int) {
 		to := netip.AddrPortFrom(w.loopback(), anyAddress)
 		bound := w.socket(t, s.node, kind)
@@ -288,10 +313,9 @@ func TestSocketHooksBound(t *testing.T) {
 	})
 }
 
-// TestSocketHooksElsewhere dials in namespaces of others, without an agent and with one
+// testHooksElsewhere dials in namespaces of others, without an agent and with one
 // of their own that maps the same port.
-func TestSocketHooksElsewhere(t *testing.T) {
-	s, _ := newMapped(t)
+func testHooksElsewhere(t *testing.T, s *site, _ *Datapath) {
 	other := nstest.New(t, "other")
 	eachWay(t, func(t *testing.T, w way, kind int) {
 		to := netip.AddrPortFrom(w.loopback(), anyAddress)

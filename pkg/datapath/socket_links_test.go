@@ -21,7 +21,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/tendril-net/tendril/internal/nstest"
 )
 
 // reaches tells whether a process of the host is led to the container.
@@ -88,9 +87,8 @@ func (d *Datapath) linked(t *testing.T) (links map[string]link.ID, programs map[
 	return links, programs
 }
 
-// TestSocketHooksLife: agents come and go, the hooks stay, until they are removed.
-func TestSocketHooksLife(t *testing.T) {
-	s, d := newMapped(t)
+// testHooksLife: agents come and go, the hooks stay, until they are removed.
+func testHooksLife(t *testing.T, s *site, d *Datapath) {
 	links, programs := d.linked(t)
 	if diff := cmp.Diff(d.socketPrograms(t), programs); diff != "" {
 		t.Errorf("programs (-loaded +linked):\n%s", diff)
@@ -131,27 +129,11 @@ func TestSocketHooksLife(t *testing.T) {
 	s.reaches(t, false)
 }
 
-// TestSocketHooksRefused: of an agent that is refused no hook is left.
-func TestSocketHooksRefused(t *testing.T) {
-	ns, no := nstest.New(t, "refused"), errors.New("no")
-	cfg := Config{
-		Root: filepath.Join(nstest.BPFFS(t), "tendril"), FlowsMax: 256, TranslationsMax: 256,
-		Accept: func([]string) error { return no },
-	}
-	var err error
-	ns.Do(t, func() { _, err = Open(cfg) })
-	if !errors.Is(err, no) {
-		t.Errorf("open: got %v, want %v", err, no)
-	}
-	if left, _ := filepath.Glob(filepath.Join(cfg.Root, "*", "*")); len(left) > 0 {
-		t.Errorf("pins: %q", left)
-	}
-}
-
-// TestSocketHooksRepair: pins that are removed, and links that are detached.
-func TestSocketHooksRepair(t *testing.T) {
-	s, d := newMapped(t)
+// testHooksRepair: pins that are removed, and links that are detached.
+func testHooksRepair(t *testing.T, s *site, d *Datapath) {
 	var log bytes.Buffer
+	before := d.log
+	defer func() { d.log = before }()
 	d.log = slog.New(slog.NewTextHandler(&log, nil))
 	pins := func() []string {
 		found, err := filepath.Glob(filepath.Join(s.cfg.Root, socketLinks, "*"))
@@ -205,9 +187,8 @@ func (d *Datapath) group(t *testing.T, name string) cgroup {
 	return cgroup{path: path, part: true}
 }
 
-// TestSocketHooksGroups attaches to groups that go, and to one that is taken.
-func TestSocketHooksGroups(t *testing.T) {
-	_, d := newMapped(t)
+// testHooksGroups attaches to groups that go, and to one that is taken.
+func testHooksGroups(t *testing.T, _ *site, d *Datapath) {
 	root := d.sockets.at
 	first, second, taken := d.group(t, "first"), d.group(t, "second"), d.group(t, "taken")
 	attach := func(at cgroup, want int) {

@@ -4,8 +4,6 @@ package datapath
 
 import (
 	"errors"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -17,7 +15,7 @@ import (
 // TestFormerUplink: what has just ceased to be an uplink is served as one for a while: answers
 // find their way, and so does what the routes lead there again.
 func TestFormerUplink(t *testing.T) {
-	n := newNode(t, Config{Masquerade: true, FlowsMax: 256, TranslationsMax: 256})
+	n := newNode(t, Config{Masquerade: true})
 	clock := time.Now()
 	n.now = func() time.Time { return clock }
 	f, tr := v4(), transports()[1]
@@ -88,7 +86,7 @@ func (w watched) detach(a attachment) error {
 // before to_uplink, which hides what the stack sends on, is gone; also when it cannot be
 // taken away.
 func TestUplinkEndsWithItsDecisions(t *testing.T) {
-	n := newNode(t, Config{Masquerade: true, FlowsMax: 256, TranslationsMax: 256})
+	n := newNode(t, Config{Masquerade: true})
 	clock := time.Now()
 	n.now = func() time.Time { return clock }
 	f, tr := v4(), transports()[1]
@@ -129,8 +127,8 @@ func TestRefusedDatapath(t *testing.T) {
 	if err := open(); !errors.Is(err, refusal) {
 		t.Errorf("error %v, want %v", err, refusal)
 	}
-	if entries, err := os.ReadDir(filepath.Join(s.cfg.Root, "maps")); err != nil && !errors.Is(err, fs.ErrNotExist) || len(entries) > 0 {
-		t.Errorf("left below maps: %v, %v", entries, err)
+	if left, err := filepath.Glob(filepath.Join(s.cfg.Root, "*", "*")); err != nil || len(left) > 0 {
+		t.Errorf("pins of one that was refused: %q, %v", left, err)
 	}
 	d := s.open(t)
 	must(t, d.Close())
