@@ -210,7 +210,7 @@ func testHooksAgain(t *testing.T, s *site, _ *Datapath) {
 }
 
 // testHooksMany connects a socket each way, and then more others than any map has room for:
-// the first are still told whom they dialled.
+// the first are still told whom they dialled, as far as a note of it goes with the socket.
 func testHooksMany(t *testing.T, s *site, d *Datapath) {
 	var first []*socket
 	to := func(w way) netip.AddrPort { return netip.AddrPortFrom(w.loopback(), anyAddress) }
@@ -218,7 +218,18 @@ func testHooksMany(t *testing.T, s *site, d *Datapath) {
 		for kind := range protocols {
 			one := w.socket(t, s.node, kind)
 			one.connect(t, to(w)).want(t, heardOf(kind, to(w), "a"))
-			first = append(first, one)
+			noted, err := d.maps.Peers.LookupBytes(uint32(one.fd))
+			must(t, err)
+			switch {
+			case noted != nil:
+				first = append(first, one)
+			case nstest.Emulated() && nstest.KernelVersion(t)[0] >= 7:
+				// Without cmpxchg16b, which the emulated processor lacks, its allocator has
+				// no memory for a program now and then: then the map that forgets has it.
+				t.Logf("%s: no memory for a note of the peer", w.name)
+			default:
+				t.Errorf("%s: the socket has no note of its peer", w.name)
+			}
 		}
 	}
 	s.node.Do(t, func() {

@@ -20,7 +20,6 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
-
 )
 
 // reaches tells whether a process of the host is led to the container.
