@@ -68,6 +68,9 @@ type site struct {
 
 func newSite(t *testing.T, flags ...string) *site {
 	t.Helper()
+	if small() { // maps that are made, and walked, sooner
+		flags = append([]string{"--flows-max=16384", "--translations-max=16384"}, flags...)
+	}
 	s := &site{Node: nodetest.New(t, nodetest.Options{Programs: programs, Flags: flags}), world: nstest.New(t, "world")}
 	settle(t, s.NS)
 	settle(t, s.world)

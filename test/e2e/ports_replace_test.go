@@ -223,9 +223,7 @@ func TestPortsRestart(t *testing.T) {
 		group.Go(func() { l.tcp(stop) })
 	}
 	for i := range 2 {
-		for _, l := range all {
-			l.advance(t)
-		}
+		advance(t, all)
 		if i%2 == 0 {
 			s.Kill(t)
 		} else {
@@ -233,9 +231,7 @@ func TestPortsRestart(t *testing.T) {
 		}
 		s.Start(t)
 	}
-	for _, l := range all {
-		l.advance(t)
-	}
+	advance(t, all)
 	close(stop)
 	group.Wait()
 	for _, l := range all {

@@ -123,9 +123,7 @@ func TestRestart(t *testing.T) {
 	}
 	for i := range cycles {
 		// Traffic is under way, before the next agent ends and after.
-		for _, l := range all {
-			l.advance(t)
-		}
+		advance(t, all)
 		if i%2 == 0 {
 			s.Kill(t)
 		} else {
@@ -133,9 +131,7 @@ func TestRestart(t *testing.T) {
 		}
 		s.Start(t)
 	}
-	for _, l := range all {
-		l.advance(t)
-	}
+	advance(t, all)
 	close(stop)
 	group.Wait()
 	for _, l := range all {
@@ -211,10 +207,10 @@ func loadOn(t *testing.T, name string, from *nstest.NS, server *net.UDPConn, udp
 }
 
 // pace is the time between two datagrams of a flow: as many as two emulated
-// processors can carry without filling a queue somewhere.
+// processors can carry without filling a queue somewhere, and start an agent besides.
 func pace() time.Duration {
 	if small() {
-		return 20 * time.Millisecond
+		return 60 * time.Millisecond
 	}
 	return time.Millisecond
 }
@@ -315,16 +311,22 @@ func (l *load) tcp(stop <-chan struct{}) {
 
 func (l *load) fail(err error) { l.wrong.CompareAndSwap(nil, &err) }
 
-// advance returns when more has come through in each manner.
-func (l *load) advance(t *testing.T) {
+// advance returns when more has come through each of them in each manner.
+func advance(t *testing.T, all []*load) {
 	t.Helper()
-	answered, told, blocks := l.answered.Load(), l.told.Load(), l.blocks.Load()
-	nodetest.Eventually(t, l.name+": no traffic", func() error {
-		if l.answered.Load() < answered+20 || l.told.Load() < told+4 || l.blocks.Load() < blocks+4 {
-			return errors.New("too little has come through")
-		}
-		return nil
-	})
+	var more []func() error
+	for _, l := range all {
+		answered, told, blocks := l.answered.Load(), l.told.Load(), l.blocks.Load()
+		more = append(more, func() error {
+			if l.answered.Load() < answered+20 || l.told.Load() < told+4 || l.blocks.Load() < blocks+4 {
+				return errors.New("too little has come through")
+			}
+			return nil
+		})
+	}
+	for i, l := range all {
+		nodetest.Eventually(t, l.name+": no traffic", more[i])
+	}
 }
 
 func (l *load) judge(t *testing.T) {
