@@ -77,7 +77,7 @@ func (c *config) readBridge(o object) {
 // datapath tells frames for the node from others. What fails later takes back a bridge that
 // was made here, unless others have become its ports.
 func (a *attachment) ensureBridge() error {
-	joining, err := lockBridges(a.config.socket)
+	joining, err := lockBridges(a.ctx, a.config.socket)
 	if err != nil {
 		return err
 	}

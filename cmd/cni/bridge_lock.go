@@ -26,19 +26,32 @@ const alonePatience = 2 * time.Second
 type bridgeLock struct{ file *os.File }
 
 // lockBridges shares the lock. Without the folder of the socket there is no agent.
-func lockBridges(socket string) (*bridgeLock, error) {
-	file, err := os.OpenFile(filepath.Join(filepath.Dir(socket), api.BridgeLockName), os.O_RDWR|os.O_CREATE, 0o600)
+func lockBridges(ctx context.Context, socket string) (*bridgeLock, error) {
+	file, err := os.OpenFile(filepath.Join(filepath.Dir(socket), api.BridgeLockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("lock bridges: %w: %w", api.ErrUnavailable, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock bridges: %w", err)
 	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_SH); err != nil {
+	l := &bridgeLock{file: file}
+	if err := l.flock(ctx, unix.LOCK_SH); err != nil {
 		_ = file.Close()
 		return nil, fmt.Errorf("lock bridges: %w", err)
 	}
-	return &bridgeLock{file: file}, nil
+	return l, nil
+}
+
+// flock gives up waiting when the context ends.
+func (l *bridgeLock) flock(ctx context.Context, how int) error {
+	locked := make(chan error, 1)
+	go func() { locked <- unix.Flock(int(l.file.Fd()), how) }()
+	select {
+	case err := <-locked:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // alone gives up the share and waits until nobody has one. Whoever comes then waits for the
@@ -46,14 +59,11 @@ func lockBridges(socket string) (*bridgeLock, error) {
 func (l *bridgeLock) alone(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, alonePatience)
 	defer cancel()
-	locked := make(chan error, 1)
-	go func() { locked <- unix.Flock(int(l.file.Fd()), unix.LOCK_EX) }()
-	select {
-	case err := <-locked:
-		return err == nil, err
-	case <-ctx.Done():
+	err := l.flock(ctx, unix.LOCK_EX)
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return false, nil
 	}
+	return err == nil, err
 }
 
 // release is for nil, too.

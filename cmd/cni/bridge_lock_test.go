@@ -23,7 +23,7 @@ func TestBridgeLock(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "agent.sock")
 	share := func() *bridgeLock {
 		t.Helper()
-		l, err := lockBridges(socket)
+		l, err := lockBridges(t.Context(), socket)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,9 +49,15 @@ func TestBridgeLock(t *testing.T) {
 		t.Error("somebody joins while the bridge is removed")
 	default:
 	}
+	late, giveUp := context.WithCancel(t.Context())
+	giveUp()
+	if l, err := lockBridges(late, socket); !errors.Is(err, context.Canceled) {
+		l.release()
+		t.Errorf("beside one that does not go on: %v", err)
+	}
 	maker.release()
 	<-joined
-	if _, err := lockBridges(filepath.Join(t.TempDir(), "none", "agent.sock")); !errors.Is(err, api.ErrUnavailable) {
+	if _, err := lockBridges(t.Context(), filepath.Join(t.TempDir(), "none", "agent.sock")); !errors.Is(err, api.ErrUnavailable) {
 		t.Errorf("without a folder: %v", err)
 	}
 }

@@ -16,6 +16,12 @@ import (
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
+// Concerns of the node of which an ADD has nothing to fear.
+const (
+	concernBridges = "bridge devices"
+	concernPorts   = "bridge ports"
+)
+
 // checkBridge refuses a network whose bridge is an uplink of the node: what goes to the
 // world by it would be switched before anybody masquerades it or translates it back.
 func (s *Service) checkBridge(n api.Network) error {
@@ -119,28 +125,34 @@ func (s *Service) relocated(r *record) (*record, error) {
 func (s *Service) repairBridges() error {
 	type wanted struct {
 		bridge   wiring.Bridge
-		gateways []netip.Prefix
+		gateways map[netip.Prefix]netip.Prefix // by subnet
 	}
 	bridges := make(map[string]wanted)
-	for _, r := range s.list(func(r *record) bool { return r.State == api.Ready && r.Bridge != "" }) {
+	records := s.list(func(r *record) bool { return r.State == api.Ready && r.Bridge != "" })
+	slices.SortStableFunc(records, func(a, b *record) int { return a.Created.Compare(b.Created) })
+	for _, r := range records {
 		if s.isDetached(r.Attachment) {
 			continue
 		}
 		w, known := bridges[r.Bridge]
 		if !known {
 			w.bridge = wiring.Bridge{Name: r.Bridge, MTU: r.Origin.MTU, MAC: parsedMAC(r.HostMAC)}
+			w.gateways = make(map[netip.Prefix]netip.Prefix)
 		}
 		w.bridge.Promisc = w.bridge.Promisc || r.Origin.Promisc
 		if r.Origin.BridgeGateway {
-			w.gateways = append(w.gateways, r.Gateways()...)
+			for _, gateway := range r.Gateways() {
+				w.gateways[gateway.Masked()] = gateway // the newest, where forceAddress has replaced one
+			}
 		}
 		bridges[r.Bridge] = w
 	}
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(bridges)) {
 		w := bridges[name]
-		slices.SortFunc(w.gateways, netip.Prefix.Compare)
-		mended, err := s.opts.Bridges.RepairBridge(w.bridge, slices.Compact(w.gateways))
+		gateways, refused := s.free(name, slices.SortedFunc(maps.Values(w.gateways), netip.Prefix.Compare))
+		mended, err := s.opts.Bridges.RepairBridge(w.bridge, gateways)
+		err = errors.Join(err, refused)
 		if len(mended) > 0 {
 			s.log.Warn("bridge repaired", "bridge", name, "found", strings.Join(mended, "; "))
 		}
@@ -149,6 +161,29 @@ func (s *Service) repairBridges() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// free leaves those gateways out that somebody else has by now: another device of the node, or
+// a container that was given the address when it was a gateway no more. The error says who.
+func (s *Service) free(bridge string, gateways []netip.Prefix) (free []netip.Prefix, err error) {
+	var errs []error
+	for _, gateway := range gateways {
+		s.mu.Lock()
+		holder, leased := s.index.byAddress[gateway.Addr()]
+		s.mu.Unlock()
+		occupied, found, err := s.opts.Surroundings.At(gateway.Addr())
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("look for %s on the node: %w", gateway.Addr(), err))
+		case leased:
+			errs = append(errs, fmt.Errorf("gateway %s is the address of container %s", gateway.Addr(), holder.ContainerID))
+		case found && occupied.Device != bridge && !occupied.Destination.IsValid():
+			errs = append(errs, fmt.Errorf("gateway %s is %s", gateway.Addr(), occupied))
+		default:
+			free = append(free, gateway)
+		}
+	}
+	return free, errors.Join(errs...)
 }
 
 // repairPort makes an endpoint's device a port of its bridge again. Its lock is held.

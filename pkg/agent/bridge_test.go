@@ -149,8 +149,13 @@ func TestRepairOfBridges(t *testing.T) {
 	s.tidy()
 	judge(api.Health{Reasons: []string{
 		"bridge devices: repair bridge br0: subnets overlap",
-		"endpoints: 3 cannot be repaired; the first: repair endpoint c1/eth0: it is another's port",
+		"bridge ports: 3 cannot be repaired; the first: repair endpoint c1/eth0: it is another's port",
 	}})
+	health, err := s.NetworkStatus(ctx, one.Network) // an ADD has nothing to fear
+	must(t, err)
+	if d := cmp.Diff(api.Health{OK: true}, health); d != "" {
+		t.Errorf("status of a network (-want +got):\n%s", d)
+	}
 
 	// The next agent does it at once.
 	delete(w.fail, "RepairBridge")
@@ -376,5 +381,49 @@ func TestHostLink(t *testing.T) {
 	must(t, err)
 	if d := cmp.Diff(HostLink{Name: "port", Index: port.Index, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 7}, Master: bridge.Index}, port); d != "" {
 		t.Errorf("port (-want +got):\n%s", d)
+	}
+}
+
+// Of two gateways of one subnet the newest counts, and one that somebody else has by now is
+// left alone.
+func TestRepairOfGateways(t *testing.T) {
+	w := newWorld(t)
+	w.addBridge("br0")
+	s, _ := w.boot(t)
+	for _, one := range []struct{ container, address, gateway string }{
+		{"c1", "10.30.0.9/24", "10.30.0.1"},
+		{"c2", "10.30.0.8/24", "10.30.0.254"}, // forceAddress has replaced the other
+		{"c3", "10.31.0.1/24", ""},
+		{"c4", "10.31.0.9/24", "10.31.0.1"},
+		{"c5", "10.32.0.9/24", "10.32.0.1"},
+		{"c6", "10.33.0.9/24", "10.33.0.1"},
+	} {
+		req := delegated(one.container, one.address)
+		req.Network.Driver, req.Network.Bridge, req.HostMAC, req.Network.BridgeGateway = "bridge", "br0", bridgeMAC, true
+		if one.gateway != "" {
+			req.Addresses[0].Gateway = netip.MustParseAddr(one.gateway)
+		}
+		w.mustAdd(t, s, req)
+	}
+	w.occupied = []Occupied{
+		{Addr: netip.MustParseAddr("10.32.0.1"), Device: "eth1"},
+		{Addr: netip.MustParseAddr("10.33.0.1"), Device: "br0"},
+	}
+	s.tidy()
+	var got []netip.Prefix
+	for _, r := range w.repairs {
+		got = append(got, r.gateways...)
+	}
+	want := []netip.Prefix{netip.MustParsePrefix("10.30.0.254/24"), netip.MustParsePrefix("10.33.0.1/24")}
+	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{})); d != "" {
+		t.Errorf("gateways (-want +got):\n%s", d)
+	}
+	health, err := s.Health(ctx)
+	must(t, err)
+	wantHealth := api.Health{Reasons: []string{
+		"bridge devices: repair bridge br0: gateway 10.31.0.1 is the address of container c3\ngateway 10.32.0.1 is an address of this node on eth1",
+	}}
+	if d := cmp.Diff(wantHealth, health); d != "" {
+		t.Errorf("health (-want +got):\n%s", d)
 	}
 }

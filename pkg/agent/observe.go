@@ -24,13 +24,21 @@ func sortBy[T any, K cmp.Ordered](items []T, key func(T) K) {
 
 // Health says whether the agent can serve an ADD.
 func (s *Service) Health(context.Context) (api.Health, error) {
+	return s.health(func(string) bool { return true }), nil
+}
+
+// health is the state of those concerns that count.
+func (s *Service) health(counts func(concern string) bool) api.Health {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	health := api.Health{OK: len(s.problems) == 0}
+	health := api.Health{OK: true}
 	for _, concern := range slices.Sorted(maps.Keys(s.problems)) {
-		health.Reasons = append(health.Reasons, fmt.Sprintf("%s: %v", concern, s.problems[concern]))
+		if counts(concern) {
+			health.OK = false
+			health.Reasons = append(health.Reasons, fmt.Sprintf("%s: %v", concern, s.problems[concern]))
+		}
 	}
-	return health, nil
+	return health
 }
 
 // Status returns the agent at a glance.

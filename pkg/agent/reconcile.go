@@ -95,7 +95,7 @@ func (s *Service) Start(uplinks uplink.Found) error {
 		return fmt.Errorf("attach endpoints again: %w", err)
 	}
 	// With the programs in place, as at an ADD.
-	s.problem("bridge devices", s.repairBridges())
+	s.problem(concernBridges, s.repairBridges())
 	s.problem("endpoints", s.repairEndpoints())
 	if s.waiting() > 0 {
 		s.wakePurge()
@@ -192,7 +192,7 @@ func (s *Service) tidy() {
 	s.problem("uplinks", s.applyUplinks())
 	s.problem("host addresses", s.addresses.ensure())
 	s.problem(concernPolicyMaps, s.firewall.tend())
-	s.problem("bridge devices", s.repairBridges())
+	s.problem(concernBridges, s.repairBridges())
 	s.problem("endpoints", s.repairEndpoints())
 	s.firewall.reload() // links of policy-dir may lead to where nobody watches
 	// The datapath judges by itself what is too old; this keeps the maps small.

@@ -23,17 +23,32 @@ func (s *Service) repairPins() error {
 // An endpoint that is whole costs some 40 us (Linux 6.18), most of them for asking
 // which filters its device has.
 func (s *Service) repairEndpoints() error {
-	var errs []error
+	var errs, ports []error
 	for _, r := range s.list(func(r *record) bool { return r.State == api.Ready }) {
-		if err := s.repairOne(r); err != nil {
+		err := s.repairOne(r)
+		if astray := (*portError)(nil); errors.As(err, &astray) {
+			ports = append(ports, err)
+		} else if err != nil {
 			errs = append(errs, err)
 		}
 	}
-	if len(errs) > 1 { // for one reason, as a rule
+	s.problem(concernPorts, firstOf(ports))
+	return firstOf(errs)
+}
+
+// firstOf is one error for many that have one reason, as a rule.
+func firstOf(errs []error) error {
+	if len(errs) > 1 {
 		return fmt.Errorf("%d cannot be repaired; the first: %w", len(errs), errs[0])
 	}
 	return errors.Join(errs...)
 }
+
+// portError is what keeps an endpoint's device from being a port of its bridge.
+type portError struct{ err error }
+
+func (e *portError) Error() string { return e.err.Error() }
+func (e *portError) Unwrap() error { return e.err }
 
 // repairOne repairs an endpoint unless its device is gone. Under its lock it
 // cannot be detached meanwhile.
@@ -43,10 +58,11 @@ func (s *Service) repairOne(r *record) error {
 		return nil
 	}
 	mended, err := s.repairPort(r)
-	if err != nil {
-		return fmt.Errorf("repair endpoint %s: %w", recordKey(r.Attachment), err)
-	}
 	s.logMended(r, mended)
+	var astray error
+	if err != nil {
+		astray = &portError{fmt.Errorf("repair endpoint %s: %w", recordKey(r.Attachment), err)}
+	}
 	if r, err = s.relocated(r); err != nil {
 		return err
 	}
@@ -65,7 +81,7 @@ func (s *Service) repairOne(r *record) error {
 	if err != nil {
 		return fmt.Errorf("repair endpoint %s: %w", recordKey(r.Attachment), err)
 	}
-	return nil
+	return astray
 }
 
 // logMended tells whose endpoint was repaired, and of what.

@@ -131,7 +131,7 @@ func createBridge(host *Namespace, b Bridge) (BridgeLink, error) {
 	return BridgeLink{Index: bridge.index, MAC: bridge.mac, MTU: bridge.mtu, Made: true}, nil
 }
 
-// RemoveUnusedBridge removes a bridge that EnsureBridge has made, unless it has a port by
+// RemoveUnusedBridge removes a bridge that EnsureBridge has made, unless it has a port or a device on it by
 // now, or is gone. Nobody may be about to give it one: see to that.
 func RemoveUnusedBridge(host *Namespace, name string, b BridgeLink) error {
 	return host.Do(func() error {
@@ -140,7 +140,10 @@ func RemoveUnusedBridge(host *Namespace, name string, b BridgeLink) error {
 			return fmt.Errorf("list the ports of bridge %s: %w", name, err)
 		}
 		there := func(l netlink.Link) bool { return l.Attrs().Index == b.Index && l.Attrs().Name == name }
-		port := func(l netlink.Link) bool { return l.Attrs().MasterIndex == b.Index }
+		// A macvlan or VLAN device on it goes with it, too; a veth's parent is its peer.
+		port := func(l netlink.Link) bool {
+			return l.Attrs().MasterIndex == b.Index || l.Type() != "veth" && l.Attrs().ParentIndex == b.Index
+		}
 		if slices.ContainsFunc(links, port) || !slices.ContainsFunc(links, there) {
 			return nil
 		}

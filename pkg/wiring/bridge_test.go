@@ -137,6 +137,12 @@ func TestUnusedBridgeIsRemoved(t *testing.T) {
 		t.Errorf("bridge with a port: index %d, not %d", got, made.Index)
 	}
 	ns.Run(t, "ip", "link", "del", "port")
+	ns.Run(t, "ip", "link", "add", "link", bridgeName, "name", "rider", "type", "macvlan")
+	must(t, wiring.RemoveUnusedBridge(node, bridgeName, made))
+	if got := look(t, ns, bridgeName).Link.Index; got != made.Index {
+		t.Errorf("bridge with a macvlan device: index %d, not %d", got, made.Index)
+	}
+	ns.Run(t, "ip", "link", "del", "rider")
 	other := made
 	other.Index++ // another of its name
 	must(t, wiring.RemoveUnusedBridge(node, bridgeName, other))

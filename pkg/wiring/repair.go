@@ -3,6 +3,7 @@
 package wiring
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -26,20 +27,25 @@ func RepairBridge(host *Namespace, b Bridge, gateways []netip.Prefix) (mended []
 	case b.Promisc && before.flags&unix.IFF_PROMISC == 0:
 		mended = append(mended, "promiscuous mode was off")
 	}
-	if _, err := EnsureBridge(host, b); err != nil {
+	found, err := EnsureBridge(host, b)
+	if err != nil {
 		return nil, err
 	}
+	var foreign error
+	if b.MAC != nil && !bytes.Equal(found.MAC, b.MAC) {
+		foreign = fmt.Errorf("its MAC is %s, and containers know it by %s: they reach no mapped ports until they are attached again, or it has that", found.MAC, b.MAC)
+	}
 	if len(gateways) == 0 {
-		return mended, nil
+		return mended, foreign
 	}
 	missing, err := ensureGateways(host, b.Name, gateways, false)
 	if err != nil {
-		return mended, err
+		return mended, errors.Join(err, foreign)
 	}
 	for _, gateway := range missing {
 		mended = append(mended, fmt.Sprintf("address %s was missing", gateway))
 	}
-	return mended, nil
+	return mended, foreign
 }
 
 // RepairPort makes a host's side a port of its bridge again, as ConfigureBridged did, where

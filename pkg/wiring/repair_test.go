@@ -5,6 +5,7 @@ package wiring_test
 import (
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -99,6 +100,22 @@ func TestRepairBridge(t *testing.T) {
 				t.Errorf("the next look: %q, %q, %v, %v", bridge, port, err1, err2)
 			}
 		})
+	}
+}
+
+// A bridge that was made anew by somebody else has another MAC: that cannot be mended.
+func TestRepairBridgeOfAnotherMAC(t *testing.T) {
+	ns, node := newNode(t)
+	known := wiring.Bridge{Name: bridgeName, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 0xaa}}
+	ns.Run(t, "ip", "link", "add", bridgeName, "up", "address", "02:00:00:00:00:bb", "type", "bridge")
+	mended, err := wiring.RepairBridge(node, known, prefixes("10.10.0.1/16"))
+	want := "its MAC is 02:00:00:00:00:bb, and containers know it by 02:00:00:00:00:aa: " +
+		"they reach no mapped ports until they are attached again, or it has that"
+	if diff := cmp.Diff([]string{"address 10.10.0.1/16 was missing"}, mended); diff != "" {
+		t.Errorf("mended (-want +got):\n%s", diff)
+	}
+	if err == nil || err.Error() != want {
+		t.Errorf("error: got %v, want %s", err, want)
 	}
 }
 
