@@ -20,6 +20,9 @@ import (
 // the bridge that it made.
 const alonePatience = 2 * time.Second
 
+// lockInterval is between two tries to get a lock that somebody else has.
+const lockInterval = 5 * time.Millisecond
+
 // bridgeLock is a file beside the agent's socket whose lock (flock) each ADD with the driver
 // bridge shares while its device may become a port. Who has it alone may remove a bridge
 // that nobody has joined. The kernel drops it with the process, however that ends.
@@ -42,15 +45,21 @@ func lockBridges(ctx context.Context, socket string) (*bridgeLock, error) {
 	return l, nil
 }
 
-// flock gives up waiting when the context ends.
+// flock gives up waiting when the context ends. It asks again and again: who waits in the
+// kernel cannot be called back.
 func (l *bridgeLock) flock(ctx context.Context, how int) error {
-	locked := make(chan error, 1)
-	go func() { locked <- unix.Flock(int(l.file.Fd()), how) }()
-	select {
-	case err := <-locked:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
+	again := time.NewTicker(lockInterval)
+	defer again.Stop()
+	for {
+		err := unix.Flock(int(l.file.Fd()), how|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-again.C:
+		}
 	}
 }
 
