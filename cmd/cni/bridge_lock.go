@@ -13,15 +13,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tendril-net/tendril/internal/flock"
 	"github.com/tendril-net/tendril/pkg/api"
 )
 
 // alonePatience is how long an ADD that failed waits for others to end before it leaves
 // the bridge that it made.
 const alonePatience = 2 * time.Second
-
-// lockInterval is between two tries to get a lock that somebody else has.
-const lockInterval = 5 * time.Millisecond
 
 // bridgeLock is a file beside the agent's socket whose lock (flock) each ADD with the driver
 // bridge shares while its device may become a port. Who has it alone may remove a bridge
@@ -37,30 +35,11 @@ func lockBridges(ctx context.Context, socket string) (*bridgeLock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock bridges: %w", err)
 	}
-	l := &bridgeLock{file: file}
-	if err := l.flock(ctx, unix.LOCK_SH); err != nil {
+	if err := flock.Lock(ctx, file, unix.LOCK_SH); err != nil {
 		_ = file.Close()
 		return nil, fmt.Errorf("lock bridges: %w", err)
 	}
-	return l, nil
-}
-
-// flock gives up waiting when the context ends. It asks again and again: who waits in the
-// kernel cannot be called back.
-func (l *bridgeLock) flock(ctx context.Context, how int) error {
-	again := time.NewTicker(lockInterval)
-	defer again.Stop()
-	for {
-		err := unix.Flock(int(l.file.Fd()), how|unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-again.C:
-		}
-	}
+	return &bridgeLock{file: file}, nil
 }
 
 // alone gives up the share and waits until nobody has one. Whoever comes then waits for the
@@ -68,7 +47,7 @@ func (l *bridgeLock) flock(ctx context.Context, how int) error {
 func (l *bridgeLock) alone(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, alonePatience)
 	defer cancel()
-	err := l.flock(ctx, unix.LOCK_EX)
+	err := flock.Lock(ctx, l.file, unix.LOCK_EX)
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return false, nil
 	}

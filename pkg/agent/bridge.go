@@ -171,12 +171,14 @@ func (s *Service) free(bridge string, gateways []netip.Prefix) (free []netip.Pre
 		s.mu.Lock()
 		holder, leased := s.index.byAddress[gateway.Addr()]
 		s.mu.Unlock()
+		if leased {
+			errs = append(errs, fmt.Errorf("gateway %s is the address of container %s", gateway.Addr(), holder.ContainerID))
+			continue
+		}
 		occupied, found, err := s.opts.Surroundings.At(gateway.Addr())
 		switch {
 		case err != nil:
 			errs = append(errs, fmt.Errorf("look for %s on the node: %w", gateway.Addr(), err))
-		case leased:
-			errs = append(errs, fmt.Errorf("gateway %s is the address of container %s", gateway.Addr(), holder.ContainerID))
 		case found && occupied.Device != bridge && !occupied.Destination.IsValid():
 			errs = append(errs, fmt.Errorf("gateway %s is %s", gateway.Addr(), occupied))
 		default:

@@ -95,8 +95,7 @@ func (s *Service) Start(uplinks uplink.Found) error {
 		return fmt.Errorf("attach endpoints again: %w", err)
 	}
 	// With the programs in place, as at an ADD.
-	s.problem(concernBridges, s.repairBridges())
-	s.problem("endpoints", s.repairEndpoints())
+	s.repairServed()
 	if s.waiting() > 0 {
 		s.wakePurge()
 	}
@@ -192,8 +191,7 @@ func (s *Service) tidy() {
 	s.problem("uplinks", s.applyUplinks())
 	s.problem("host addresses", s.addresses.ensure())
 	s.problem(concernPolicyMaps, s.firewall.tend())
-	s.problem(concernBridges, s.repairBridges())
-	s.problem("endpoints", s.repairEndpoints())
+	s.repairServed()
 	s.firewall.reload() // links of policy-dir may lead to where nobody watches
 	// The datapath judges by itself what is too old; this keeps the maps small.
 	s.problem("sweep", s.opts.Datapath.Flows.Purge(nil))

@@ -19,21 +19,29 @@ func (s *Service) repairPins() error {
 	return s.opts.Datapath.Repairs.RepairPins()
 }
 
-// repairEndpoints puts back what others took from the endpoints that are served.
-// An endpoint that is whole costs some 40 us (Linux 6.18), most of them for asking
+// repairServed puts back what others took from the endpoints that are served, and from their
+// bridges.
+func (s *Service) repairServed() {
+	s.problem(concernBridges, s.repairBridges())
+	ports, others := s.repairEndpoints()
+	s.problem(concernPorts, ports)
+	s.problem("endpoints", others)
+}
+
+// repairEndpoints returns what keeps devices from being ports of their bridges, and what else
+// cannot be repaired. An endpoint that is whole costs some 40 us (Linux 6.18), most of them for asking
 // which filters its device has.
-func (s *Service) repairEndpoints() error {
-	var errs, ports []error
+func (s *Service) repairEndpoints() (ports, others error) {
+	var errs, astrayErrs []error
 	for _, r := range s.list(func(r *record) bool { return r.State == api.Ready }) {
 		err := s.repairOne(r)
 		if astray := (*portError)(nil); errors.As(err, &astray) {
-			ports = append(ports, err)
+			astrayErrs = append(astrayErrs, err)
 		} else if err != nil {
 			errs = append(errs, err)
 		}
 	}
-	s.problem(concernPorts, firstOf(ports))
-	return firstOf(errs)
+	return firstOf(astrayErrs), firstOf(errs)
 }
 
 // firstOf is one error for many that have one reason, as a rule.

@@ -3,6 +3,7 @@
 package ipam
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,8 @@ import (
 
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/internal/flock"
 )
 
 // FileOptions are the options of OpenFile.
@@ -94,22 +97,12 @@ func secure(f *os.File, timeout time.Duration) error {
 	return err
 }
 
-// lockInterval is the time between two attempts to get the lock: flock cannot
-// wait with a timeout.
-const lockInterval = 10 * time.Millisecond
-
 func lock(f *os.File, timeout time.Duration) error {
-	end := time.Now().Add(timeout)
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case !errors.Is(err, unix.EWOULDBLOCK):
-			return err
-		case !time.Now().Before(end):
-			return ErrInUse
-		}
-		time.Sleep(min(lockInterval, time.Until(end))) //nolint:forbidigo // no event says that a flock is free
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	err := flock.Lock(ctx, f, unix.LOCK_EX)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return ErrInUse
 	}
+	return err
 }

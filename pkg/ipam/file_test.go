@@ -152,7 +152,7 @@ func TestOpenFileOfSomethingElse(t *testing.T) {
 func TestOpenFileInUse(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.db")
 	s := mustOpen(t, path)
-	for _, timeout := range []time.Duration{0, 3 * lockInterval} {
+	for _, timeout := range []time.Duration{0, 30 * time.Millisecond} {
 		if _, err := OpenFile(path, FileOptions{LockTimeout: timeout}); !errors.Is(err, ErrInUse) {
 			t.Errorf("timeout %s: got error %v, want ErrInUse", timeout, err)
 		}

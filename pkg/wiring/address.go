@@ -32,12 +32,12 @@ type ownAddress struct {
 // message adds or removes the address. A whole one goes without the prefix route, which
 // would be a second route to the address itself.
 func (o ownAddress) message(kind uint16) message {
-	index, name, a, scope := o.index, o.name, o.prefix, o.scope
-	body := header(unix.IfAddrmsg{Family: family(a.Addr()), Prefixlen: uint8(a.Bits()), Scope: scope, Index: uint32(index)})
+	a := o.prefix
+	body := header(unix.IfAddrmsg{Family: family(a.Addr()), Prefixlen: uint8(a.Bits()), Scope: o.scope, Index: uint32(o.index)})
 	body = attributeAddr(body, unix.IFA_LOCAL, a.Addr())
 	body = attributeAddr(body, unix.IFA_ADDRESS, a.Addr())
 	if kind == unix.RTM_DELADDR {
-		return message{kind: kind, body: body, what: fmt.Sprintf("remove address %s from %s", a, name)}
+		return message{kind: kind, body: body, what: fmt.Sprintf("remove address %s from %s", a, o.name)}
 	}
 	var flags uint32
 	if a.IsSingleIP() {
@@ -51,7 +51,7 @@ func (o ownAddress) message(kind uint16) message {
 	body = attribute32(body, unix.IFA_FLAGS, flags)
 	return message{
 		kind: kind, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, body: body,
-		what: fmt.Sprintf("add address %s to %s", a, name),
+		what: fmt.Sprintf("add address %s to %s", a, o.name),
 	}
 }
 

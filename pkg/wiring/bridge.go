@@ -131,8 +131,8 @@ func createBridge(host *Namespace, b Bridge) (BridgeLink, error) {
 	return BridgeLink{Index: bridge.index, MAC: bridge.mac, MTU: bridge.mtu, Made: true}, nil
 }
 
-// RemoveUnusedBridge removes a bridge that EnsureBridge has made, unless it has a port or a device on it by
-// now, or is gone. Nobody may be about to give it one: see to that.
+// RemoveUnusedBridge removes a bridge that EnsureBridge has made, unless it has a port or a
+// device on it by now, or is gone. Nobody may be about to give it one: see to that.
 func RemoveUnusedBridge(host *Namespace, name string, b BridgeLink) error {
 	return host.Do(func() error {
 		links, err := netlinksafe.LinkList()

@@ -24,10 +24,15 @@ const (
 // LinkExists says whether a link in the namespace goes by the name.
 func LinkExists(n *Namespace, name string) (bool, error) {
 	absent := false
-	get := getLink(name)
-	get.tolerate, get.tolerated = []unix.Errno{unix.ENODEV}, &absent
-	_, err := n.exchange([]message{get})
+	_, err := n.exchange([]message{getLinkUnless(&absent, name)})
 	return err == nil && !absent, err
+}
+
+// getLinkUnless is getLink where there may be none, which is noted.
+func getLinkUnless(absent *bool, name string) message {
+	get := getLink(name)
+	get.tolerate, get.tolerated = []unix.Errno{unix.ENODEV}, absent
+	return get
 }
 
 func getLink(name string) message {

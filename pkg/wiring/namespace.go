@@ -84,12 +84,14 @@ func (n *Namespace) TryLock() (bool, error) {
 
 // Same says whether both are one namespace, by whatever paths.
 func (n *Namespace) Same(other *Namespace) (bool, error) {
-	a, err := n.file.Stat()
-	if err != nil {
-		return false, fmt.Errorf("identify network namespace: %w", err)
-	}
-	b, err := other.file.Stat()
-	if err != nil {
+	return n.is(other.file)
+}
+
+// is tells whether the file is of this namespace.
+func (n *Namespace) is(file *os.File) (bool, error) {
+	a, err1 := n.file.Stat()
+	b, err2 := file.Stat()
+	if err := errors.Join(err1, err2); err != nil {
 		return false, fmt.Errorf("identify network namespace: %w", err)
 	}
 	return os.SameFile(a, b), nil
@@ -110,7 +112,7 @@ func (n *Namespace) Do(f func() error) error {
 			return
 		}
 		defer func() { _ = home.Close() }()
-		if n.is(home) { // to enter one's own takes CAP_SYS_ADMIN, too
+		if own, err := n.is(home); err == nil && own { // to enter one's own takes CAP_SYS_ADMIN, too
 			runtime.UnlockOSThread()
 			done <- f()
 			return
@@ -130,13 +132,6 @@ func (n *Namespace) Do(f func() error) error {
 		done <- err
 	}()
 	return <-done
-}
-
-// is tells whether the file is of this namespace.
-func (n *Namespace) is(file *os.File) bool {
-	a, err1 := n.file.Stat()
-	b, err2 := file.Stat()
-	return err1 == nil && err2 == nil && os.SameFile(a, b)
 }
 
 func (n *Namespace) dial() (err error) {

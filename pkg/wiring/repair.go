@@ -54,11 +54,7 @@ func RepairBridge(host *Namespace, b Bridge, gateways []netip.Prefix) (mended []
 // gone is none: whoever follows the links will say so.
 func RepairPort(host *Namespace, links Links, b Bridged) (mended []string, err error) {
 	var gone [2]bool
-	messages := []message{getLink(b.Bridge), getLink(links.HostName)}
-	for i := range messages {
-		messages[i].tolerate, messages[i].tolerated = []unix.Errno{unix.ENODEV}, &gone[i]
-	}
-	answers, err := host.exchange(messages)
+	answers, err := host.exchange([]message{getLinkUnless(&gone[0], b.Bridge), getLinkUnless(&gone[1], links.HostName)})
 	if err != nil || slices.Contains(gone[:], true) {
 		return nil, err
 	}

@@ -67,20 +67,29 @@ func SettleBridged(host, container *Namespace, links Links, b Bridged) error {
 	if err != nil {
 		return err
 	}
-	var address netip.Addr
+	var awaited []netip.Addr
 	for _, a := range b.Addresses {
 		if !a.Addr().Is6() {
 			continue
 		}
-		address = a.Addr()
-		if !b.DAD { // each is asked for in its own time
-			continue
+		if !b.DAD { // each is asked for in its own time; otherwise the last is enough
+			awaited = nil
 		}
-		if err := settle(container, links.Name, address, deadline); err != nil {
-			return errors.Join(duplicates(container, links.Name), err)
+		awaited = append(awaited, a.Addr())
+	}
+	if awaited == nil {
+		awaited = []netip.Addr{{}} // the carrier alone
+	}
+	for _, address := range awaited {
+		err := settle(container, links.Name, address, deadline)
+		if err != nil && b.DAD {
+			err = errors.Join(duplicates(container, links.Name), err)
+		}
+		if err != nil {
+			return err
 		}
 	}
-	return settle(container, links.Name, address, deadline)
+	return nil
 }
 
 // duplicates is ErrDuplicate, with their names, when addresses of the link are another

@@ -79,9 +79,7 @@ func IsPair(host, container *Namespace, hostName, name string) (bool, error) {
 		name string
 	}{{host, hostName}, {container, name}} {
 		absent := false
-		get := getLink(one.name)
-		get.tolerate, get.tolerated = []unix.Errno{unix.ENODEV}, &absent
-		answers, err := one.in.exchange([]message{get})
+		answers, err := one.in.exchange([]message{getLinkUnless(&absent, one.name)})
 		if err != nil || absent {
 			return false, err
 		}
