@@ -27,11 +27,11 @@ type events struct {
 // watch runs a Watcher until the test ends.
 func watch(t *testing.T, ns *nstest.NS, names ...string) (*events, []Uplink) {
 	t.Helper()
-	return watchIn(t, storm, ns, names...)
+	return watchIn(t, storm, settle, ns, names...)
 }
 
-// watchIn is watch with another pause between two reports.
-func watchIn(t *testing.T, pause time.Duration, ns *nstest.NS, names ...string) (*events, []Uplink) {
+// watchIn is watch with another pause between two reports, and before a second look.
+func watchIn(t *testing.T, pause, again time.Duration, ns *nstest.NS, names ...string) (*events, []Uplink) {
 	t.Helper()
 	w, err := Open(Options{
 		NetNS:       ns.Path,
@@ -42,7 +42,7 @@ func watchIn(t *testing.T, pause time.Duration, ns *nstest.NS, names ...string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.storm = pause
+	w.storm, w.settle = pause, again
 	found := w.Found().Uplinks
 	e := &events{uplinks: make(chan []Uplink, 100), flaws: make(chan []Flaw, 100), routes: make(chan struct{}, 100), addrs: make(chan struct{}, 100), gone: make(chan int, 100)}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -139,7 +139,7 @@ func TestWatchUplinks(t *testing.T) {
 func TestWatchUrgent(t *testing.T) {
 	ns := nstest.New(t, "watch")
 	a := device(t, ns, "a0")
-	e, _ := watchIn(t, time.Hour, ns)
+	e, _ := watchIn(t, time.Hour, settle, ns)
 	ip(t, ns, []string{"addr", "add", "192.0.2.2/24", "dev", "a0"}, []string{"route", "add", "198.51.100.0/24", "via", "192.0.2.1"})
 	ip(t, ns, []string{"route", "add", "default", "via", "192.0.2.1"})
 	awaitUplinks(t, e, with(a, "192.0.2.2", ""))
@@ -161,7 +161,7 @@ func TestWatchRoutes(t *testing.T) {
 	ns := nstest.New(t, "watch")
 	device(t, ns, "a0")
 	ip(t, ns, []string{"addr", "add", "192.0.2.2/24", "dev", "a0"})
-	e, _ := watch(t, ns)
+	e, _ := watchIn(t, storm, time.Hour, ns)
 	for _, command := range [][]string{
 		{"route", "add", "198.51.100.0/24", "via", "192.0.2.1"},
 		{"route", "add", "198.51.100.0/24", "via", "192.0.2.1", "table", "100"},
@@ -180,6 +180,17 @@ func TestWatchRoutes(t *testing.T) {
 		ip(t, ns, command)
 		await(t, e.routes, "routes changed by ip "+strings.Join(command, " "))
 	}
+}
+
+// TestWatchAgain: what a change brings is looked at once more, as the kernel may have told of it too early.
+func TestWatchAgain(t *testing.T) {
+	ns := nstest.New(t, "watch")
+	device(t, ns, "a0")
+	ip(t, ns, []string{"addr", "add", "192.0.2.2/24", "dev", "a0"})
+	e, _ := watchIn(t, 0, urgency, ns)
+	ip(t, ns, []string{"route", "add", "198.51.100.0/24", "via", "192.0.2.1"})
+	await(t, e.routes, "route added")
+	await(t, e.routes, "route added, second look")
 }
 
 func TestWatchAddresses(t *testing.T) {
