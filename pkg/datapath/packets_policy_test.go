@@ -332,7 +332,12 @@ func (o *oracle) readingsOfError(p *seenPacket, ifindex int) (all []connection) 
 // question tells how policy is asked of what a program let through. judged says that it
 // must be, follows that its flow is remembered as one that began if it is one.
 func (o *oracle) question(p *outcome) (ifindex int, judged, follows bool) {
-	if p.in.kind != ipKind || p.in.fault != "" || p.vlan != 0 {
+	if p.in.kind != ipKind || p.in.fault != "" {
+		return 0, false, false
+	}
+	// A tag is for a VLAN device of the container or of the uplink. What is for a container is
+	// asked about with it.
+	if p.vlan != 0 && p.program != toContainer {
 		return 0, false, false
 	}
 	to, f := o.owner(p.in.dst), familyOf(p.in)
