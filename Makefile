@@ -22,7 +22,7 @@ VAGRANT     ?=
 # FUZZ chooses fuzz tests by name, FUZZTIME is for each.
 FUZZ        ?= .
 FUZZTIME    ?= 30s
-STORIES     ?= 1000000
+STORIES     ?= 1450000
 # SOAKTIME is how long the load lasts, SOAKFLAGS go to test/soak.
 SOAKTIME    ?= 1h
 SOAKFLAGS   ?=
@@ -127,7 +127,7 @@ mutations: ## put faults into the programs, one by one, and see that a test catc
 	$(GO) run ./test/mutations
 
 .PHONY: stories
-stories: ## show the programs a million mutated packets, always the same, and judge what becomes of them (as root)
+stories: ## show the programs mutated packets for ten minutes, always the same, and judge what becomes of them (as root)
 	TENDRIL_TEST_PRIVILEGED=1 TENDRIL_TEST_STORIES=$(STORIES) $(GO) test -count=1 -timeout 30m -run '^TestStories$$' ./pkg/datapath
 
 .PHONY: soak

@@ -162,6 +162,8 @@ func testErrorsOfNothing(t *testing.T, n *node, f family) {
 		{"its answer", n.fromWorld(ip(f.router, f.host, 58, packet.TTLExceeded(), quote(ip(f.world, f.host, 3, tr.back(inside)...)...))...), untouched()},
 		{"of a container", n.fromA(ip(f.a, f.world, 64, packet.Unreachable(packet.PortUnreachable),
 			quote(ip(f.world, f.a, 3, udp(server, inside+1)...)...))...), drops("decided", "no_translation")},
+		{"of a container, to another than it quotes", n.fromA(ip(f.a, f.narrow, 64, packet.Unreachable(packet.PortUnreachable),
+			quote(ip(f.world, f.a, 3, tr.back(inside)...)...))...), drops("decided", "no_translation")},
 		{"of a container, of another's", n.from(n.b, ip(f.b, f.world, 64, packet.Unreachable(packet.PortUnreachable),
 			quote(ip(f.world, f.a, 3, tr.back(inside)...)...))...), drops("decided", "no_translation")},
 		{"of a container, about itself", n.fromA(ip(f.a, f.world, 64, packet.Unreachable(packet.PortUnreachable),
@@ -277,6 +279,26 @@ func testErrorsOfReplies(t *testing.T, n *node, f family) {
 			step{"request", n.toA(n.other.Attrs().Index, request(59)...), passed(seenNot)},
 			step{"error", n.fromA(answer(64)...), passed(seenNot, "decided")},
 			step{"error, in the stack's hands", n.toWorld(seenNot, answer(63)...), untouched()},
+		)
+	})
+	// With the address of a, which nobody there has asked.
+	astray := func(ttl uint8) []packet.Layer {
+		return ip(f.a, f.narrow, ttl, packet.Unreachable(packet.PortUnreachable), packet.Quote(delivered(n.a, request(59)...)))
+	}
+	t.Run("direct, to another than it quotes", func(t *testing.T) {
+		n.forget(t)
+		n.story(t,
+			step{"request", n.fromWorld(request(60)...), deliveredAs(delivered(n.a, request(59)...), "decided")},
+			step{"error", n.fromA(astray(64)...), drops("decided", "no_translation")},
+			step{"error, in the stack's hands", n.toWorld(seenNot, astray(63)...), drops("no_translation")},
+		)
+	})
+	t.Run("by the stack, to another than it quotes", func(t *testing.T) {
+		n.forget(t)
+		n.story(t,
+			step{"request", n.toA(n.other.Attrs().Index, request(59)...), passed(seenNot)},
+			step{"error", n.fromA(astray(64)...), drops("decided", "no_translation")},
+			step{"error, in the stack's hands", n.toWorld(seenNot, astray(63)...), drops("no_translation")},
 		)
 	})
 	t.Run("by the stack, of a local sender", func(t *testing.T) {

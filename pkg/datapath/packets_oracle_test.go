@@ -319,7 +319,7 @@ func (o *oracle) list() (all []*translation) {
 // masked judges a packet that left with the uplink's address in place of its sender's.
 func (o *oracle) masked(p *outcome, ifindex int, c rewriting) error {
 	if p.in.icmp == errorICMP {
-		if p.in.quote == nil || p.in.quote.dst != p.in.src {
+		if p.in.quote == nil || p.in.quote.dst != p.in.src || p.in.quote.src != p.in.dst {
 			return fmt.Errorf("an error about nothing of its sender's has left")
 		}
 		sent := turned(p.in.quote.key(0, p.in.quote.ports()), ifindex)

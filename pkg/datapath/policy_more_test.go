@@ -150,6 +150,11 @@ func testPolicyPortErrors(t *testing.T, n *node, f family, p mappedProtocol) {
 		},
 	)
 	n.portErrors(t, f, p, port(f.world, low), port(f.host, hostPort), port(f.world, low))
+	quoted := delivered(n.b, ip(f.world, f.b, 57, p.datagram(low, server)...)...)
+	n.story(t, step{
+		"of b, to another than it quotes", n.from(n.b, ip(f.b, f.narrow, 64, packet.Unreachable(packet.PortUnreachable), packet.Quote(quoted))...),
+		denied("policy_egress", "decided"),
+	})
 	must(t, n.ReconcilePolicy(n.shutAll(n.b)))
 	answered := n.left(ip(f.host, f.world, 63, p.datagram(hostPort, low)...)...)
 	toB := delivered(n.b, ip(f.world, f.b, 57, p.datagram(low, server)...)...)
