@@ -157,8 +157,9 @@ static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 		if (verdict)
 			return verdict;
 	}
+	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
 	before = before_this(skb);
-	if (before_says_reply(before, &s->packet)) {
+	if (before_says_reply(before, &s->packet, endpoint ? endpoint->id : s->decision.endpoint)) {
 		s->decision.flags = before->flags & (FLOW_REPLY | FLOW_STACK);
 		if (s->decision.flags & FLOW_STACK) {
 			s->decision.action = ACTION_PASS;
@@ -167,7 +168,6 @@ static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 			return reason ? refuse(skb, FROM_CONTAINER, reason) : APPLY;
 		}
 	}
-	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
 	if (endpoint)
 		deliver(&s->decision, endpoint);
 	others = !endpoint && others_translate(&s->packet.key.destination);
@@ -346,8 +346,10 @@ __noinline int bridge_path(struct __sk_buff *skb)
 		    !same_mac((struct mac *)ethernet->h_dest, &endpoint->mac))
 			endpoint = NULL;
 	}
+	if (endpoint)
+		deliver(&s->decision, endpoint);
 	before = before_this(skb);
-	answers = before_says_reply(before, &s->packet);
+	answers = before_says_reply(before, &s->packet, s->decision.endpoint);
 	led = answers && before->flags & FLOW_STACK;
 	if (answers || is_asked_for(skb))
 		s->decision.flags |= FLOW_REPLY;
@@ -361,7 +363,6 @@ __noinline int bridge_path(struct __sk_buff *skb)
 	}
 	if (!endpoint)
 		return pass_on(skb, s, before);
-	deliver(&s->decision, endpoint);
 	s->decision.action = ACTION_BRIDGE;
 	remember(skb);
 	return cross(skb, &s->packet, &s->decision);

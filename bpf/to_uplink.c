@@ -135,7 +135,8 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	led = seen == SEEN_LED && !others_translate(&s->packet.key.destination);
 	before = before_this(skb);
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
-	s->decision.flags = !led && before_says_reply(before, &s->packet) ? FLOW_REPLY : 0;
+	s->decision.flags =
+		!led && before_says_reply(before, &s->packet, endpoint->id) ? FLOW_REPLY : 0;
 	/* What others have translated has its destination only now. */
 	reason = seen == SEEN_DECIDED ? 0 : judge(skb);
 	if (reason)

@@ -30,13 +30,19 @@ static __always_inline bool opens(const struct packet *packet)
 	return begins_tcp(packet) || asks_for_echo(packet);
 }
 
-/* How long a direction is remembered as the reply's, in seconds: as a translation would be. */
+/*
+ * Whether the packet answers, as is remembered of its flow, for as long as a translation would
+ * be. kept_with is the endpoint that has its destination, else the sender's: what is kept with
+ * another answered one that has left, and not who has the address now. What the stack leads is
+ * kept with the sender's.
+ */
 static __always_inline bool before_says_reply(const struct flow *before,
-					      const struct packet *packet)
+					      const struct packet *packet, __u32 kept_with)
 {
 	__u8 protocol = packet->key.protocol;
 
-	if (!before || !(before->flags & FLOW_REPLY))
+	if (!before || !(before->flags & FLOW_REPLY) ||
+	    (before->endpoint != kept_with && !(before->flags & FLOW_STACK)))
 		return false;
 	/* A new connection from the endpoint, on the same ports. */
 	if (opens(packet))

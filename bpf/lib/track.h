@@ -75,17 +75,20 @@ enum direction {
  */
 __noinline int direction_of(struct __sk_buff *skb)
 {
-	struct translation *masqueraded;
+	struct translation *masqueraded, *t;
 	struct scratch *s = scratch_get();
 	struct flow *before;
 
 	if (!s || !skb || begins_tcp(&s->packet))
 		return DIRECTION_BEGINS;
+	back_key(&s->other, &s->packet.key);
 	s->wanted = s->packet.key;
 	s->wanted.kind = KEY_TRACKED;
-	if (!asks_for_echo(&s->packet) && tracked(s))
+	t = asks_for_echo(&s->packet) ? NULL : tracked(s);
+	/* Not who has the address now may have asked, but who had it. */
+	if (t && t->ifindex == s->other.ifindex)
 		return DIRECTION_ANSWERS;
-	back_key(&s->wanted, &s->packet.key);
+	s->wanted = s->other;
 	s->wanted.kind = KEY_TRACKED;
 	if (tracked(s)) {
 		s->forgotten = false; /* it has been counted */

@@ -25,6 +25,7 @@ func testFromUplink(t *testing.T, n *node) {
 		}
 		t.Run("not ours", func(t *testing.T) { testNotOurs(t, n, f) })
 		t.Run("endpoint gone", func(t *testing.T) { testEndpointGone(t, n, f) })
+		t.Run("asker gone", func(t *testing.T) { testAskerGone(t, n, f) })
 		t.Run("answers that are none", func(t *testing.T) { testNoAnswers(t, n, f) })
 		t.Run("evicted decision", func(t *testing.T) { testEvicted(t, n, f) })
 		t.Run("evicted note", func(t *testing.T) { testAskedThenEvicted(t, n, f) })
@@ -209,6 +210,29 @@ func testEndpointGone(t *testing.T, n *node, f family) {
 	n.do(t, func() error { return n.AttachEndpoint(n.a) })
 	n.story(t, step{"attached again", in, untouched()})
 	must(t, n.Purge([]uint16{n.a.ID, n.b.ID}))
+}
+
+// testAskerGone: what an endpoint still says to one that has left is no answer to who may have
+// the address elsewhere: it must not leave with the endpoint's.
+func testAskerGone(t *testing.T, n *node, f family) {
+	for _, reset := range []bool{false, true} {
+		n.forget(t)
+		there := n.fromA(ip(f.a, f.b, 64, tcp(low, server, packet.ACK)...)...)
+		back := n.from(n.b, ip(f.b, f.a, 64, tcp(server, low, packet.ACK)...)...)
+		n.run(t, n.fromA(ip(f.a, f.b, 64, tcp(low, server, packet.SYN)...)...))
+		n.run(t, n.from(n.b, ip(f.b, f.a, 64, tcp(server, low, packet.SYN, packet.ACK)...)...))
+		n.run(t, there)
+		n.run(t, back)
+		if reset {
+			n.run(t, n.fromA(ip(f.a, f.b, 64, tcp(low, server, packet.RST)...)...))
+		}
+		n.do(t, func() error { return n.DetachEndpoint(n.a) })
+		n.story(t,
+			step{"to who is gone", back, passed(seenNot, "decided")},
+			step{"in the stack's hands", n.toWorld(seenNot, ip(f.b, f.a, 63, tcp(server, low, packet.ACK)...)...), drops("no_translation")},
+		)
+		n.do(t, func() error { return n.AttachEndpoint(n.a) })
+	}
 }
 
 // testNoAnswers: each part of the key counts.

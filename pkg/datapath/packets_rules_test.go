@@ -170,8 +170,8 @@ func (o *oracle) toContainer(p *outcome) error {
 		return fmt.Errorf("tc_index %#x has become %#x", p.run.seen, p.want.seen)
 	}
 	if p.ingress != 0 && p.in.kind == ipKind && p.in.fault == "" {
+		o.note(p.in, p.ingress)
 		if to := o.owner(p.in.dst); to != nil {
-			o.note(p.in, p.ingress)
 			o.ask(p.in, p.ingress, to)
 		}
 	}

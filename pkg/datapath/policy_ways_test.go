@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"testing"
@@ -33,6 +34,7 @@ func TestPolicyWays(t *testing.T) {
 			"denied, then an answer":       testPolicyDeniedThenAnswer,
 			"denied for long":              testPolicyDeniedForLong,
 			"repair that fails":            testPolicyRepairFails,
+			"answer to an heir":            testPolicyHeir,
 		} {
 			t.Run(name, func(t *testing.T) { test(t, n, f) })
 		}
@@ -192,6 +194,41 @@ func testPolicyReset(t *testing.T, n *node, f family) {
 		)
 		must(t, n.ReconcilePolicy(Policy{}))
 	}
+}
+
+// testPolicyHeir: who gets the address of one that has asked has not asked.
+func testPolicyHeir(t *testing.T, n *node, f family) {
+	inherit := func(address netip.Addr) (undo func()) {
+		heir := n.c
+		heir.Addresses = append([]netip.Addr{address}, heir.Addresses...)
+		n.do(t, func() error { return n.AttachEndpoint(heir) })
+		return func() {
+			n.do(t, func() error {
+				return errors.Join(n.DetachEndpoint(heir), n.AttachEndpoint(n.a), n.AttachEndpoint(n.c), n.ReconcilePolicy(Policy{}))
+			})
+		}
+	}
+	t.Run("of an endpoint", func(t *testing.T) {
+		n.forget(t)
+		ask, asked := n.between(n.a, n.b, f.a, f.b, udp(low, server))
+		answer, answered := n.between(n.b, n.a, f.b, f.a, udp(server, low))
+		n.story(t,
+			step{"asked", ask, deliveredAs(asked, "decided")},
+			step{"answer", answer, deliveredAs(answered, "decided")},
+		)
+		n.do(t, func() error { return n.DetachEndpoint(n.a) })
+		defer inherit(f.a)()
+		must(t, n.ReconcilePolicy(n.policy().restrict(n.c, ingress)))
+		n.check(t, answer, denied("policy_ingress", "decided"))
+	})
+	t.Run("of the world", func(t *testing.T) {
+		n.enforce(t, n.policy().restrict(n.b, ingress).restrict(n.c, func(s *Subject) { s.Ingress = setOne + 1 }).allow(setOne, 0))
+		n.check(t, n.fromWorld(ip(f.world, f.b, 58, udp(low, server)...)...),
+			deliveredAs(delivered(n.b, ip(f.world, f.b, 57, udp(low, server)...)...), "decided"))
+		clearMap[maps.FlowKey, maps.Flow](t, n.maps.Flows)
+		defer inherit(f.world)()
+		n.check(t, n.from(n.b, ip(f.b, f.world, 64, udp(server, low)...)...), denied("policy_ingress", "decided"))
+	})
 }
 
 // testPolicyClosed: connections of the world that both ends close give up their places.
