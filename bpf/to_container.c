@@ -166,15 +166,26 @@ static __always_inline bool is_kept_from_others(const struct __sk_buff *skb)
 	return interface && interface->bridge && may_not_be_sent_all(interface);
 }
 
-/* What the stack has forwarded. Returns 0, or the counter of a drop. */
+#define OF_HOST -1
+
+/*
+ * What the stack has forwarded. Returns 0, the counter of a drop, or OF_HOST. Where a packet came
+ * in is lost to the fragments that the stack makes of IPv6 which conntrack has put together
+ * (ip6_copy_metadata; seen on 6.18): they have neither a device nor a socket. So has what the
+ * host sends in the name of no socket, which is never in fragments.
+ */
 static __always_inline int forwarded(struct __sk_buff *skb)
 {
 	struct packet packet = {};
 	struct scratch *s;
+	int parsed;
 
 	if (skb->tc_index == SEEN_DECIDED)
 		return 0;
-	switch (parse(skb, &packet)) {
+	parsed = parse(skb, &packet);
+	if (!skb->ingress_ifindex && parsed >= 0 && !packet.fragment)
+		return OF_HOST;
+	switch (parsed) {
 	case PARSED_IP:
 		break;
 	case PARSED_ARP:
@@ -202,9 +213,12 @@ int to_container(struct __sk_buff *skb)
 {
 	int reason;
 
-	if (!skb->ingress_ifindex)
+	/* A socket of the host's. */
+	if (!skb->ingress_ifindex && skb->sk)
 		return pass(skb, TO_CONTAINER, COUNTER_HOST);
 	reason = forwarded(skb);
+	if (reason == OF_HOST)
+		return pass(skb, TO_CONTAINER, COUNTER_HOST);
 	return reason ? drop(skb, TO_CONTAINER, reason) : pass(skb, TO_CONTAINER, COUNTER_PASSED);
 }
 

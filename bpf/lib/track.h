@@ -17,8 +17,8 @@
 #include "translation.h"
 
 /*
- * Whether what has come in by a device is an endpoint's own. What a bridge gives to the
- * stack comes in by the bridge, whoever has sent it: there from_container's mark tells, and
+ * Whether what has come in by a device (0: nobody knows) is an endpoint's own. What a bridge gives
+ * to the stack comes in by the bridge, whoever has sent it: there from_container's mark tells, and
  * where it is lost, the packet is.
  */
 static __always_inline bool is_at(const struct endpoint *endpoint, __u32 ifindex, __u32 seen)
@@ -30,6 +30,8 @@ static __always_inline bool is_at(const struct endpoint *endpoint, __u32 ifindex
 		return true;
 	if (seen == SEEN_NOT)
 		return false;
+	if (!ifindex) /* of a fragment of IPv6; see to_container */
+		return true;
 	interface = bpf_map_lookup_elem(&interfaces, &port);
 	return interface && interface->bridge && interface->bridge == ifindex;
 }
