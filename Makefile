@@ -28,7 +28,8 @@ SOAKTIME    ?= 1h
 SOAKFLAGS   ?=
 
 # The folders whose tests run on every kernel of the matrix, and the tests of whole
-# journeys that do: an agent takes a while to start there.
+# journeys that do: an agent takes a while to start there. Some are left to half of the
+# kernels each, by nstest.Halve.
 KERNEL_DIRS := test/kernels/selftest pkg/datapath pkg/maps pkg/wiring pkg/uplink
 KERNEL_JOURNEYS := TestConnectivity|TestCheck|TestStatus|TestChained|TestAgentKilled|TestRestart|TestPluginCrash|TestSpoofing|TestPathMTU|TestTraceroute|TestTwoUplinks|TestDefaultRouteMoves|TestNothingLeavesUnhidden|TestPortsFromWorld|TestPortsFromHost|TestPortsFromContainers|TestPolicyIngress|TestPolicyEgress|TestPolicyWhileTraffic|TestPolicyAgentKilled|TestNetworkIsolation|TestBridgeStation
 # Of the driver bridge, what a kernel cannot change is left to the packet tables.

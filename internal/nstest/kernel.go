@@ -43,3 +43,14 @@ func Share(tb testing.TB) (share, shares int) {
 	}
 	return share, 4
 }
+
+// Halve leaves a test to half of the kernels of the matrix: 0 to Linux 5.10 and 6.12, 1 to 6.1 and
+// 7, so that either has one with tcx and one without. It is for tests of the whole that take long
+// there, and whose pieces are tried on every kernel.
+func Halve(t *testing.T, half int) {
+	t.Helper()
+	share, shares := Share(t)
+	if shares > 1 && share%2 != half {
+		t.Skip("where all is emulated, left to " + []string{"Linux 5.10 and 6.12", "Linux 6.1 and 7"}[half])
+	}
+}

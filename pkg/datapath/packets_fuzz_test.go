@@ -44,13 +44,13 @@ func FuzzPackets(f *testing.F) {
 }
 
 // TestStories tells stories made from the seeds by chance: always the same, so that what
-// fails can be told again. TENDRIL_TEST_STORIES is their number, if not 4,000 (300 where
+// fails can be told again. TENDRIL_TEST_STORIES is their number, if not 4,000 (100 where
 // all is emulated); ten minutes of them are part of .ci/run. FuzzPackets looks for others.
 func TestStories(t *testing.T) {
 	nstest.Root(t)
 	count := 4000
 	if nstest.Emulated() {
-		count = 300
+		count = 100
 	}
 	if text := os.Getenv("TENDRIL_TEST_STORIES"); text != "" {
 		var err error

@@ -105,7 +105,7 @@ func (s *damaged) pins(t *testing.T) []string {
 }
 
 func TestRepair(t *testing.T) {
-	for name, attach := range attachments() {
+	for name, attach := range attachments(t) {
 		t.Run(name, func(t *testing.T) {
 			s := newDamaged(t, attach)
 			s.works(t)

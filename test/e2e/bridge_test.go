@@ -39,6 +39,7 @@ func newStation(t *testing.T, s *site) *nstest.NS {
 // A machine on the bridge reaches containers and is reached, under its own address and
 // theirs; policy counts for it, both ways.
 func TestBridgeStation(t *testing.T) {
+	nstest.Halve(t, 1)
 	g := newGuarded(t)
 	g.pods = driver(api.DriverBridge).of(g.pods)
 	a := g.dress(t, "a")

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/tendril-net/tendril/internal/nodetest"
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
@@ -189,6 +190,7 @@ func testCheck(t *testing.T, d driver) {
 
 // STATUS says whether an ADD would succeed.
 func TestStatus(t *testing.T) {
+	nstest.Halve(t, 0)
 	s := running(t)
 	tiny := s.Network("tiny", "10.40.0.0/30")
 	status := func(n nodetest.Network) refusal {
@@ -223,6 +225,7 @@ func TestStatus(t *testing.T) {
 // After another plugin of a chain, its part of the result is kept and ours
 // works: two interfaces, one container.
 func TestChained(t *testing.T) {
+	nstest.Halve(t, 1)
 	s := running(t)
 	first := s.Attach(t, "c", s.pods)
 	network := s.Network("second", "10.50.0.0/24").With("prevResult", json.RawMessage(first.Result))

@@ -171,3 +171,13 @@ func eachDriver(t *testing.T, test func(t *testing.T, d driver)) {
 		t.Run(string(d), func(t *testing.T) { test(t, d) })
 	}
 }
+
+// dealDrivers is eachDriver, with each but the first on half of the kernels.
+func dealDrivers(t *testing.T, half int, test func(t *testing.T, d driver)) {
+	eachDriver(t, func(t *testing.T, d driver) {
+		if d != api.DriverRouted {
+			nstest.Halve(t, half)
+		}
+		test(t, d)
+	})
+}

@@ -48,6 +48,7 @@ func (f family) far() netip.Addr { return f.choose(far4, far6) }
 // A smaller link behind the uplink is found out by masqueraded connections: the
 // router's complaint reaches the container's socket.
 func TestPathMTU(t *testing.T) {
+	nstest.Halve(t, 0)
 	s := running(t)
 	far := newFar(t, s, 1300)
 	c := s.Attach(t, "c", s.pods)
@@ -158,6 +159,7 @@ type hop struct {
 
 // A traceroute from a container shows the host, the router and the far host.
 func TestTraceroute(t *testing.T) {
+	nstest.Halve(t, 1)
 	s := running(t)
 	newFar(t, s, 1500)
 	c := s.Attach(t, "c", s.pods)

@@ -18,6 +18,7 @@ import (
 // A policy that comes cuts what runs by the next packet, and one that goes lets it go
 // on. A dry run has said which flows these are.
 func TestPolicyWhileTraffic(t *testing.T) {
+	nstest.Halve(t, 0)
 	g := newGuarded(t)
 	web, client := g.dress(t, "web"), g.dress(t, "client")
 	deny := networkPolicy("web", "{podSelector: {matchLabels: {app: web}}}")

@@ -21,7 +21,7 @@ import (
 
 // Who is allowed reaches an isolated container at the ports that it may, and nobody
 // else does. The host always does, and answers come back.
-func TestPolicyIngress(t *testing.T) { eachDriver(t, testPolicyIngress) }
+func TestPolicyIngress(t *testing.T) { dealDrivers(t, 1, testPolicyIngress) }
 
 func testPolicyIngress(t *testing.T, d driver) {
 	g := newGuarded(t)
@@ -104,6 +104,7 @@ func testPolicyIngress(t *testing.T, d driver) {
 // What an isolated container may begin: addresses outside by ipBlock and except,
 // containers by their namespace and by the name of a port.
 func TestPolicyEgress(t *testing.T) {
+	nstest.Halve(t, 1)
 	g := newGuarded(t)
 	more := map[bool]netip.Addr{true: netip.MustParseAddr("192.0.2.3"), false: netip.MustParseAddr("2001:db8::3")}
 	nodetest.Address(t, g.world, "eth0", more[true].String()+"/24", more[false].String()+"/64")

@@ -16,12 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nodetest"
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
 )
 
 // Processes of the host reach mapped ports at loopback and at every address of the
 // host, and getpeername and recvfrom tell them what they dialled.
 func TestPortsFromHost(t *testing.T) {
+	nstest.Halve(t, 0)
 	s, _ := twoUplinks(t)
 	c := s.publish(t, "c", s.pods, both()...)
 	eachFamily(t, func(t *testing.T, f family) {

@@ -21,6 +21,7 @@ import (
 // Containers reach mapped ports at every address of the host, their own ones
 // included, with masquerade and without.
 func TestPortsFromContainers(t *testing.T) {
+	nstest.Halve(t, 1)
 	s, _ := twoUplinks(t)
 	plain := s.Network("plain", "10.20.0.0/24", "fd00:20::/64").With("ipMasq", false)
 	for _, network := range []nodetest.Network{s.pods, plain} {

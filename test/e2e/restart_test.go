@@ -26,7 +26,7 @@ import (
 
 // Without an agent, what was connected stays so, and new connections of every
 // kind can be made.
-func TestAgentKilled(t *testing.T) { eachDriver(t, testAgentKilled) }
+func TestAgentKilled(t *testing.T) { dealDrivers(t, 1, testAgentKilled) }
 
 func testAgentKilled(t *testing.T, d driver) {
 	s := drivenBy(t, d)

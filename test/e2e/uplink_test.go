@@ -84,6 +84,7 @@ func sees(t *testing.T, what string, conn *net.UDPConn, want netip.Addr) {
 // The default route moves to another uplink: flows follow it, under the new
 // uplink's address, and back.
 func TestDefaultRouteMoves(t *testing.T) {
+	nstest.Halve(t, 0)
 	s := running(t)
 	other := newSecond(t, s)
 	c := s.Attach(t, "c", s.pods)
@@ -117,6 +118,7 @@ func TestDefaultRouteMoves(t *testing.T) {
 // Two uplinks at once, chosen by destination and by a rule for a source. Each
 // flow keeps to its own, both ways.
 func TestTwoUplinks(t *testing.T) {
+	nstest.Halve(t, 1)
 	s := newSite(t)
 	other := newSecond(t, s)
 	s.Run(t, "ip", "route", "add", "default", "via", "203.0.113.2", "dev", "up1", "metric", "500")
