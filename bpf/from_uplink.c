@@ -77,7 +77,7 @@ __noinline bool answers_stack(struct __sk_buff *skb)
 		return false;
 	if (s->packet.icmp_kind != ICMP_KIND_ERROR)
 		s->wanted = s->packet.key;
-	else if (parse_quote(skb) || !same(&s->quote.key.source, &s->packet.key.destination))
+	else if (parse_quote(skb))
 		return false;
 	else
 		answer_key(&s->wanted, &s->quote, 0);

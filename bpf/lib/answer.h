@@ -29,7 +29,7 @@ __noinline int answer_error(struct __sk_buff *skb)
 	struct translation *t;
 	int reason;
 
-	if (!s || parse_quote(skb) || !same(&s->quote.key.source, &s->packet.key.destination))
+	if (!s || parse_quote(skb))
 		return 1;
 	answer_key(&s->reply, &s->quote, s->packet.key.ifindex);
 	t = bpf_map_lookup_elem(&translations, &s->reply);

@@ -26,7 +26,8 @@ static __always_inline __u32 packet_end(const struct __sk_buff *skb, const struc
 
 /*
  * Fills scratch->quote from scratch->packet. Returns 0, or -1 when the quote is
- * too short or a later fragment, and so names no flow.
+ * too short or a later fragment, and so names no flow, and when it is of what somebody
+ * else than the error's receiver has sent: that tells nobody anything.
  */
 __noinline int parse_quote(struct __sk_buff *skb)
 {
@@ -79,6 +80,8 @@ __noinline int parse_quote(struct __sk_buff *skb)
 		offset += ip.ihl * 4;
 	}
 	quote->transport = offset;
+	if (!same(&quote->key.source, &s->packet.key.destination))
+		return -1;
 	if (offset + sizeof(ports) > packet_end(skb, &s->packet) ||
 	    bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)))
 		return -1;

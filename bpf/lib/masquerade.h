@@ -61,8 +61,7 @@ static __always_inline struct flow *before_this(struct __sk_buff *skb)
 		return NULL;
 	if (s->packet.icmp_kind != ICMP_KIND_ERROR)
 		return s->forgotten ? NULL : bpf_map_lookup_elem(&flows, &s->packet.key);
-	/* To anybody else than who sent the packet, an error would answer nobody. */
-	if (parse_quote(skb) || !same(&s->quote.key.source, &s->packet.key.destination))
+	if (parse_quote(skb))
 		return NULL;
 	answer_key(&s->other, &s->quote, s->packet.key.ifindex);
 	return bpf_map_lookup_elem(&flows, &s->other);
@@ -202,8 +201,7 @@ __noinline int masquerade_error(struct __sk_buff *skb)
 		return -DROP_NO_TRANSLATION;
 	answer_key(&s->other, &s->quote, s->packet.key.ifindex);
 	pointer = bpf_map_lookup_elem(&translations, &s->other);
-	if (!pointer || !same(&s->other.source, &s->packet.key.source) ||
-	    !same(&s->other.destination, &s->packet.key.destination))
+	if (!pointer || !same(&s->other.source, &s->packet.key.source))
 		return -DROP_NO_TRANSLATION;
 	s->to = *pointer;
 	if (translate_quote(skb, false))

@@ -229,8 +229,7 @@ __noinline int port_answered(struct __sk_buff *skb)
 		if (parse_quote(skb))
 			return 1;
 		answer_key(&s->answer, &s->quote, s->packet.key.ifindex);
-		if (!same(&s->answer.source, &s->packet.key.source) ||
-		    !same(&s->answer.destination, &s->packet.key.destination))
+		if (!same(&s->answer.source, &s->packet.key.source))
 			return 1;
 	}
 	t = bpf_map_lookup_elem(&translations, &s->answer);

@@ -182,9 +182,8 @@ __noinline int judge_error(struct __sk_buff *skb)
 	if (!s)
 		return DROP_INVALID;
 	/* A router may speak of what it was to forward, an endpoint of what it was sent. */
-	if (!parse_quote(skb) && same(&s->quote.key.source, &s->packet.key.destination) &&
-	    (same(&s->quote.key.destination, &s->packet.key.source) ||
-	     !bpf_map_lookup_elem(&endpoints, &s->packet.key.source))) {
+	if (!parse_quote(skb) && (same(&s->quote.key.destination, &s->packet.key.source) ||
+				  !bpf_map_lookup_elem(&endpoints, &s->packet.key.source))) {
 		struct endpoint *receiver = bpf_map_lookup_elem(&endpoints, &s->quote.key.source);
 
 		s->wanted = s->quote.key;
