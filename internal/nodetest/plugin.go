@@ -4,6 +4,7 @@ package nodetest
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"maps"
@@ -18,6 +19,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 
+	"github.com/tendril-net/tendril/internal/dhcptest"
 	"github.com/tendril-net/tendril/internal/failpoint"
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/api"
@@ -52,7 +54,7 @@ type Call struct {
 	// ContainerID, NetNS (a path) and IfName are empty for GC and STATUS.
 	ContainerID, NetNS, IfName string
 	Network                    Network
-	// Path is CNI_PATH.
+	// Path is CNI_PATH; empty leads to the reference plugins.
 	Path string
 	// Crash is where the plugin kills itself; empty for nowhere.
 	Crash failpoint.Point
@@ -84,7 +86,7 @@ func (n *Node) Call(tb testing.TB, c Call) Answer {
 	command.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "TENDRIL_FAILPOINT=" + string(c.Crash),
 		"CNI_COMMAND=" + c.Command, "CNI_CONTAINERID=" + c.ContainerID, "CNI_NETNS=" + c.NetNS, "CNI_IFNAME=" + c.IfName,
-		"CNI_PATH=" + c.Path,
+		"CNI_PATH=" + cmp.Or(c.Path, dhcptest.Plugins),
 	}
 	var stdout, stderr bytes.Buffer
 	command.Stdin, command.Stdout, command.Stderr = bytes.NewReader(text), &stdout, &stderr

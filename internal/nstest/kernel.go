@@ -45,8 +45,8 @@ func Share(tb testing.TB) (share, shares int) {
 }
 
 // Halve leaves a test to half of the kernels of the matrix: 0 to Linux 5.10 and 6.12, 1 to 6.1 and
-// 7, so that either has one with tcx and one without. It is for tests of the whole that take long
-// there, and whose pieces are tried on every kernel.
+// 7, so that either has one with tcx and one without. It is for tests that take long
+// there, and are of more than the kernel does, or of pieces that are tried on every kernel.
 func Halve(t *testing.T, half int) {
 	t.Helper()
 	share, shares := Share(t)

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -41,6 +42,7 @@ type NS struct {
 	// Handle is a netlink socket in the namespace.
 	Handle *netlink.Handle
 	handle netns.NsHandle
+	unlink func() error
 }
 
 // New makes a network namespace with its loopback up. hint becomes part of its
@@ -52,6 +54,7 @@ func New(tb testing.TB, hint string) *NS {
 	_, _ = rand.Read(random[:])
 	n := &NS{Name: "tdt-" + hint + "-" + hex.EncodeToString(random[:])}
 	n.Path = filepath.Join("/run/netns", n.Name)
+	n.unlink = sync.OnceValue(func() error { return netns.DeleteNamed(n.Name) })
 
 	runtime.LockOSThread()
 	old, err := netns.Get()
@@ -66,9 +69,7 @@ func New(tb testing.TB, hint string) *NS {
 	tb.Cleanup(func() {
 		n.Handle.Close()
 		_ = n.handle.Close()
-		if err := netns.DeleteNamed(n.Name); err != nil {
-			tb.Errorf("remove namespace %s: %v", n.Name, err)
-		}
+		n.Unlink(tb)
 	})
 	n.Handle, err = netlink.NewHandleAt(n.handle)
 	must(tb, err)
@@ -88,6 +89,15 @@ func New(tb testing.TB, hint string) *NS {
 // unlimited are 0 in each namespace, where errors that a test waits for would else be held
 // back for their rate.
 var unlimited = []string{"ipv4/icmp_ratemask", "ipv6/icmp/ratelimit"}
+
+// Unlink takes the path from the namespace, which exists while anybody is in it, and until
+// the test ends.
+func (n *NS) Unlink(tb testing.TB) {
+	tb.Helper()
+	if err := n.unlink(); err != nil {
+		tb.Errorf("remove namespace %s: %v", n.Name, err)
+	}
+}
 
 // Do runs f on a thread inside the namespace. f must not start goroutines that
 // rely on it.
