@@ -13,7 +13,7 @@
 #include "lib/frame.h"
 #include "lib/link_local.h"
 #include "lib/masquerade.h"
-#include "lib/port.h"
+#include "lib/port_answer.h"
 #include "lib/route.h"
 #include "lib/track.h"
 
@@ -27,32 +27,8 @@ static __always_inline int leave(struct __sk_buff *skb)
 			    : apply_pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 }
 
-/* No TC action: what was decided is to be applied. */
-#define APPLY -2
 /* No TC action: the packet is for another station of the bridge. */
 #define BRIDGE -3
-
-/*
- * An answer at a mapped port of the sender's. Returns a TC action, APPLY, or 0 when it
- * is none.
- */
-__noinline int decide_answer(struct __sk_buff *skb)
-{
-	struct scratch *s = scratch_get();
-	int error;
-
-	if (!s || port_answered(skb))
-		return 0;
-	ask(s, &s->packet.key.destination, &s->packet.key.source, s->answer.source_port);
-	s->question.protocol = s->answer.protocol;
-	error = police(skb);
-	if (error)
-		return refuse(skb, FROM_CONTAINER, error);
-	error = port_way(skb);
-	if (!error)
-		error = port_quote(skb, s);
-	return error ? drop(skb, FROM_CONTAINER, -error) : APPLY;
-}
 
 /*
  * For the host itself, or for a port of it that leads to an endpoint. Returns a TC
@@ -158,6 +134,9 @@ static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 			return verdict;
 	}
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
+	/* A macvlan child is reached by its parent, as the routes have it. */
+	if (endpoint && is_child(endpoint->ifindex))
+		endpoint = NULL;
 	before = before_this(skb);
 	if (before_says_reply(before, &s->packet, endpoint ? endpoint->id : s->decision.endpoint)) {
 		s->decision.flags = before->flags & (FLOW_REPLY | FLOW_STACK);
@@ -342,7 +321,7 @@ __noinline int bridge_path(struct __sk_buff *skb)
 		ifindex = endpoint->ifindex;
 		port = bpf_map_lookup_elem(&interfaces, &ifindex);
 		own = bpf_map_lookup_elem(&interfaces, &s->packet.key.ifindex);
-		if (!are_joined(own, port) ||
+		if (is_child(ifindex) || !are_joined(own, port) ||
 		    !same_mac((struct mac *)ethernet->h_dest, &endpoint->mac))
 			endpoint = NULL;
 	}
@@ -473,9 +452,13 @@ static __always_inline int take(struct __sk_buff *skb)
 	case PARSED_IP:
 		break;
 	case PARSED_ARP:
-		return from_container_arp(skb);
+		verdict = check_arp(skb, skb->ifindex);
+		return verdict ? drop(skb, FROM_CONTAINER, verdict)
+			       : pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 	case PARSED_OTHER:
-		return from_container_other(skb);
+		verdict = check_other(skb, skb->ifindex);
+		return verdict ? drop(skb, FROM_CONTAINER, verdict)
+			       : pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 	default:
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
 	}

@@ -136,9 +136,37 @@ __noinline int apply_decision(struct __sk_buff *skb)
 	return apply(skb, &s->packet, &s->decision, FROM_UPLINK);
 }
 
+/* Has the decision follow the translation of scratch->packet. Returns 0, 1 or minus a counter. */
+static __always_inline int answered(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+
+	if (!s)
+		return 1;
+	return s->packet.icmp_kind == ICMP_KIND_ERROR ? answer_error(skb) : answer(skb);
+}
+
+/* As port_dialled, for a macvlan child that dials a port of the host, as any endpoint may. */
+static __always_inline int dialled_by_child(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct endpoint *child;
+	int result;
+
+	if (!s)
+		return 1;
+	child = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
+	if (!child)
+		return 1;
+	s->packet.key.ifindex = child->ifindex;
+	result = answered(skb);
+	return result > 0 ? port_dialled(skb) : result;
+}
+
 __noinline int slow_path(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
+	bool of_child = is_marked(skb);
 	struct endpoint *endpoint;
 	int result;
 
@@ -148,21 +176,27 @@ __noinline int slow_path(struct __sk_buff *skb)
 	s->sender = 0;
 	s->later = false;
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
-	if (s->packet.icmp_kind == ICMP_KIND_ERROR)
-		result = answer_error(skb);
-	else
-		result = answer(skb);
+	result = answered(skb);
 	if (result > 0) {
 		endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
+		/* From or to a macvlan child: its parent is where policy is asked. */
+		if (endpoint && (of_child || is_child(endpoint->ifindex)))
+			return TC_ACT_UNSPEC;
 		if (endpoint)
 			result = to_endpoint(skb, s, endpoint);
+		else if (of_child)
+			result = dialled_by_child(skb);
 		else if (port_find(&s->packet.key) && is_from_outside(skb))
 			result = port_dialled(skb);
 		if (result > 0)
 			return TC_ACT_UNSPEC;
 	}
+	/* What is marked does not ask the cache. */
+	if (of_child)
+		s->decision.epoch = NOT_REMEMBERED;
 	if (result < 0)
-		return refuse(skb, FROM_UPLINK, -result);
+		return of_child ? drop(skb, FROM_UPLINK, -result)
+				: refuse(skb, FROM_UPLINK, -result);
 	count(skb, FROM_UPLINK, COUNTER_DECIDED);
 	remember(skb);
 	return apply_decision(skb);
@@ -200,8 +234,9 @@ int from_uplink(struct __sk_buff *skb)
 	}
 	if (packet.unkeyed)
 		return ask_slow_path(skb, &packet, asks_for_echo(&packet));
-	flow = bpf_map_lookup_elem(&flows, &packet.key);
-	if (!flow || !current(flow, &packet))
+	flow = is_marked(skb) ? NULL : bpf_map_lookup_elem(&flows, &packet.key);
+	/* One for frames of the link is of the other hooks of this device. */
+	if (!flow || !current(flow, &packet) || flow->action == ACTION_LINK)
 		return ask_slow_path(skb, &packet, !flow);
 	account(skb, flow);
 	verdict = apply(skb, &packet, flow, FROM_UPLINK);

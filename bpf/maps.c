@@ -8,6 +8,7 @@ const enum flow_flag *unused_flow_flag __attribute__((unused));
 const enum translation_state *unused_translation_state __attribute__((unused));
 const enum translation_flag *unused_translation_flag __attribute__((unused));
 const enum endpoint_flag *unused_endpoint_flag __attribute__((unused));
+const enum child_flag *unused_child_flag __attribute__((unused));
 const enum port_flag *unused_port_flag __attribute__((unused));
 const enum interface_role *unused_interface_role __attribute__((unused));
 const enum interface_flag *unused_interface_flag __attribute__((unused));

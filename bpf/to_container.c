@@ -166,14 +166,7 @@ static __always_inline bool is_kept_from_others(const struct __sk_buff *skb)
 	return interface && interface->bridge && may_not_be_sent_all(interface);
 }
 
-#define OF_HOST -1
-
-/*
- * What the stack has forwarded. Returns 0, the counter of a drop, or OF_HOST. Where a packet came
- * in is lost to the fragments that the stack makes of IPv6 which conntrack has put together
- * (ip6_copy_metadata; seen on 6.18): they have neither a device nor a socket. So has what the
- * host sends in the name of no socket, which is never in fragments.
- */
+/* What the stack has forwarded. Returns 0, the counter of a drop, or OF_HOST. */
 static __always_inline int forwarded(struct __sk_buff *skb)
 {
 	struct packet packet = {};
@@ -183,7 +176,7 @@ static __always_inline int forwarded(struct __sk_buff *skb)
 	if (skb->tc_index == SEEN_DECIDED)
 		return 0;
 	parsed = parse(skb, &packet);
-	if (!skb->ingress_ifindex && parsed >= 0 && !packet.fragment)
+	if (is_of_host(skb, parsed, &packet))
 		return OF_HOST;
 	switch (parsed) {
 	case PARSED_IP:

@@ -8,6 +8,7 @@
 #include "clock.h"
 #include "count.h"
 #include "rewrite.h"
+#include "settings.h"
 
 /*
  * Tells the datapath's later hooks, through skb->tc_index, that it has seen the
@@ -23,6 +24,30 @@ enum seen {
 	SEEN_LED = 0x7e42,	  /* left to others, who translate where it goes */
 	SEEN_OWN = 0x7e43,	  /* of an endpoint on a bridge, which others use, too */
 };
+
+/*
+ * What the programs of parents tell each other through skb->mark, which lives through a
+ * redirect, and is gone before a stack or a container could see it. The numbers begin with one
+ * of the node's, for others use marks, too; a container may set that of what it sends, and find it
+ * out. So to_parent believes none without tc_index.
+ */
+enum mark {
+	MARK_BACK,     /* put back: for a child, for the host, or for a group of both */
+	MARK_CHILDREN, /* put back: for a group, without the host */
+	MARK_HOST,     /* put back: for a group, the host alone */
+	MARK_SENT,     /* judged: as it shall leave the node */
+	MARK_MASK = 3,
+};
+
+static __always_inline bool is_marked(const struct __sk_buff *skb)
+{
+	return (skb->mark & ~(__u32)MARK_MASK) == mark_base;
+}
+
+static __always_inline void set_mark(struct __sk_buff *skb, enum mark mark)
+{
+	skb->mark = mark_base | mark;
+}
 
 /* linux/if_packet.h: no header of BPF's includes it. */
 #define PACKET_HOST 0
@@ -56,6 +81,18 @@ static __always_inline int apply_pass(struct __sk_buff *skb, enum journey journe
 	if (skb->tc_index != SEEN_DECIDED)
 		skb->tc_index = SEEN_DECIDED;
 	return pass(skb, journey, counter);
+}
+
+/* Into a macvlan child, by the ingress of its parent. Returns a TC action. */
+static __noinline int into_child(struct __sk_buff *skb, __u32 journey, __u32 ifindex)
+{
+	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+
+	if (!interface)
+		return drop(skb, journey, DROP_NO_TRANSLATION);
+	count(skb, journey, COUNTER_DELIVERED);
+	set_mark(skb, MARK_BACK);
+	return bpf_redirect(interface->bridge, BPF_F_INGRESS);
 }
 
 /*
@@ -131,6 +168,8 @@ static __always_inline int apply(struct __sk_buff *skb, struct packet *packet, s
 		count(skb, journey, COUNTER_FORWARDED);
 		return bpf_redirect(flow->out_ifindex, 0);
 	}
+	if (is_child(flow->out_ifindex))
+		return into_child(skb, journey, flow->out_ifindex);
 	count(skb, journey, COUNTER_DELIVERED);
 	return bpf_redirect_peer(flow->out_ifindex, 0);
 }

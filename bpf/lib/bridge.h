@@ -66,27 +66,27 @@ static __always_inline bool is_for_bridges(const __u8 *mac)
 }
 
 /*
- * What is neither IP nor ARP. A container without neighbours may say what it likes: the stack
+ * Whether an endpoint may send this, which is neither IP nor ARP. Returns 0, or the counter of
+ * the drop. A container without neighbours may say what it likes: the stack
  * alone hears it.
  */
-static __noinline int from_container_other(struct __sk_buff *skb)
+static __noinline int check_other(struct __sk_buff *skb, __u32 ifindex)
 {
 	struct interface *interface;
-	__u32 ifindex = skb->ifindex;
 	struct ethhdr ethernet;
 
 	interface = bpf_map_lookup_elem(&interfaces, &ifindex);
 	if (!interface || !interface->bridge)
-		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+		return 0;
 	if (bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)))
-		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+		return DROP_INVALID;
 	if (!same_mac((struct mac *)ethernet.h_source, &interface->mac))
-		return drop(skb, FROM_CONTAINER, DROP_SOURCE_MAC);
+		return DROP_SOURCE_MAC;
 	if (is_for_bridges(ethernet.h_dest))
-		return drop(skb, FROM_CONTAINER, DROP_MARTIAN);
+		return DROP_MARTIAN;
 	if (may_not_send_all(interface))
-		return drop(skb, FROM_CONTAINER, DROP_POLICY_EGRESS);
-	return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+		return DROP_POLICY_EGRESS;
+	return 0;
 }
 
 /*

@@ -35,30 +35,32 @@ static __always_inline bool owns(const struct address *address, __u32 ifindex)
 	return owner && owner->ifindex == ifindex;
 }
 
-/* A sender of zeros probes an address (RFC 5227): it claims nothing yet. */
-static __noinline int from_container_arp(struct __sk_buff *skb)
+/*
+ * Whether an endpoint may send this, which is ARP. Returns 0, or the counter of the drop. A
+ * sender of zeros probes an address (RFC 5227): it claims nothing yet.
+ */
+static __noinline int check_arp(struct __sk_buff *skb, __u32 ifindex)
 {
 	struct interface *interface;
 	struct address sender;
-	__u32 ifindex = skb->ifindex;
 	struct arp arp;
 	__be32 ipv4;
 
 	if (bpf_skb_load_bytes(skb, 0, &arp, sizeof(arp)) || arp.hardware != bpf_htons(1) ||
 	    arp.protocol != bpf_htons(ETH_P_IP) || arp.hardware_length != 6 ||
 	    arp.protocol_length != 4)
-		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+		return DROP_INVALID;
 	interface = bpf_map_lookup_elem(&interfaces, &ifindex);
 	if (!interface || interface->role != INTERFACE_ENDPOINT)
-		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
+		return DROP_UNKNOWN_SENDER;
 	if (!same_mac((struct mac *)arp.ethernet.h_source, &interface->mac) ||
 	    !same_mac(&arp.sender_mac, &interface->mac))
-		return drop(skb, FROM_CONTAINER, DROP_SOURCE_MAC);
+		return DROP_SOURCE_MAC;
 	__builtin_memcpy(&ipv4, arp.sender, sizeof(ipv4));
 	set_ipv4(&sender, ipv4);
 	if (ipv4 && !owns(&sender, ifindex))
-		return drop(skb, FROM_CONTAINER, DROP_NEIGHBOUR);
-	return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+		return DROP_NEIGHBOUR;
+	return 0;
 }
 
 /*

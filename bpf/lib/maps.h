@@ -6,6 +6,8 @@
  */
 #pragma once
 
+#include <stdbool.h>
+
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
@@ -22,6 +24,12 @@ struct {
 	__type(value, struct endpoint);
 } endpoints SEC(".maps");
 
+/* Whether an index is that of a macvlan child, which has no device on the host. */
+static __always_inline bool is_child(__u32 ifindex)
+{
+	return ifindex & CHILD_INDEX;
+}
+
 /* Interface index -> what the hook needs to know of it. The agent writes, every program reads. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -30,6 +38,18 @@ struct {
 	__type(key, __u32);
 	__type(value, struct interface);
 } interfaces SEC(".maps");
+
+/*
+ * Parent and MAC, namespace or neither -> the macvlan child, or what children have together.
+ * The agent writes, the programs of parents read.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 3 * ENDPOINTS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct child_key);
+	__type(value, struct child);
+} children SEC(".maps");
 
 /* Flow -> decision. A cache: the programs write and read, whatever is evicted is decided again. */
 struct {

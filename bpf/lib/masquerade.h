@@ -212,6 +212,13 @@ __noinline int masquerade_error(struct __sk_buff *skb)
 	return 0;
 }
 
+/* Whether out_ifindex, unless it is 0, is an endpoint's. */
+static __always_inline bool leads_to_endpoint(const struct flow *flow)
+{
+	return flow->action == ACTION_DELIVER || flow->action == ACTION_BRIDGE ||
+	       flow->action == ACTION_LINK;
+}
+
 /*
  * Follows a translated connection that closes: the packet has a FIN, or its sender
  * sent one before. What comes after both have sent theirs is the last that is
@@ -234,7 +241,7 @@ static __noinline int follow_translation(struct packet *packet, struct flow *flo
 		back.destination = packet->key.source;
 		back.source_port = packet->key.destination_port;
 		back.destination_port = packet->key.source_port;
-		back.ifindex = flow->action == ACTION_DELIVER ? flow->out_ifindex : 0;
+		back.ifindex = leads_to_endpoint(flow) ? flow->out_ifindex : 0;
 		back.protocol = packet->key.protocol;
 		inbound = !(flow->flags & FLOW_REPLY);
 		if (inbound)

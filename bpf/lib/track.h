@@ -16,6 +16,20 @@
 #include "policy.h"
 #include "translation.h"
 
+#define OF_HOST -1
+
+/*
+ * Whether a packet without a socket is the host's own, in spite of that. Where a packet came in is
+ * lost to the fragments that the stack makes of IPv6 which conntrack has put together
+ * (ip6_copy_metadata; seen on 6.18): they have neither a device nor a socket. So has what the host
+ * sends in the name of no socket, which is never in fragments.
+ */
+static __always_inline bool is_of_host(const struct __sk_buff *skb, int parsed,
+				       const struct packet *packet)
+{
+	return !skb->ingress_ifindex && parsed >= 0 && !packet->fragment;
+}
+
 /*
  * Whether what has come in by a device (0: nobody knows) is an endpoint's own. What a bridge gives
  * to the stack comes in by the bridge, whoever has sent it: there from_container's mark tells, and
@@ -30,7 +44,7 @@ static __always_inline bool is_at(const struct endpoint *endpoint, __u32 ifindex
 		return true;
 	if (seen == SEEN_NOT)
 		return false;
-	if (!ifindex) /* of a fragment of IPv6; see to_container */
+	if (!ifindex) /* of a fragment; see is_of_host */
 		return true;
 	interface = bpf_map_lookup_elem(&interfaces, &port);
 	return interface && interface->bridge && interface->bridge == ifindex;

@@ -50,6 +50,7 @@ enum action {
 			 */
 	ACTION_DENY,	/* policy lets it nowhere: dropped for reason */
 	ACTION_BRIDGE,	/* into the endpoint, a port of the same bridge, as it is */
+	ACTION_LINK,	/* of or to a macvlan child: to the station that has the receiver's MAC */
 };
 
 enum flow_flag {
@@ -72,7 +73,8 @@ struct flow {
 	struct address next_hop; /* ACTION_FORWARD: the neighbour */
 	__u32 epoch;		 /* sum of the two epochs it was decided in */
 	__u32 decided;		 /* when, in ticks of 2^30 ns of the monotonic clock */
-	__u32 out_ifindex;	 /* device, or host side of the receiving endpoint */
+	__u32 out_ifindex;	 /* device, or host side of the receiving endpoint; ACTION_LINK: 0
+				    where the receiver is none */
 	__u32 checksum_diff;	 /* of the addresses: ones' complement sum, new - old */
 	__be16 port;		 /* that replaces the packet's */
 	__u16 mtu;		 /* of the way out, bytes of the network layer */
@@ -81,7 +83,7 @@ struct flow {
 	__u8 flags;		 /* enum flow_flag */
 	struct mac sender;	 /* the only one that may send this */
 	struct mac receiver; /* ACTION_DELIVER, ACTION_BRIDGE: the endpoint's; ACTION_RETURN: the
-				neighbour's */
+				neighbour's; ACTION_LINK: the station's */
 	struct mac gateway;  /* ACTION_DELIVER: the endpoint's host side's; ACTION_RETURN: the
 				uplink's */
 	__be16 source_port;  /* FLOW_HAIRPIN: of the packet as delivered; port is its other end's.
@@ -175,9 +177,45 @@ struct interface {
 	struct mac mac; /* endpoint: the container's; uplink: its own */
 	__u8 role;	/* enum interface_role */
 	__u8 flags;	/* enum interface_flag */
-	__u32 bridge;	/* endpoint: the bridge that the host side is a port of; 0: none */
+	__u32 bridge;	/* endpoint: whose link it shares with others, the bridge that the host side
+			   is a port of or the parent of a macvlan child; 0: none */
 };
 _Static_assert(sizeof(struct interface) == 48, "interface has no hidden padding");
+
+/*
+ * In the place of an interface index, with the endpoint's id: it is a macvlan child, and
+ * has no device on the host. Indices of devices are positive.
+ */
+#define CHILD_INDEX 0x80000000
+
+enum child_flag {
+	CHILD_BRIDGED = 1 << 0,	  /* reaches and is reached by others of the parent that are, too */
+	CHILD_REFLECTED = 1 << 1, /* a switch sends back what it says to others of the parent */
+	CHILD_HOST = 1 << 2,	  /* reaches the host, and is reached by it */
+	CHILD_PASSTHRU = 1 << 3,  /* gets all that the parent does */
+};
+
+/*
+ * What rides on a parent. Either a MAC is given, or the inode number of a network namespace,
+ * or neither for the parent itself.
+ */
+struct child_key {
+	__u32 parent; /* interface index */
+	__u32 netns;
+	struct mac mac;
+	__u8 pad[2];
+};
+_Static_assert(sizeof(struct child_key) == 16, "child_key has no hidden padding");
+
+/* Of a MAC, the endpoint; of a namespace or parent, what its children have together. */
+struct child {
+	__u32 ifindex;	     /* CHILD_INDEX and the endpoint's id */
+	__u32 netns;	     /* inode number of its network namespace */
+	struct mac host_mac; /* the parent's */
+	__u8 flags;	     /* enum child_flag */
+	__u8 pad;
+};
+_Static_assert(sizeof(struct child) == 16, "child has no hidden padding");
 
 enum port_flag {
 	/*

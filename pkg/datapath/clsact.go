@@ -24,12 +24,21 @@ const (
 	// On an uplink it is one that nobody else has, so as to replace no filter
 	// of others.
 	uplinkPriority = 0x7e4d
-	filterHandle   = 1
+	// Of a parent that is an uplink, too: what children send is judged before the uplink's
+	// program believes who sends it, and what comes in meets that first.
+	toParentPriority   = uplinkPriority - 1
+	fromParentPriority = uplinkPriority + 1
+	filterHandle       = 1
 )
 
 func (a attachment) priority() uint16 {
-	if a.endpoint() {
+	switch {
+	case a.endpoint():
 		return endpointPriority
+	case a.program == toParent:
+		return toParentPriority
+	case a.program == fromParent:
+		return fromParentPriority
 	}
 	return uplinkPriority
 }

@@ -63,6 +63,8 @@ type Datapath struct {
 	uplinks []Uplink
 	// policy is what is in the maps of policy, since the first ReconcilePolicy.
 	policy writtenPolicy
+	// children are the endpoints that are macvlan children, by id.
+	children map[uint16]Endpoint
 	// former are devices that were uplinks and are still served as such, by index,
 	// since when they are none.
 	former map[int]time.Time
@@ -85,6 +87,9 @@ type Endpoint struct {
 	// Bridge is the interface index of the Linux bridge that the host's side is a port
 	// of; 0 where it is none.
 	Bridge int
+	// Child is set where the container's interface is a macvlan child of a device of the
+	// host: then IfIndex is ChildIndex of ID, IfName the parent's name and HostMAC its MAC.
+	Child *Child
 	// Isolated leaves to Bridge what the endpoint and others that are isolated send each
 	// other; it lets nothing pass.
 	Isolated bool
@@ -94,6 +99,27 @@ type Endpoint struct {
 	// elsewhere, because a route made them unreachable so far.
 	OnLinkKnown bool
 }
+
+// Child is what an endpoint has that is a macvlan child.
+type Child struct {
+	// Parent is the interface index of the device that it rides on.
+	Parent int
+	// NetNS is the inode number of the container's network namespace: what its sockets
+	// send is known by it.
+	NetNS uint32
+	// Bridged: it reaches, and is reached by, others of its parent that are Bridged.
+	Bridged bool
+	// Reflected: a switch sends what it says to others of its parent back to them.
+	Reflected bool
+	// Passthru: it has the parent to itself, with its MAC, and all that comes in.
+	Passthru bool
+	// HostAccess: it reaches the host, and the host reaches it.
+	HostAccess bool
+}
+
+// ChildIndex stands for a macvlan child where other endpoints have the interface index of
+// their host side. No device has such an index.
+func ChildIndex(id uint16) int { return 1<<31 | int(id) }
 
 // Uplink is a device of the host through which the world is reached.
 type Uplink struct {
@@ -121,7 +147,7 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	if cfg.MasqueradePorts[0] == 0 || cfg.MasqueradePorts[0] > cfg.MasqueradePorts[1] {
 		return nil, fmt.Errorf("masquerade ports %d to %d are no range", cfg.MasqueradePorts[0], cfg.MasqueradePorts[1])
 	}
-	d := &Datapath{root: cfg.Root, log: cfg.Logger, now: time.Now}
+	d := &Datapath{root: cfg.Root, log: cfg.Logger, now: time.Now, children: make(map[uint16]Endpoint)}
 	refused := true
 	defer func() {
 		if err != nil && refused && d.maps != nil {
@@ -221,6 +247,9 @@ func (d *Datapath) upgrade() error {
 		return err
 	}
 	for _, a := range attached {
+		if err := d.load(a.program); err != nil {
+			return err
+		}
 		if err := d.hooks.of(a).attach(a, d.programs.byName[a.program]); err != nil {
 			if errors.Is(err, errNoDevice) {
 				d.log.Info("device of a pinned link is gone", "ifindex", a.ifindex, "program", a.program)

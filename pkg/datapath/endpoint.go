@@ -40,6 +40,9 @@ func (e *Endpoint) validate() error {
 			return fmt.Errorf("endpoint %d: %w", e.ID, err)
 		}
 	}
+	if e.Child != nil {
+		return e.Child.validate(e)
+	}
 	return nil
 }
 
@@ -61,8 +64,12 @@ func (e *Endpoint) value() maps.Endpoint {
 }
 
 func (e *Endpoint) device() maps.Interface {
+	link := e.Bridge
+	if e.Child != nil {
+		link = e.Child.Parent
+	}
 	device := maps.Interface{
-		Mtu: uint16(e.MTU), Endpoint: e.ID, Mac: maps.NewMAC(e.MAC), Role: maps.RoleEndpoint, Bridge: uint32(e.Bridge),
+		Mtu: uint16(e.MTU), Endpoint: e.ID, Mac: maps.NewMAC(e.MAC), Role: maps.RoleEndpoint, Bridge: uint32(link),
 	}
 	if e.Isolated {
 		device.Flags |= maps.InterfaceIsolated
@@ -70,7 +77,11 @@ func (e *Endpoint) device() maps.Interface {
 	return device
 }
 
+// attachments are those that the endpoint has to itself.
 func (e *Endpoint) attachments() []attachment {
+	if e.Child != nil {
+		return nil
+	}
 	return []attachment{{e.IfIndex, fromContainer}, {e.IfIndex, toContainer}}
 }
 
@@ -104,6 +115,11 @@ func (d *Datapath) attachEndpoint(e Endpoint) error {
 			return err
 		}
 	}
+	if e.Child != nil {
+		if err := d.attachChild(e); err != nil {
+			return err
+		}
+	}
 	failpoint.Hit(failpoint.AgentAttachLinks)
 	// What others sent to its ports so far was left to the host.
 	if e.OnLinkKnown && len(e.Ports) == 0 {
@@ -113,7 +129,8 @@ func (d *Datapath) attachEndpoint(e Endpoint) error {
 }
 
 // DetachEndpoint ends the service. The device may be gone already; if it is not,
-// whatever it sends is dropped. Flows and translations of the endpoint are dead at
+// whatever it sends is dropped; that of a macvlan child must be gone, or it is any station of
+// its link. Flows and translations of the endpoint are dead at
 // once; Purge removes them.
 func (d *Datapath) DetachEndpoint(e Endpoint) error {
 	d.mu.Lock()
@@ -135,10 +152,13 @@ func (d *Datapath) detachEndpoint(e Endpoint) error {
 			errs = append(errs, d.hooks.endpoints.abandon(a))
 		}
 		errs = append(errs, ignoreMissing(d.maps.Interfaces.Delete(uint32(e.IfIndex))))
+		if e.Child != nil {
+			errs = append(errs, d.detachChild(e))
+		}
 		// What it sends to other endpoints was decided in their epochs, and the
 		// node's. As a rule the device has gone before, and nothing is sent.
 		absent := netlink.LinkNotFoundError{}
-		if _, err := netlink.LinkByIndex(e.IfIndex); !errors.As(err, &absent) {
+		if _, err := netlink.LinkByIndex(e.IfIndex); e.Child != nil || !errors.As(err, &absent) {
 			errs = append(errs, d.bumpEpoch(0))
 		}
 	}
@@ -195,6 +215,18 @@ func (d *Datapath) CheckEndpoint(e Endpoint) error {
 			return a.missing(e.IfName)
 		}
 	}
+	if e.Child != nil {
+		if err := d.checkChild(e); err != nil {
+			return err
+		}
+		for _, a := range parentAttachments(e.Child.Parent) {
+			if ok, err := d.hooks.of(a).has(a); err != nil {
+				return err
+			} else if !ok {
+				return a.missing(e.IfName)
+			}
+		}
+	}
 	return d.checkPolicy(e.ID)
 }
 
@@ -247,11 +279,24 @@ func (d *Datapath) ReconcileEndpoints(desired []Endpoint) error {
 	} else if n > 0 {
 		d.log.Info("pruned ports of the host that lead to no endpoint", "entries", n)
 	}
+	// All at once: those that are served go on to be.
+	d.children = make(map[uint16]Endpoint)
+	for _, e := range desired {
+		if e.Child != nil {
+			d.children[e.ID] = e
+		}
+	}
 	for _, e := range desired {
 		e.OnLinkKnown = true // one epoch for all, below
 		if err := d.attachEndpoint(e); err != nil {
 			return fmt.Errorf("attach endpoint %d on %s: %w", e.ID, e.IfName, err)
 		}
+	}
+	if _, err := d.writeChildren(); err != nil {
+		return err
+	}
+	if _, err := d.serveParents(); err != nil {
+		return err
 	}
 	return d.bumpEpoch(0)
 }

@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	fromHostMapAllocations       = "allocations"
+	fromHostMapChildren          = "children"
 	fromHostMapCounters          = "counters"
 	fromHostMapDenied            = "denied"
 	fromHostMapEndpoints         = "endpoints"
@@ -49,8 +50,10 @@ const (
 	fromHostVarCoarseClock       = "coarse_clock"
 	fromHostVarEndpointLimit     = "endpoint_limit"
 	fromHostVarFibFlags          = "fib_flags"
+	fromHostVarMarkBase          = "mark_base"
 	fromHostVarMasquerade        = "masquerade"
 	fromHostVarNetnsCookie       = "netns_cookie"
+	fromHostVarNetnsInode        = "netns_inode"
 	fromHostVarPortCount         = "port_count"
 	fromHostVarPortFirst         = "port_first"
 )
@@ -112,6 +115,7 @@ type fromHostProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type fromHostMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
+	Children          *ebpf.MapSpec `ebpf:"children"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Denied            *ebpf.MapSpec `ebpf:"denied"`
 	Endpoints         *ebpf.MapSpec `ebpf:"endpoints"`
@@ -142,8 +146,10 @@ type fromHostVariableSpecs struct {
 	CoarseClock     *ebpf.VariableSpec `ebpf:"coarse_clock"`
 	EndpointLimit   *ebpf.VariableSpec `ebpf:"endpoint_limit"`
 	FibFlags        *ebpf.VariableSpec `ebpf:"fib_flags"`
+	MarkBase        *ebpf.VariableSpec `ebpf:"mark_base"`
 	Masquerade      *ebpf.VariableSpec `ebpf:"masquerade"`
 	NetnsCookie     *ebpf.VariableSpec `ebpf:"netns_cookie"`
+	NetnsInode      *ebpf.VariableSpec `ebpf:"netns_inode"`
 	PortCount       *ebpf.VariableSpec `ebpf:"port_count"`
 	PortFirst       *ebpf.VariableSpec `ebpf:"port_first"`
 }
@@ -169,6 +175,7 @@ func (o *fromHostObjects) Close() error {
 // It can be passed to loadFromHostObjects or ebpf.CollectionSpec.LoadAndAssign.
 type fromHostMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
+	Children          *ebpf.Map `ebpf:"children"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Denied            *ebpf.Map `ebpf:"denied"`
 	Endpoints         *ebpf.Map `ebpf:"endpoints"`
@@ -194,6 +201,7 @@ type fromHostMaps struct {
 func (m *fromHostMaps) Close() error {
 	return _FromHostClose(
 		m.Allocations,
+		m.Children,
 		m.Counters,
 		m.Denied,
 		m.Endpoints,
@@ -225,8 +233,10 @@ type fromHostVariables struct {
 	CoarseClock     *ebpf.Variable `ebpf:"coarse_clock"`
 	EndpointLimit   *ebpf.Variable `ebpf:"endpoint_limit"`
 	FibFlags        *ebpf.Variable `ebpf:"fib_flags"`
+	MarkBase        *ebpf.Variable `ebpf:"mark_base"`
 	Masquerade      *ebpf.Variable `ebpf:"masquerade"`
 	NetnsCookie     *ebpf.Variable `ebpf:"netns_cookie"`
+	NetnsInode      *ebpf.Variable `ebpf:"netns_inode"`
 	PortCount       *ebpf.Variable `ebpf:"port_count"`
 	PortFirst       *ebpf.Variable `ebpf:"port_first"`
 }

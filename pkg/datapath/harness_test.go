@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -69,8 +70,8 @@ type run struct {
 	// device the program is attached to: skb->dev.
 	device int
 	in     []byte
-	// seen is skb->tc_index before.
-	seen uint32
+	// seen is skb->tc_index before, mark is skb->mark.
+	seen, mark uint32
 	// vlan is the identifier of a tag beside the frame, as devices leave it; 0 for none.
 	vlan uint32
 	// ingress is the device that the stack forwards from; 0 for the host's own.
@@ -84,10 +85,11 @@ type want struct {
 	verdict int32
 	// out is the frame after; nil when it is unchanged.
 	out []byte
-	// counters are all that changed, of the program's journey.
+	// counters are all that changed, with the journey before where it is not the program's
+	// own.
 	counters []string
-	// seen is skb->tc_index after.
-	seen uint32
+	// seen is skb->tc_index after, mark is skb->mark.
+	seen, mark uint32
 }
 
 // step is a packet and what it shall become.
@@ -127,7 +129,7 @@ func (n *node) run(t *testing.T, r run) (got result) {
 // execute runs the program once, in the namespace of the calling thread.
 func (n *node) execute(r run) (result, error) {
 	context := skBuff{
-		Ifindex: uint32(r.device), IngressIfindex: uint32(r.ingress),
+		Ifindex: uint32(r.device), IngressIfindex: uint32(r.ingress), Mark: r.mark,
 		GSOSize: r.gsoSize, GSOSegs: r.gsoSegs,
 	}
 	context.CB[cbSeen], context.CB[cbVLAN] = r.seen, r.vlan
@@ -139,7 +141,7 @@ func (n *node) execute(r run) (result, error) {
 		return result{}, err
 	}
 	counts, err := p.counts()
-	return result{r, want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen]}, counts}, err
+	return result{r, want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen], mark: after.Mark}, counts}, err
 }
 
 // compare compares verdict, frame, mark and all counters. Where a packet was right
@@ -162,13 +164,19 @@ func (got result) compare(t *testing.T, w want) {
 		if got.want.seen != w.seen {
 			t.Errorf("tc_index: got %#x, want %#x", got.want.seen, w.seen)
 		}
+		if got.want.mark != w.mark {
+			t.Errorf("mark: got %#x, want %#x", got.want.mark, w.mark)
+		}
 		if err := packet.Verify(got.out); err != nil && packet.Verify(got.in) == nil {
 			t.Errorf("packet out is wrong: %v\n%s", err, packet.Summary(got.out))
 		}
 	}
 	counts := make(map[string]maps.Count)
 	for _, name := range w.counters {
-		counts[got.program+" "+name] = maps.Count{Packets: uint64(max(1, got.gsoSegs)), Bytes: uint64(len(got.in))}
+		if !strings.Contains(name, " ") {
+			name = got.program + " " + name
+		}
+		counts[name] = maps.Count{Packets: uint64(max(1, got.gsoSegs)), Bytes: uint64(len(got.in))}
 	}
 	if diff := gocmp.Diff(counts, got.counts, cmpopts.IgnoreFields(maps.Count{}, "_")); diff != "" {
 		t.Errorf("counters (-want +got):\n%s", diff)

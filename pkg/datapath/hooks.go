@@ -20,10 +20,16 @@ type attachment struct {
 }
 
 // ingress says on which side of the device the program sits.
-func (a attachment) ingress() bool { return a.program == fromContainer || a.program == fromUplink }
+func (a attachment) ingress() bool {
+	return a.program == fromContainer || a.program == fromUplink || a.program == fromParent
+}
 
 // endpoint says whether the program is one of an endpoint's device.
 func (a attachment) endpoint() bool { return a.program == fromContainer || a.program == toContainer }
+
+// parent says whether the program is one of a device that macvlan children ride on, which
+// may be an uplink besides.
+func (a attachment) parent() bool { return a.program == fromParent || a.program == toParent }
 
 // hooks is where programs meet packets. Nothing else in the package knows the
 // difference between the kinds.

@@ -79,7 +79,10 @@ func (l *loaded) datapath(t testing.TB) *Datapath {
 	t.Helper()
 	hooks, err := newHooks(l.cfg.Attach, filepath.Join(nstest.BPFFS(t), "links"))
 	must(t, err)
-	return &Datapath{log: slog.New(slog.DiscardHandler), maps: l.maps, programs: l.programs, hooks: hooks, now: time.Now}
+	return &Datapath{
+		log: slog.New(slog.DiscardHandler), maps: l.maps, programs: l.programs, hooks: hooks, now: time.Now,
+		children: make(map[uint16]Endpoint),
+	}
 }
 
 // reached are all maps that the programs can change, as the kernel says.
@@ -170,6 +173,7 @@ func inBatches(m *ebpf.Map, lookup func(*ebpf.MapBatchCursor, any, any, *ebpf.Ba
 
 // TestBorrowed: whatever a node has left in a map, the next finds nothing of it.
 func TestBorrowed(t *testing.T) {
+	nstest.Halve(t, 0)
 	nstest.Root(t)
 	// Those of TestStories, which needs two.
 	cfg := Config{Masquerade: true, MasqueradePorts: [2]uint16{40960, 65535}, FlowsMax: 1024, TranslationsMax: 256}

@@ -25,7 +25,7 @@ type Flow struct {
 	Source, Destination netip.AddrPort
 	// IfIndex of the endpoint's host side, 0 for what comes from uplinks.
 	IfIndex int
-	// Action is "pass", "deliver", "forward", "return", "deny" or "bridge"; "" when only memory is kept.
+	// Action is "pass", "deliver", "forward", "return", "deny", "bridge" or "link"; "" when only memory is kept.
 	Action string
 	// Reason of a denial, as counters name it.
 	Reason string
@@ -57,6 +57,7 @@ var actionNames = map[uint8]string{
 	maps.ActionReturn:  "return",
 	maps.ActionDeny:    "deny",
 	maps.ActionBridge:  "bridge",
+	maps.ActionLink:    "link",
 }
 
 // Flows reads up to limit entries of the flow cache, in no order.

@@ -3,6 +3,8 @@
 package datapath
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"testing"
@@ -25,16 +27,16 @@ const (
 // to read all counters from outside costs more than all else.
 type prelude struct {
 	program *ebpf.Program
-	// counted has the counters of the program's journey, names tells which.
+	// counted has the counters of the program's journeys, names tells which.
 	counted *ebpf.Map
 	names   []string
 }
 
-// snapshots is the value of prelude.counted: on the CPU of the run, before and after it.
-type snapshots struct{ Before, After [snapshotPlaces]maps.Count }
-
+// The value of prelude.counted has the counters of all journeys before the run, on its CPU,
+// then those after it. Each is two numbers of 64 bits: packets, bytes.
 const (
-	snapshotPlaces = 64
+	snapshotPlaces = 64 // of a journey
+	journeysMax    = 2  // of a program
 	countSize      = 16
 )
 
@@ -49,19 +51,28 @@ func newPreludes(t testing.TB, d *Datapath) map[string]*prelude {
 		targets, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 		must(t, err)
 		t.Cleanup(func() { _ = targets.Close() })
-		counted, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 2 * snapshotPlaces * countSize, MaxEntries: 1})
+		counted, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 2 * journeysMax * snapshotPlaces * countSize, MaxEntries: 1})
 		must(t, err)
 		t.Cleanup(func() { _ = counted.Close() })
 		p := &prelude{counted: counted}
-		journey := slices.Index(d.maps.JourneyNames, name)
-		if journey >= 0 {
-			for _, counter := range d.maps.CounterNames {
-				p.names = append(p.names, name+" "+counter)
+		var journeys []int
+		for _, journey := range journeysOf(name) {
+			at := slices.Index(d.maps.JourneyNames, journey)
+			if at < 0 {
+				continue
+			}
+			journeys = append(journeys, at)
+			for place := range snapshotPlaces {
+				counter := "" // none is counted there
+				if place < len(d.maps.CounterNames) {
+					counter = d.maps.CounterNames[place]
+				}
+				p.names = append(p.names, journey+" "+counter)
 			}
 		}
 		p.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{
 			Name: "prelude", Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
-			Instructions: preludeInstructions(d, targets, counted, journey),
+			Instructions: preludeInstructions(d, targets, counted, journeys),
 		})
 		must(t, err)
 		t.Cleanup(func() { _ = p.program.Close() })
@@ -72,17 +83,14 @@ func newPreludes(t testing.TB, d *Datapath) map[string]*prelude {
 }
 
 // preludeInstructions are those of a program's. The tail call in a function of its own makes
-// the program's exit return to the prelude. journey is negative where nothing is counted.
-func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journey int) asm.Instructions {
+// the program's exit return to the prelude.
+func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journeys []int) asm.Instructions {
 	const (
 		offsetTCIndex     = 44
 		offsetVLANPresent = 20
 		offsetCB          = 48
 	)
-	snapshot := func(label string, at int32) asm.Instructions {
-		if journey < 0 {
-			return nil
-		}
+	one := func(label string, journey int, at int32) asm.Instructions {
 		first := uint32(journey) * d.maps.Counters.MaxEntries() / uint32(maps.JourneyMax)
 		return asm.Instructions{
 			asm.Mov.Imm(asm.R7, 0),
@@ -107,6 +115,12 @@ func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journey int) a
 			asm.Mov.Imm(asm.R0, 0).WithSymbol(label + "_end"),
 		}
 	}
+	snapshot := func(label string, at int32) (all asm.Instructions) {
+		for i, journey := range journeys {
+			all = append(all, one(fmt.Sprint(label, i), journey, at+int32(i)*snapshotPlaces*countSize)...)
+		}
+		return all
+	}
 	return slices.Concat(
 		asm.Instructions{btf.WithFuncMetadata(asm.Mov.Reg(asm.R6, asm.R1).WithSymbol("prelude"), function("prelude", btf.GlobalFunc))},
 		snapshot("before", 0),
@@ -126,7 +140,7 @@ func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journey int) a
 			asm.LoadMem(asm.R2, asm.R6, offsetVLANPresent, asm.Word),
 			asm.StoreMem(asm.R6, offsetCB+4*cbVLAN, asm.R2, asm.Word),
 		},
-		snapshot("after", snapshotPlaces*countSize),
+		snapshot("after", journeysMax*snapshotPlaces*countSize),
 		asm.Instructions{
 			asm.Mov.Reg(asm.R0, asm.R8),
 			asm.Return(),
@@ -139,6 +153,17 @@ func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journey int) a
 	)
 }
 
+// journeysOf are those that a program counts for.
+func journeysOf(program string) []string {
+	switch program {
+	case toParent:
+		return []string{fromContainer, toContainer}
+	case fromParent:
+		return []string{toContainer}
+	}
+	return []string{program}
+}
+
 // function describes a function that takes the context, as the verifier wants to
 // know before it allows a tail call in one.
 func function(name string, linkage btf.FuncLinkage) *btf.Func {
@@ -148,18 +173,23 @@ func function(name string, linkage btf.FuncLinkage) *btf.Func {
 	}}
 }
 
-// counts are what the last run has added to the counters of its journey, by journey and name.
+// counts are what the last run has added to the counters of its journeys, by journey and name.
 func (p *prelude) counts() (map[string]maps.Count, error) {
-	var both snapshots
-	if err := p.counted.Lookup(uint32(0), &both); err != nil {
+	both, err := p.counted.LookupBytes(uint32(0))
+	if err != nil {
 		return nil, fmt.Errorf("read what was counted: %w", err)
 	}
+	before, after := both[:len(both)/2], both[len(both)/2:]
 	counts := make(map[string]maps.Count)
 	for i, name := range p.names {
-		packets, bytes := both.After[i].Packets-both.Before[i].Packets, both.After[i].Bytes-both.Before[i].Bytes
-		if packets != 0 || bytes != 0 {
-			counts[name] = maps.Count{Packets: packets, Bytes: bytes}
+		old, now := before[i*countSize:][:countSize], after[i*countSize:][:countSize]
+		if bytes.Equal(old, now) {
+			continue
 		}
+		added := func(at int) uint64 {
+			return binary.NativeEndian.Uint64(now[at:]) - binary.NativeEndian.Uint64(old[at:])
+		}
+		counts[name] = maps.Count{Packets: added(0), Bytes: added(8)}
 	}
 	return counts, nil
 }

@@ -17,6 +17,8 @@ const (
 	toContainer   = "to_container"
 	fromUplink    = "from_uplink"
 	toUplink      = "to_uplink"
+	fromParent    = "from_parent"
+	toParent      = "to_parent"
 	reclaim       = "reclaim"
 )
 
@@ -36,6 +38,7 @@ var hostPrograms = map[string]ebpf.AttachType{
 // from_host.c for sockets, unless there is no control group to attach them to.
 type programs struct {
 	byName, host map[string]*ebpf.Program
+	settings     map[string]any
 }
 
 func (p *programs) close() error {
@@ -62,18 +65,28 @@ var objects = map[string]func() (*ebpf.CollectionSpec, error){
 	toContainer:   loadToContainer,
 	fromUplink:    loadFromUplink,
 	toUplink:      loadToUplink,
+	fromParent:    loadFromParent,
+	toParent:      loadToParent,
 	reclaim:       loadReclaim,
 }
 
-// loadPrograms loads every program once, with the settings as constants and the
-// shared maps in place of its own. cookie is of the agent's network namespace; without
-// it those for sockets are not loaded.
+// loadPrograms loads programs once, with the settings as constants and the shared maps in
+// place of their own, but for those that only nodes with a macvlan child need. cookie is
+// of the agent's network namespace; without it those for sockets are not loaded.
 func loadPrograms(cfg Config, shared *maps.Maps, cookie uint64) (*programs, error) {
 	slots := shared.Allocations.MaxEntries()
 	limit := cfg.EndpointTranslations
 	if limit == 0 {
 		// Half, so that what is looked for at random among them is found.
 		limit = max(1, slots/2)
+	}
+	inode, err := netnsInode()
+	if err != nil {
+		return nil, err
+	}
+	mark, err := markBase(inode)
+	if err != nil {
+		return nil, err
 	}
 	settings := map[string]any{
 		"masquerade":       cfg.Masquerade,
@@ -84,15 +97,17 @@ func loadPrograms(cfg Config, shared *maps.Maps, cookie uint64) (*programs, erro
 		"coarse_clock":     haveCoarseClock(),
 		"fib_flags":        fibFlags(),
 		"netns_cookie":     cookie,
+		"netns_inode":      inode,
+		"mark_base":        mark,
 	}
-	p := &programs{byName: make(map[string]*ebpf.Program), host: make(map[string]*ebpf.Program)}
-	for name, load := range objects {
-		collection, err := loadObject(name, load, settings, shared)
-		if err != nil {
+	p := &programs{byName: make(map[string]*ebpf.Program), host: make(map[string]*ebpf.Program), settings: settings}
+	for name := range objects {
+		if name == fromParent || name == toParent {
+			continue
+		}
+		if err := p.load(name, shared); err != nil {
 			return nil, errors.Join(err, p.close())
 		}
-		p.byName[name] = collection.DetachProgram(name)
-		collection.Close()
 	}
 	if cookie == 0 {
 		return p, nil
@@ -106,6 +121,16 @@ func loadPrograms(cfg Config, shared *maps.Maps, cookie uint64) (*programs, erro
 	}
 	collection.Close()
 	return p, nil
+}
+
+func (p *programs) load(name string, shared *maps.Maps) error {
+	collection, err := loadObject(name, objects[name], p.settings, shared)
+	if err != nil {
+		return err
+	}
+	p.byName[name] = collection.DetachProgram(name)
+	collection.Close()
+	return nil
 }
 
 func loadObject(name string, load func() (*ebpf.CollectionSpec, error), settings map[string]any, shared *maps.Maps) (*ebpf.Collection, error) {

@@ -130,6 +130,9 @@ func (d *Datapath) ensureEndpoint(e Endpoint) (found []string, err error) {
 			return found, err
 		}
 	}
+	if e.Child != nil {
+		return d.ensureChild(found, e)
+	}
 	return found, nil
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
@@ -105,6 +106,7 @@ func (s *damaged) pins(t *testing.T) []string {
 }
 
 func TestRepair(t *testing.T) {
+	nstest.Halve(t, 0)
 	for name, attach := range attachments(t) {
 		t.Run(name, func(t *testing.T) {
 			s := newDamaged(t, attach)
@@ -125,7 +127,7 @@ func TestRepair(t *testing.T) {
 						for _, folder := range []string{"maps", "links"} {
 							must(t, os.RemoveAll(filepath.Join(s.cfg.Root, folder)))
 						}
-					}, true, []string{"allocations, counters, denied, endpoints, epochs,"},
+					}, true, []string{"allocations, children, counters, denied, endpoints, epochs,"},
 				},
 				{
 					"bpf-root", func(t *testing.T) { must(t, os.RemoveAll(s.cfg.Root)) }, true,
@@ -205,6 +207,7 @@ func TestRepair(t *testing.T) {
 // TestRepairUnmounted unmounts the bpf file system, which is possible only lazily
 // while an agent runs.
 func TestRepairUnmounted(t *testing.T) {
+	nstest.Halve(t, 1)
 	s := newDamaged(t, "")
 	whole := s.pins(t)
 	at := filepath.Dir(s.cfg.Root)
@@ -255,6 +258,7 @@ func TestRepairUnmounted(t *testing.T) {
 // TestPinsAreTheLastReference removes the pins of the links and ends the agent
 // before it repairs them: the kernel detaches, and the next agent attaches.
 func TestPinsAreTheLastReference(t *testing.T) {
+	nstest.Halve(t, 0)
 	s := newDamaged(t, "")
 	must(t, os.RemoveAll(filepath.Join(s.cfg.Root, "links")))
 	if got := s.onUplink(t); got != 2 {

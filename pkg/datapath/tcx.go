@@ -90,7 +90,11 @@ func (t *tcx) attachNew(a attachment, program *ebpf.Program) error {
 	if a.ingress() {
 		where = ebpf.AttachTCXIngress
 	}
-	attached, err := link.AttachTCX(link.TCXOptions{Interface: a.ifindex, Program: program, Attach: where, Anchor: link.Head()})
+	anchor, err := t.anchor(a)
+	if err != nil {
+		return err
+	}
+	attached, err := link.AttachTCX(link.TCXOptions{Interface: a.ifindex, Program: program, Attach: where, Anchor: anchor})
 	if errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("attach %s to interface %d: %w", a.program, a.ifindex, errNoDevice)
 	}
@@ -102,6 +106,20 @@ func (t *tcx) attachNew(a attachment, program *ebpf.Program) error {
 	}
 	t.held[a] = attached
 	return nil
+}
+
+// anchor is where among the programs of the device this one goes: before those of others, and
+// among ours as the priorities of clsact have it.
+func (t *tcx) anchor(a attachment) (link.Anchor, error) {
+	after := map[string]string{fromParent: fromUplink, toUplink: toParent}[a.program]
+	if after == "" {
+		return link.Head(), nil
+	}
+	is := attachment{a.ifindex, after}
+	if there, err := t.has(is); err != nil || !there {
+		return link.Head(), err
+	}
+	return link.AfterLink(t.held[is]), nil
 }
 
 func (t *tcx) detach(a attachment) error {

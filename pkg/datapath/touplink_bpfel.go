@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	toUplinkMapAllocations       = "allocations"
+	toUplinkMapChildren          = "children"
 	toUplinkMapCounters          = "counters"
 	toUplinkMapDenied            = "denied"
 	toUplinkMapEndpoints         = "endpoints"
@@ -43,8 +44,10 @@ const (
 	toUplinkVarCoarseClock       = "coarse_clock"
 	toUplinkVarEndpointLimit     = "endpoint_limit"
 	toUplinkVarFibFlags          = "fib_flags"
+	toUplinkVarMarkBase          = "mark_base"
 	toUplinkVarMasquerade        = "masquerade"
 	toUplinkVarNetnsCookie       = "netns_cookie"
+	toUplinkVarNetnsInode        = "netns_inode"
 	toUplinkVarPortCount         = "port_count"
 	toUplinkVarPortFirst         = "port_first"
 )
@@ -99,6 +102,7 @@ type toUplinkProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type toUplinkMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
+	Children          *ebpf.MapSpec `ebpf:"children"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Denied            *ebpf.MapSpec `ebpf:"denied"`
 	Endpoints         *ebpf.MapSpec `ebpf:"endpoints"`
@@ -130,8 +134,10 @@ type toUplinkVariableSpecs struct {
 	CoarseClock     *ebpf.VariableSpec `ebpf:"coarse_clock"`
 	EndpointLimit   *ebpf.VariableSpec `ebpf:"endpoint_limit"`
 	FibFlags        *ebpf.VariableSpec `ebpf:"fib_flags"`
+	MarkBase        *ebpf.VariableSpec `ebpf:"mark_base"`
 	Masquerade      *ebpf.VariableSpec `ebpf:"masquerade"`
 	NetnsCookie     *ebpf.VariableSpec `ebpf:"netns_cookie"`
+	NetnsInode      *ebpf.VariableSpec `ebpf:"netns_inode"`
 	PortCount       *ebpf.VariableSpec `ebpf:"port_count"`
 	PortFirst       *ebpf.VariableSpec `ebpf:"port_first"`
 }
@@ -157,6 +163,7 @@ func (o *toUplinkObjects) Close() error {
 // It can be passed to loadToUplinkObjects or ebpf.CollectionSpec.LoadAndAssign.
 type toUplinkMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
+	Children          *ebpf.Map `ebpf:"children"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Denied            *ebpf.Map `ebpf:"denied"`
 	Endpoints         *ebpf.Map `ebpf:"endpoints"`
@@ -183,6 +190,7 @@ type toUplinkMaps struct {
 func (m *toUplinkMaps) Close() error {
 	return _ToUplinkClose(
 		m.Allocations,
+		m.Children,
 		m.Counters,
 		m.Denied,
 		m.Endpoints,
@@ -215,8 +223,10 @@ type toUplinkVariables struct {
 	CoarseClock     *ebpf.Variable `ebpf:"coarse_clock"`
 	EndpointLimit   *ebpf.Variable `ebpf:"endpoint_limit"`
 	FibFlags        *ebpf.Variable `ebpf:"fib_flags"`
+	MarkBase        *ebpf.Variable `ebpf:"mark_base"`
 	Masquerade      *ebpf.Variable `ebpf:"masquerade"`
 	NetnsCookie     *ebpf.Variable `ebpf:"netns_cookie"`
+	NetnsInode      *ebpf.Variable `ebpf:"netns_inode"`
 	PortCount       *ebpf.Variable `ebpf:"port_count"`
 	PortFirst       *ebpf.Variable `ebpf:"port_first"`
 }

@@ -10,6 +10,8 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+
+	"github.com/tendril-net/tendril/internal/nstest"
 )
 
 // TestFormerUplink: what has just ceased to be an uplink is served as one for a while: answers
@@ -111,6 +113,7 @@ func TestUplinkEndsWithItsDecisions(t *testing.T) {
 // TestRefusedDatapath: whoever is not accepted has changed nothing: neither pins nor the
 // programs that serve.
 func TestRefusedDatapath(t *testing.T) {
+	nstest.Halve(t, 1)
 	s := newSite(t, "")
 	refusal := errors.New("no")
 	var asked [][]string

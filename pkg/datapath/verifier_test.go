@@ -38,6 +38,9 @@ func TestVerifier(t *testing.T) {
 	d, err := Open(Config{Root: filepath.Join(nstest.BPFFS(t), "tendril"), Masquerade: true, FlowsMax: 256, TranslationsMax: 256})
 	must(t, err)
 	t.Cleanup(func() { must(t, d.Close()) })
+	for name := range objects {
+		must(t, d.load(name))
+	}
 	costs := make(map[string]int)
 	for _, programs := range []map[string]*ebpf.Program{d.programs.byName, d.programs.host} {
 		for name, program := range programs {

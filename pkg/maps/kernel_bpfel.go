@@ -23,6 +23,7 @@ const (
 	kernelActionACTION_RETURN  kernelAction = 4
 	kernelActionACTION_DENY    kernelAction = 5
 	kernelActionACTION_BRIDGE  kernelAction = 6
+	kernelActionACTION_LINK    kernelAction = 7
 )
 
 type kernelAddress struct {
@@ -38,6 +39,32 @@ type kernelAllocation struct {
 	}
 	Pad   uint32
 	Reply kernelFlowKey
+}
+
+type kernelChild struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	Netns   uint32
+	HostMac kernelMac
+	Flags   uint8
+	Pad     uint8
+}
+
+type kernelChildFlag uint32
+
+const (
+	kernelChildFlagCHILD_BRIDGED   kernelChildFlag = 1
+	kernelChildFlagCHILD_REFLECTED kernelChildFlag = 2
+	kernelChildFlagCHILD_HOST      kernelChildFlag = 4
+	kernelChildFlagCHILD_PASSTHRU  kernelChildFlag = 8
+)
+
+type kernelChildKey struct {
+	_      structs.HostLayout
+	Parent uint32
+	Netns  uint32
+	Mac    kernelMac
+	Pad    [2]uint8
 }
 
 type kernelCount struct {
@@ -360,6 +387,7 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	kernelMapAllocations            = "allocations"
+	kernelMapChildren               = "children"
 	kernelMapCounters               = "counters"
 	kernelMapDenied                 = "denied"
 	kernelMapEndpoints              = "endpoints"
@@ -381,6 +409,7 @@ const (
 	kernelMapSubjects               = "subjects"
 	kernelMapTranslations           = "translations"
 	kernelVarUnusedAction           = "unused_action"
+	kernelVarUnusedChildFlag        = "unused_child_flag"
 	kernelVarUnusedCounter          = "unused_counter"
 	kernelVarUnusedEndpointFlag     = "unused_endpoint_flag"
 	kernelVarUnusedFlowFlag         = "unused_flow_flag"
@@ -443,6 +472,7 @@ type kernelProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
+	Children          *ebpf.MapSpec `ebpf:"children"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Denied            *ebpf.MapSpec `ebpf:"denied"`
 	Endpoints         *ebpf.MapSpec `ebpf:"endpoints"`
@@ -470,6 +500,7 @@ type kernelMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelVariableSpecs struct {
 	UnusedAction           *ebpf.VariableSpec `ebpf:"unused_action"`
+	UnusedChildFlag        *ebpf.VariableSpec `ebpf:"unused_child_flag"`
 	UnusedCounter          *ebpf.VariableSpec `ebpf:"unused_counter"`
 	UnusedEndpointFlag     *ebpf.VariableSpec `ebpf:"unused_endpoint_flag"`
 	UnusedFlowFlag         *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
@@ -504,6 +535,7 @@ func (o *kernelObjects) Close() error {
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
+	Children          *ebpf.Map `ebpf:"children"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Denied            *ebpf.Map `ebpf:"denied"`
 	Endpoints         *ebpf.Map `ebpf:"endpoints"`
@@ -529,6 +561,7 @@ type kernelMaps struct {
 func (m *kernelMaps) Close() error {
 	return _KernelClose(
 		m.Allocations,
+		m.Children,
 		m.Counters,
 		m.Denied,
 		m.Endpoints,
@@ -557,6 +590,7 @@ func (m *kernelMaps) Close() error {
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelVariables struct {
 	UnusedAction           *ebpf.Variable `ebpf:"unused_action"`
+	UnusedChildFlag        *ebpf.Variable `ebpf:"unused_child_flag"`
 	UnusedCounter          *ebpf.Variable `ebpf:"unused_counter"`
 	UnusedEndpointFlag     *ebpf.Variable `ebpf:"unused_endpoint_flag"`
 	UnusedFlowFlag         *ebpf.Variable `ebpf:"unused_flow_flag"`

@@ -20,6 +20,10 @@ type (
 	Endpoint = kernelEndpoint
 	// Interface is what a program needs to know of a device.
 	Interface = kernelInterface
+	// ChildKey is what rides on a parent.
+	ChildKey = kernelChildKey
+	// Child is a macvlan child, or what those of a ChildKey have together.
+	Child = kernelChild
 	// PrefixKey is a destination prefix.
 	PrefixKey = kernelPrefixKey
 	// PortKey is a port of the host.
@@ -67,6 +71,7 @@ const (
 	ActionReturn  = uint8(kernelActionACTION_RETURN)
 	ActionDeny    = uint8(kernelActionACTION_DENY)
 	ActionBridge  = uint8(kernelActionACTION_BRIDGE)
+	ActionLink    = uint8(kernelActionACTION_LINK)
 
 	FlowTranslateSource      = uint8(kernelFlowFlagFLOW_TRANSLATE_SOURCE)
 	FlowTranslateDestination = uint8(kernelFlowFlagFLOW_TRANSLATE_DESTINATION)
@@ -80,6 +85,11 @@ const (
 
 	EndpointMasquerade = uint8(kernelEndpointFlagENDPOINT_MASQUERADE)
 	EndpointPorts      = uint8(kernelEndpointFlagENDPOINT_PORTS)
+
+	ChildBridged   = uint8(kernelChildFlagCHILD_BRIDGED)
+	ChildReflected = uint8(kernelChildFlagCHILD_REFLECTED)
+	ChildHost      = uint8(kernelChildFlagCHILD_HOST)
+	ChildPassthru  = uint8(kernelChildFlagCHILD_PASSTHRU)
 
 	PortLoopbackOnly = uint8(kernelPortFlagPORT_LOOPBACK_ONLY)
 

@@ -19,6 +19,7 @@ import (
 type Maps struct {
 	Endpoints         *ebpf.Map `ebpf:"endpoints"`
 	Interfaces        *ebpf.Map `ebpf:"interfaces"`
+	Children          *ebpf.Map `ebpf:"children"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	Translations      *ebpf.Map `ebpf:"translations"`
 	Allocations       *ebpf.Map `ebpf:"allocations"`
@@ -155,6 +156,7 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
 		kernelMapEndpoints:         &m.Endpoints,
 		kernelMapInterfaces:        &m.Interfaces,
+		kernelMapChildren:          &m.Children,
 		kernelMapFlows:             &m.Flows,
 		kernelMapTranslations:      &m.Translations,
 		kernelMapAllocations:       &m.Allocations,

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,8 +28,18 @@ import (
 // compiled. The module root is the working folder.
 const packageDir = "pkg/datapath"
 
-// firewallTests catch what is wrong with policy, without the minutes of all others.
-const firewallTests = "TestPolicy$|TestPolicyMore|TestPolicyWays|TestBridge"
+// Tests that catch what is wrong with policy and with macvlan children, without the minutes
+// of all others.
+const (
+	firewallTests = "TestPolicy$|TestPolicyMore|TestPolicyWays|TestBridge"
+	childTests    = "TestChild"
+)
+
+// ownTests are the tests for files that have their own.
+var ownTests = map[string]string{
+	"lib/policy.h": firewallTests, "lib/track.h": firewallTests,
+	"to_parent.c": childTests, "from_parent.c": childTests, "lib/child.h": childTests,
+}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -43,7 +54,7 @@ func main() {
 func run(ctx context.Context, out io.Writer, args []string) error {
 	flags := flag.NewFlagSet("mutations", flag.ContinueOnError)
 	only := flags.String("run", "", "only the faults whose names match the `regexp`")
-	tests := flags.String("tests", "TestPackets|TestServicesFull|TestScarcity|TestPorts|TestClientOfPortGone|"+firewallTests, "the tests that are to catch them, as -run of go test; those of the firewall's own files meet only "+firewallTests)
+	tests := flags.String("tests", "TestPackets|TestServicesFull|TestScarcity|TestPorts|TestClientOfPortGone|TestChild$|TestChildPorts|"+firewallTests, "the tests that are to catch them, as -run of go test; those of the files of firewall and macvlan meet only "+firewallTests+" or "+childTests)
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
@@ -162,10 +173,7 @@ func (b *bench) try(ctx context.Context, m mutation) (caught string, err error) 
 	if text, err := b.command(ctx, "go", "test", "-c", "-overlay", overlay, "-o", binary, ".").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build tests: %w\n%s", err, text)
 	}
-	tests := b.tests
-	if m.file == "lib/policy.h" || m.file == "lib/track.h" {
-		tests = firewallTests
-	}
+	tests := cmp.Or(ownTests[m.file], b.tests)
 	text, err := b.command(ctx, binary, "-test.failfast", "-test.timeout", "5m", "-test.run", tests).CombinedOutput()
 	if ctx.Err() != nil {
 		return "", ctx.Err()

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"math"
+	"net"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// Macvlan children. What is attached is their parent, once for all of them; what the
+// programs know of it beside the children themselves is what these have together.
+
+func (c *Child) validate(e *Endpoint) error {
+	switch {
+	case c.Parent <= 0 || int64(c.Parent) > math.MaxInt32:
+		return fmt.Errorf("endpoint %d: %d is no interface index of a parent", e.ID, c.Parent)
+	case c.NetNS == 0:
+		return fmt.Errorf("endpoint %d has no network namespace", e.ID)
+	case e.IfIndex != ChildIndex(e.ID):
+		return fmt.Errorf("endpoint %d: a child has index %d, not %d", e.ID, ChildIndex(e.ID), e.IfIndex)
+	case e.Bridge != 0:
+		return fmt.Errorf("endpoint %d is both a child and a port of a bridge", e.ID)
+	}
+	return nil
+}
+
+func (c *Child) flags() (flags uint8) {
+	for flag, set := range map[uint8]bool{
+		maps.ChildBridged: c.Bridged, maps.ChildReflected: c.Reflected, maps.ChildHost: c.HostAccess,
+		maps.ChildPassthru: c.Passthru,
+	} {
+		if set {
+			flags |= flag
+		}
+	}
+	return flags
+}
+
+func parentAttachments(ifindex int) []attachment {
+	return []attachment{{ifindex, fromParent}, {ifindex, toParent}}
+}
+
+// childEntries are those of map children for these endpoints: one for each, and what
+// those of a namespace, and all of a parent, have together.
+func childEntries(endpoints map[uint16]Endpoint) map[maps.ChildKey]maps.Child {
+	entries := make(map[maps.ChildKey]maps.Child)
+	for _, e := range endpoints {
+		c := e.Child
+		value := maps.Child{
+			Ifindex: uint32(e.IfIndex), Netns: c.NetNS, HostMac: maps.NewMAC(e.HostMAC), Flags: c.flags(),
+		}
+		parent := uint32(c.Parent)
+		entries[maps.ChildKey{Parent: parent, Mac: maps.NewMAC(e.MAC)}] = value
+		for _, key := range []maps.ChildKey{{Parent: parent}, {Parent: parent, Netns: c.NetNS}} {
+			entries[key] = maps.Child{HostMac: value.HostMac, Flags: entries[key].Flags | value.Flags}
+		}
+	}
+	return entries
+}
+
+// writeChildren makes map children what d.children say, and returns what was different.
+func (d *Datapath) writeChildren() (found []string, err error) {
+	want := childEntries(d.children)
+	var stale []maps.ChildKey
+	err = each(d.maps.Children, func(key maps.ChildKey, value maps.Child) bool {
+		if wanted, ok := want[key]; !ok {
+			stale = append(stale, key)
+		} else if wanted == value {
+			delete(want, key)
+		}
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	for key, value := range want {
+		if err := d.maps.Children.Put(key, value); err != nil {
+			return nil, fmt.Errorf("write map children: %w", err)
+		}
+		found = append(found, childEntry(key))
+	}
+	for _, key := range stale {
+		found = append(found, childEntry(key))
+	}
+	if err := removeAll(d.maps.Children, stale); err != nil {
+		return found, fmt.Errorf("remove from map children: %w", err)
+	}
+	return found, nil
+}
+
+func childEntry(key maps.ChildKey) string {
+	who := net.HardwareAddr(key.Mac.Bytes[:]).String()
+	switch {
+	case key.Netns != 0:
+		who = fmt.Sprintf("network namespace %d", key.Netns)
+	case key.Mac.Bytes == [6]byte{}:
+		who = "all"
+	}
+	return fmt.Sprintf("entry of %s on parent %d in map children", who, key.Parent)
+}
+
+// serveParents attaches to the parents of all children, and to no other. Returned is what
+// had been missing.
+func (d *Datapath) serveParents() (found []string, err error) {
+	names := make(map[int]string)
+	for _, e := range d.children {
+		names[e.Child.Parent] = e.IfName
+	}
+	for ifindex, name := range names {
+		for _, a := range parentAttachments(ifindex) {
+			if err := d.load(a.program); err != nil {
+				return found, lackBTF(err)
+			}
+			if found, err = d.ensureAttached(found, a, name); err != nil {
+				return found, fmt.Errorf("attach parent %s: %w", name, err)
+			}
+		}
+	}
+	attached, err := d.hooks.uplinks.list()
+	errs := []error{err}
+	for _, a := range attached {
+		if a.parent() && names[a.ifindex] == "" {
+			errs = append(errs, d.hooks.of(a).detach(a))
+		}
+	}
+	return found, errors.Join(errs...)
+}
+
+// attachChild is the part of attachEndpoint that only a child has.
+func (d *Datapath) attachChild(e Endpoint) error {
+	before, had := d.children[e.ID]
+	d.children[e.ID] = e
+	_, err := d.writeChildren()
+	if err == nil {
+		_, err = d.serveParents()
+	}
+	if err == nil {
+		return nil
+	}
+	delete(d.children, e.ID)
+	if had {
+		d.children[e.ID] = before
+	}
+	return err
+}
+
+// detachChild is the part of detachEndpoint that only a child has.
+func (d *Datapath) detachChild(e Endpoint) error {
+	delete(d.children, e.ID)
+	_, err := d.writeChildren()
+	_, served := d.serveParents()
+	return errors.Join(err, served)
+}
+
+// checkChild compares what only a child has.
+func (d *Datapath) checkChild(e Endpoint) error {
+	key := maps.ChildKey{Parent: uint32(e.Child.Parent), Mac: maps.NewMAC(e.MAC)}
+	want := childEntries(map[uint16]Endpoint{e.ID: e})[key]
+	var value maps.Child
+	return compare(d.maps.Children, key, &value, want, childEntry(key))
+}
+
+// ensureChild makes the datapath serve a child and returns what was missing or wrong.
+func (d *Datapath) ensureChild(found []string, e Endpoint) ([]string, error) {
+	d.children[e.ID] = e
+	wrong, err := d.writeChildren()
+	found = append(found, wrong...)
+	if err != nil {
+		return found, err
+	}
+	missing, err := d.serveParents()
+	return append(found, missing...), err
+}
+
+// load loads a program that not every node needs.
+func (d *Datapath) load(name string) error {
+	if d.programs.byName[name] != nil {
+		return nil
+	}
+	return d.programs.load(name, d.maps)
+}
+
+// netnsInode is the inode number of the network namespace of the calling thread.
+func netnsInode() (uint32, error) {
+	var stat unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &stat); err != nil {
+		return 0, fmt.Errorf("look at the own network namespace: %w", err)
+	}
+	return uint32(stat.Ino), nil
+}
+
+// markBase returns the number that the marks of this node begin with, by which programs of parents
+// know what others of it have let through: the same for each agent that runs here until the next
+// boot, so that programs of two agents understand each other, and seldom another's.
+var markBase = func(netns uint32) (uint32, error) {
+	const mask = 3 // MARK_MASK of bpf/lib/apply.h
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return 0, fmt.Errorf("choose a mark: %w", err)
+	}
+	sum := fnv.New32a()
+	_, _ = sum.Write(binary.NativeEndian.AppendUint32(boot, netns))
+	return max(sum.Sum32()&^mask, mask+1), nil
+}
+
+// lackBTF says in plain words why a program that reads the kernel's own structures was
+// not loaded.
+func lackBTF(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, missing := os.Stat("/sys/kernel/btf/vmlinux"); errors.Is(missing, os.ErrNotExist) && strings.Contains(err.Error(), "BTF") {
+		return fmt.Errorf("the driver macvlan needs a kernel with CONFIG_DEBUG_INFO_BTF: %w", err)
+	}
+	return err
+}
