@@ -18,6 +18,7 @@ type change struct {
 	uplinks bool // the set of uplinks, or an address, may be another
 	urgent  bool // what leaves by an uplink may be lost until the new one is known
 	routes  bool // the kernel may route a packet differently
+	links   bool // a device that is not our own has come, gone or changed
 	// addresses says that the host has an address more or less; those of our own
 	// devices do not count.
 	addresses bool
@@ -100,7 +101,7 @@ func (t *tracker) readLink(m syscall.NetlinkMessage) change {
 		if was.own {
 			return change{gone: index}
 		}
-		return change{uplinks: true, routes: true}
+		return change{uplinks: true, routes: true, links: true}
 	}
 	s := linkState{up: msg.Flags & upFlags}
 	for kind, value := range attributes(m.Data[unix.SizeofIfInfomsg:]) {
@@ -120,7 +121,7 @@ func (t *tracker) readLink(m syscall.NetlinkMessage) change {
 	if s.own || known && was == s {
 		return change{}
 	}
-	return change{uplinks: true, routes: true}
+	return change{uplinks: true, routes: true, links: true}
 }
 
 func (t *tracker) readRoute(m syscall.NetlinkMessage) change {

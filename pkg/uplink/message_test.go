@@ -67,7 +67,7 @@ func testTracker() *tracker {
 }
 
 func TestTrackerRead(t *testing.T) {
-	everything := change{uplinks: true, routes: true}
+	everything := change{uplinks: true, routes: true, links: true}
 	outward := change{uplinks: true, urgent: true, routes: true}
 	tests := map[string]struct {
 		message syscall.NetlinkMessage

@@ -43,6 +43,9 @@ type Events struct {
 	// Routes says that a route, rule or link has changed in a way that may
 	// send packets elsewhere. Routes of OwnProtocol do not count.
 	Routes func()
+	// Links says that a device which is not an own one has come or gone, or has another
+	// name, MAC, MTU or state.
+	Links func()
 	// Addresses says that a device which is not an own one has got an address
 	// or lost one.
 	Addresses func()
@@ -70,7 +73,7 @@ type Watcher struct {
 
 // pending is what was received and not yet reported.
 type pending struct {
-	uplinks, urgent, routes, addresses, overrun bool
+	uplinks, urgent, routes, links, addresses, overrun bool
 
 	news bool // not only a second look
 
@@ -181,7 +184,7 @@ func (w *Watcher) Run(ctx context.Context, events Events) error {
 			events.LinkGone(index)
 		}
 		todo.gone = nil
-		if !todo.uplinks && !todo.routes && !todo.addresses {
+		if !todo.uplinks && !todo.routes && !todo.links && !todo.addresses {
 			continue
 		}
 		pause := w.storm
@@ -196,6 +199,10 @@ func (w *Watcher) Run(ctx context.Context, events Events) error {
 		if todo.addresses {
 			todo.addresses = false
 			events.Addresses()
+		}
+		if todo.links {
+			todo.links = false
+			events.Links()
 		}
 		if todo.uplinks && !w.report(events) {
 			last = time.Now().Add(retry - pause)
@@ -238,7 +245,7 @@ func (w *Watcher) receive() {
 				w.add(pending{err: fmt.Errorf("after lost netlink events: %w", err)})
 				return
 			}
-			w.add(pending{uplinks: true, routes: true, addresses: true, overrun: true, news: true})
+			w.add(pending{uplinks: true, routes: true, links: true, addresses: true, overrun: true, news: true})
 			continue
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 			continue
@@ -255,12 +262,13 @@ func (w *Watcher) receive() {
 			p.uplinks = p.uplinks || c.uplinks
 			p.urgent = p.urgent || c.urgent
 			p.routes = p.routes || c.routes
+			p.links = p.links || c.links
 			p.addresses = p.addresses || c.addresses
 			if c.gone != 0 {
 				p.gone = append(p.gone, c.gone)
 			}
 		}
-		if p.uplinks || p.routes || p.addresses || p.gone != nil {
+		if p.uplinks || p.routes || p.links || p.addresses || p.gone != nil {
 			w.add(p)
 		}
 	}
@@ -270,6 +278,7 @@ func (p *pending) merge(o pending) {
 	p.uplinks = p.uplinks || o.uplinks
 	p.urgent = p.urgent || o.urgent
 	p.routes = p.routes || o.routes
+	p.links = p.links || o.links
 	p.addresses = p.addresses || o.addresses
 	p.overrun = p.overrun || o.overrun
 	p.news = p.news || o.news

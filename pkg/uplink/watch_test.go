@@ -21,6 +21,7 @@ type events struct {
 	flaws   chan []Flaw
 	routes  chan struct{}
 	addrs   chan struct{}
+	links   chan struct{}
 	gone    chan int
 }
 
@@ -44,13 +45,14 @@ func watchIn(t *testing.T, pause, again time.Duration, ns *nstest.NS, names ...s
 	}
 	w.storm, w.settle = pause, again
 	found := w.Found().Uplinks
-	e := &events{uplinks: make(chan []Uplink, 100), flaws: make(chan []Flaw, 100), routes: make(chan struct{}, 100), addrs: make(chan struct{}, 100), gone: make(chan int, 100)}
+	e := &events{uplinks: make(chan []Uplink, 100), flaws: make(chan []Flaw, 100), routes: make(chan struct{}, 100), links: make(chan struct{}, 100), addrs: make(chan struct{}, 100), gone: make(chan int, 100)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
 		done <- w.Run(ctx, Events{
 			Uplinks:   func(f Found) { e.uplinks <- f.Uplinks; e.flaws <- f.Flaws },
 			Routes:    func() { e.routes <- struct{}{} },
+			Links:     func() { e.links <- struct{}{} },
 			Addresses: func() { e.addrs <- struct{}{} },
 			LinkGone:  func(index int) { e.gone <- index },
 			Overrun:   func() { t.Error("netlink events were lost") },
@@ -211,6 +213,21 @@ func TestWatchAddresses(t *testing.T) {
 	}
 }
 
+// Other devices are told of when they come, change and go.
+func TestWatchLinks(t *testing.T) {
+	ns := nstest.New(t, "watch")
+	e, _ := watch(t, ns)
+	for _, step := range [][]string{
+		{"link", "add", "lan0", "type", "bridge"},
+		{"link", "set", "lan0", "name", "lan1"},
+		{"link", "set", "lan1", "address", "02:00:00:00:00:07"},
+		{"link", "del", "lan1"},
+	} {
+		ns.Run(t, "ip", step...)
+		await(t, e.links, strings.Join(step, " "))
+	}
+}
+
 func TestWatchOwnLinks(t *testing.T) {
 	ns := nstest.New(t, "watch")
 	device(t, ns, "own1")
@@ -271,7 +288,7 @@ func TestOverrun(t *testing.T) {
 	go func() {
 		done <- w.Run(ctx, Events{
 			Uplinks: func(f Found) { uplinks <- f.Uplinks },
-			Routes:  func() {}, LinkGone: func(int) {},
+			Routes:  func() {}, Links: func() {}, LinkGone: func(int) {},
 			Addresses: func() { addresses <- struct{}{} },
 			Overrun:   func() { overrun <- struct{}{} },
 		})

@@ -311,8 +311,8 @@ type Bridged struct {
 	Gateways []netip.Prefix
 }
 
-func (b Bridged) ipv6() bool {
-	return slices.ContainsFunc(b.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() })
+func (b Bridged) station(name string, index int) station {
+	return station{name: name, index: index, mtu: b.MTU, addresses: b.Addresses, routes: b.Routes, doubted: b.DAD}
 }
 
 // ConfigureBridged makes the host's side a port of the bridge, gives the container's its
@@ -324,15 +324,7 @@ func ConfigureBridged(host, container *Namespace, links Links, b Bridged) ([]Rou
 	if err := join(host, links, b); err != nil {
 		return nil, fmt.Errorf("configure the host's side: %w", err)
 	}
-	if err := prepareIPv6(container, links.Name, b.ipv6(), "accept_ra"); err != nil {
-		return nil, err
-	}
-	if b.DAD && b.ipv6() {
-		if err := askForDuplicates(container, links.Name); err != nil {
-			return nil, err
-		}
-	}
-	routes, err := inhabit(container, links, b)
+	routes, err := b.station(links.Name, links.Index).inhabit(container)
 	if err != nil {
 		return nil, fmt.Errorf("configure the container's side: %w", err)
 	}
@@ -382,46 +374,6 @@ func join(host *Namespace, links Links, b Bridged) error {
 	return err
 }
 
-// inhabit gives the container's side what it is to have.
-func inhabit(container *Namespace, links Links, b Bridged) ([]Route, error) {
-	added := newAddition(links, b.Routes)
-	var gateways []netip.Addr
-	var messages []message
-	for _, route := range b.Routes {
-		if route.Gateway.IsValid() && !slices.Contains(gateways, route.Gateway) {
-			gateways = append(gateways, route.Gateway)
-			messages = append(messages, lookUpRoute(route.Gateway, fibMatch))
-		}
-	}
-	messages = append(messages, up(links.Index, links.Name, b.MTU))
-	for _, a := range b.Addresses {
-		own := ownAddress{index: links.Index, name: links.Name, prefix: a, scope: unix.RT_SCOPE_UNIVERSE, doubted: b.DAD}
-		messages = append(messages, own.message(unix.RTM_NEWADDR))
-	}
-	answers, err := container.exchange(append(messages, added.messages()...))
-	if err != nil {
-		return nil, err
-	}
-	for i, gateway := range gateways {
-		*added.share(gateway) = onLink(answers[i])
-	}
-	return added.finish(container)
-}
-
-// fibMatch is RTM_F_FIB_MATCH of linux/rtnetlink.h: the answer is the route as it stands
-// in its table, not what it comes to for the address.
-const fibMatch = 0x2000
-
-// onLink reads the answer to RTM_GETROUTE with fibMatch: whether a subnet of a link has
-// the address. A default route without a gateway is none.
-func onLink(answer []byte) bool {
-	if len(answer) < unix.SizeofRtMsg || answer[routeType] != unix.RTN_UNICAST || answer[routeBits] == 0 {
-		return false
-	}
-	_, gateway := attributes(answer[unix.SizeofRtMsg:])[unix.RTA_GATEWAY]
-	return !gateway
-}
-
 // CheckBridged compares both sides with what ConfigureBridged made of v and b, as Check
 // does, and looks at the bridge.
 func CheckBridged(host, container *Namespace, v Veth, b Bridged) error {
@@ -433,8 +385,8 @@ func CheckBridged(host, container *Namespace, v Veth, b Bridged) error {
 	if err != nil {
 		return err
 	}
-	differences := inContainer.compare(" in the container", v.Name, v.MAC, b.MTU)
-	differences = append(differences, onHost.compare(" on the host", v.HostName, v.HostMAC, v.MTU)...)
+	differences := inContainer.compare(" in the container", "veth", v.Name, v.MAC, b.MTU)
+	differences = append(differences, onHost.compare(" on the host", "veth", v.HostName, v.HostMAC, v.MTU)...)
 	ofBridge, err := b.compareBridge(host, v.HostName)
 	if err != nil {
 		return err
@@ -449,15 +401,7 @@ func CheckBridged(host, container *Namespace, v Veth, b Bridged) error {
 			differences = append(differences, bridge.compareAddress("gateway address", " on the host", b.Bridge, gateway)...)
 		}
 	}
-	for _, a := range b.Addresses {
-		switch missing := inContainer.compareAddress("address", " in the container", v.Name, a); {
-		case missing != nil:
-			differences = append(differences, missing...)
-		case inContainer.link != nil && !a.IsSingleIP() && !inContainer.connects(a.Masked()):
-			differences = append(differences, fmt.Sprintf("route %s is missing on %s in the container", a.Masked(), v.Name))
-		}
-	}
-	differences = append(differences, inContainer.compareRoutes(" in the container", v.Name, b.Routes)...)
+	differences = append(differences, b.station(v.Name, 0).compare(inContainer)...)
 	return mismatch(differences)
 }
 

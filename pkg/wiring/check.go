@@ -39,8 +39,8 @@ func Check(host, container *Namespace, v Veth, r Routed) error {
 	if err != nil {
 		return err
 	}
-	differences = append(differences, inContainer.compare(" in the container", v.Name, v.MAC, r.MTU)...)
-	differences = append(differences, onHost.compare(" on the host", v.HostName, v.HostMAC, v.MTU)...)
+	differences = append(differences, inContainer.compare(" in the container", "veth", v.Name, v.MAC, r.MTU)...)
+	differences = append(differences, onHost.compare(" on the host", "veth", v.HostName, v.HostMAC, v.MTU)...)
 	for _, a := range r.Addresses {
 		differences = append(differences, inContainer.compareAddress("address", " in the container", v.Name, whole(a.Addr))...)
 		if onHost.link != nil {
@@ -161,14 +161,14 @@ func routeList(family, index, table int) ([]Route, error) {
 }
 
 // compare judges the link itself.
-func (o observed) compare(where, name string, mac net.HardwareAddr, mtu int) []string {
+func (o observed) compare(where, kind, name string, mac net.HardwareAddr, mtu int) []string {
 	if o.link == nil {
 		return []string{"link " + name + " is missing" + where}
 	}
 	var differences []string
 	attrs := o.link.Attrs()
-	if o.link.Type() != "veth" {
-		differences = append(differences, fmt.Sprintf("link %s%s is a %s, not a veth", name, where, o.link.Type()))
+	if o.link.Type() != kind {
+		differences = append(differences, fmt.Sprintf("link %s%s is a %s, not a %s", name, where, o.link.Type(), kind))
 	}
 	if attrs.Flags&net.FlagUp == 0 {
 		differences = append(differences, fmt.Sprintf("link %s is down%s", name, where))

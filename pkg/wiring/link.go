@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,10 +37,17 @@ func getLinkUnless(absent *bool, name string) message {
 }
 
 func getLink(name string) message {
-	body := attributeString(header(unix.IfInfomsg{}), unix.IFLA_IFNAME, name)
+	return getLinkBy(attributeString(header(unix.IfInfomsg{}), unix.IFLA_IFNAME, name), name)
+}
+
+func getLinkAt(index int) message {
+	return getLinkBy(header(unix.IfInfomsg{Index: int32(index)}), strconv.Itoa(index))
+}
+
+func getLinkBy(body []byte, what string) message {
 	return message{
 		kind: unix.RTM_GETLINK, body: attribute32(body, unix.IFLA_EXT_MASK, skipStatistics),
-		what: "look up link " + name, asks: true,
+		what: "look up link " + what, asks: true,
 	}
 }
 
@@ -55,15 +63,21 @@ func removeLink(n *Namespace, name string) error {
 // link is what an RTM_NEWLINK says of a link.
 type link struct {
 	index int
-	// peer is the index of a veth's other side, in its namespace.
-	peer  int
-	flags uint32 // IFF_*
+	// peer is the index of a veth's other side, or of the device that the link rides on, in
+	// its namespace, which peerNS is the number of; absent where it is the link's own.
+	peer   int
+	peerNS int
+	flags  uint32 // IFF_*
 	// kind is "veth", "bridge" and so on, or empty for a device of a driver's.
 	kind string
 	mac  net.HardwareAddr
 	mtu  int
 	// operational: the link is up, has a carrier, and the kernel has put it to use.
 	operational bool
+	// silent: the link is up and has no carrier. A macvlan device's is its parent's.
+	silent bool
+	// data is what there is of the kind alone: IFLA_MACVLAN_* and so on.
+	data map[uint16][]byte
 	// master is the index of the bridge that the link is a port of, or 0.
 	master int
 	port   port
@@ -98,12 +112,15 @@ func readLink(answer []byte) (link, error) {
 		return 0
 	}
 	l.peer = number(unix.IFLA_LINK, l.index) // the kernel leaves out a peer of the same number
+	l.peerNS = number(unix.IFLA_LINK_NETNSID, noNamespace)
 	l.mtu, l.master = number(unix.IFLA_MTU, 0), number(unix.IFLA_MASTER, 0)
+	l.data = attributes(info[unix.IFLA_INFO_DATA])
 	l.kind = string(bytes.TrimRight(info[unix.IFLA_INFO_KIND], "\x00"))
 	l.mac = found[unix.IFLA_ADDRESS]
 	state := octet(found, unix.IFLA_OPERSTATE)
 	// A bridge that was up before it had a port has had a carrier all along, and is asked no more.
 	l.operational = state == operUp || l.kind == "bridge" && state == operUnknown && l.flags&unix.IFF_LOWER_UP != 0
+	l.silent = l.flags&(unix.IFF_UP|unix.IFF_LOWER_UP) == unix.IFF_UP
 	if string(bytes.TrimRight(info[unix.IFLA_INFO_SLAVE_KIND], "\x00")) == "bridge" {
 		data := attributes(info[unix.IFLA_INFO_SLAVE_DATA])
 		l.port = port{

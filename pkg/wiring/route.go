@@ -64,9 +64,9 @@ type addition struct {
 	shared map[netip.Addr]*bool
 }
 
-func newAddition(links Links, routes []Route) *addition {
+func newAddition(index int, name string, routes []Route) *addition {
 	return &addition{
-		index: links.Index, name: links.Name, routes: routes,
+		index: index, name: name, routes: routes,
 		there: make([]bool, len(routes)), shared: make(map[netip.Addr]*bool),
 	}
 }

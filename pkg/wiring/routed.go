@@ -124,7 +124,7 @@ func hostSide(links Links, r Routed, helper netip.Addr) []message {
 // containerSide returns the messages, and what hears which routes were there before.
 func containerSide(links Links, r Routed) ([]message, *addition) {
 	index, name := links.Index, links.Name
-	added := newAddition(links, r.Routes)
+	added := newAddition(index, name, r.Routes)
 	messages := []message{up(index, name, r.MTU)}
 	for _, a := range r.Addresses {
 		messages = append(messages, address(unix.RTM_NEWADDR, index, name, whole(a.Addr), unix.RT_SCOPE_UNIVERSE))

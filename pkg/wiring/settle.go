@@ -121,7 +121,7 @@ func settle(n *Namespace, name string, ipv6 netip.Addr, deadline time.Time) erro
 		messages: messages,
 		ready: func(answers [][]byte) bool {
 			link, err := readLink(answers[0])
-			return err == nil && link.operational && (!ipv6.IsValid() || addressReady(answers[1]))
+			return err == nil && (link.operational || link.kind == kindMacvlan && link.silent) && (!ipv6.IsValid() || addressReady(answers[1]))
 		},
 		what: name + ": no carrier, or an address not in use",
 	}.until(n, deadline)
