@@ -16,6 +16,7 @@ import (
 	"github.com/tendril-net/tendril/pkg/agent"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/datapath"
+	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
 // cleanup removes all that agents with this configuration made on the node, and
@@ -46,14 +47,29 @@ func cleanup(env environment, cfg config, log *slog.Logger, force bool) (err err
 	if err != nil {
 		return err
 	}
-	if len(devices) > 0 && !force {
-		return fmt.Errorf("%d endpoints still exist: stop their containers first, or add --force to cut them off", len(devices))
+	children, err := n.children()
+	if err != nil {
+		return err
+	}
+	if count := len(devices) + len(children); count > 0 && !force {
+		return fmt.Errorf("%d endpoints still exist: stop their containers first, or add --force to cut them off", count)
 	}
 	for _, device := range devices {
 		if err := n.host.RemoveLink(device); err != nil {
 			return err
 		}
 		log.Info("device removed", "device", device)
+	}
+	for _, child := range children {
+		if err := n.host.RemoveChild(child); err != nil {
+			return err
+		}
+		log.Info("macvlan device removed", "mac", child.MAC)
+	}
+	if n.db != nil {
+		if err := agent.RemoveVLANs(n.db, n.host); err != nil {
+			return err
+		}
 	}
 	mounts, err := n.mounts()
 	if err != nil {
@@ -95,6 +111,14 @@ func (n *node) openOldState(force bool) (err error) {
 		n.db, err = nil, nil
 	}
 	return err
+}
+
+// children returns the macvlan devices of the containers.
+func (n *node) children() ([]wiring.ChildLink, error) {
+	if n.db == nil {
+		return nil, nil
+	}
+	return agent.ChildrenIn(n.db, n.host)
 }
 
 // mounts returns the paths at which an agent has mounted a bpf file system.

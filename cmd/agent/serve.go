@@ -197,6 +197,8 @@ func (n *node) start() (err error) {
 			Flows: n.datapath, Stats: n.datapath, Policy: n.datapath, Walk: n.datapath,
 		},
 		Links:        n.host,
+		Parents:      n.host,
+		Children:     n.host,
 		Bridges:      n.host,
 		Routes:       n.host,
 		Surroundings: n.host,
@@ -341,6 +343,7 @@ func (n *node) events() uplink.Events {
 			n.service.SetUplinks(found)
 		},
 		Routes:    n.service.RoutesChanged,
+		Links:     n.service.LinksChanged,
 		Addresses: n.service.AddressesChanged,
 		LinkGone:  n.service.LinkGone,
 		Overrun:   n.service.LinksUnknown,

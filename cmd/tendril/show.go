@@ -94,7 +94,7 @@ func endpoints(c call) error {
 			addresses = append(addresses, a.Address.Addr().String())
 		}
 		t.row(strconv.Itoa(int(e.ID)), short(e.ContainerID), e.IfName, e.Network, string(e.State),
-			strings.Join(addresses, ","), e.HostIfName, age(c.now().Sub(e.Created)))
+			strings.Join(addresses, ","), cmp.Or(e.HostIfName, e.Parent), age(c.now().Sub(e.Created)))
 	}
 	return t.write(c.stdout)
 }

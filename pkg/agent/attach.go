@@ -30,7 +30,7 @@ func (s *Service) Attach(_ context.Context, a api.Attachment, req api.AttachRequ
 	if err := checkAttachment(a); err != nil {
 		return api.Endpoint{}, err
 	}
-	if req.HostIfIndex < 1 || int64(req.HostIfIndex) > 1<<31-1 {
+	if req.HostIfIndex < 0 || int64(req.HostIfIndex) > 1<<31-1 {
 		return api.Endpoint{}, invalid("hostIfIndex", strconv.Itoa(req.HostIfIndex), "is no interface index")
 	}
 	defer s.locks.lock(a)()
@@ -38,6 +38,10 @@ func (s *Service) Attach(_ context.Context, a api.Attachment, req api.AttachRequ
 	r := s.lookup(a)
 	if r == nil {
 		return api.Endpoint{}, notFound(a)
+	}
+	if r.isChild() != (req.HostIfIndex == 0) {
+		return api.Endpoint{}, invalid("hostIfIndex", strconv.Itoa(req.HostIfIndex),
+			"is no device that an endpoint of the driver "+r.Driver+" can have")
 	}
 	if r.State == api.Ready && r.HostIfIndex != req.HostIfIndex {
 		return api.Endpoint{}, &api.Error{
@@ -47,11 +51,19 @@ func (s *Service) Attach(_ context.Context, a api.Attachment, req api.AttachRequ
 	}
 	ready := *r
 	ready.State, ready.HostIfIndex = api.Ready, req.HostIfIndex
+	if err := s.findChild(&ready); err != nil {
+		return api.Endpoint{}, err
+	}
 	if err := s.checkLink(&ready); err != nil {
 		return api.Endpoint{}, err
 	}
 	if err := s.findBridge(&ready); err != nil {
 		return api.Endpoint{}, err
+	}
+	if len(req.Addresses) > 0 {
+		if err := s.takeLater(&ready, req.Addresses); err != nil {
+			return api.Endpoint{}, err
+		}
 	}
 	if err := s.addresses.learn(ready.Addresses); err != nil {
 		return api.Endpoint{}, err
@@ -111,9 +123,12 @@ func attachError(r *record, err error) error {
 	return fmt.Errorf("attach endpoint %s: %w", recordKey(r.Attachment), err)
 }
 
-// checkLink compares the host's side of the veth pair with the record. The
+// checkLink compares the host's side of the veth pair, or the macvlan device, with the record. The
 // error is an *api.Error of CodeMismatch unless the kernel did not answer.
 func (s *Service) checkLink(r *record) error {
+	if r.isChild() {
+		return s.checkChild(r)
+	}
 	link, err := s.device(r.HostIfName)
 	switch {
 	case err != nil:
@@ -163,7 +178,10 @@ func (r *record) datapath() datapath.Endpoint {
 		Ports:       r.ports(),
 		Bridge:      r.bridge,
 		Isolated:    r.Origin.Isolated,
-		OnLinkKnown: r.leased() && r.Bridge == "", // only routed subnets are unreachable before
+		OnLinkKnown: r.leased() && r.isRouted(), // only routed subnets are unreachable before
+	}
+	if r.isChild() {
+		e.IfIndex, e.IfName, e.Child = datapath.ChildIndex(r.ID), r.Parent, r.child()
 	}
 	for _, a := range r.Addresses {
 		e.Addresses = append(e.Addresses, a.Address.Addr())
@@ -182,6 +200,12 @@ func (s *Service) Delete(_ context.Context, a api.Attachment) error {
 	r := s.lookup(a)
 	if r == nil {
 		return nil
+	}
+	// A DEL need not say where the container is, and what is detached is nobody's to filter.
+	if r.isChild() {
+		if err := s.removeChild(r); err != nil {
+			return err
+		}
 	}
 	if err := s.remove(r); err != nil {
 		return err

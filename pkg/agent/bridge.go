@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -92,10 +93,13 @@ func (s *Service) checkPort(r *record) error {
 	return nil
 }
 
-// place finds out which bridge an endpoint's device is a port of, whatever bridges there are:
+// place finds out where a macvlan device's parent is, or which bridge an endpoint's device is a port of, whatever bridges there are:
 // somebody may have made one anew. That of none is its own, so that the datapath keeps to the
 // rules for ports, and believes the endpoint's address nowhere else.
 func (s *Service) place(r *record) error {
+	if r.isChild() {
+		return s.placeChild(r)
+	}
 	if r.Bridge == "" {
 		return nil
 	}
@@ -110,10 +114,13 @@ func (s *Service) place(r *record) error {
 	return nil
 }
 
-// relocated returns the record with its bridge as it is now.
+// relocated returns the record with its bridge, or its parent, as it is now.
 func (s *Service) relocated(r *record) (*record, error) {
 	moved := *r
-	if err := s.place(&moved); err != nil || moved.bridge == r.bridge {
+	if err := s.place(&moved); err != nil || reflect.DeepEqual(moved, *r) {
+		return r, err
+	}
+	if err := s.keepPlace(r, &moved); err != nil {
 		return r, err
 	}
 	s.put(&moved)

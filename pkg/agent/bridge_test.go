@@ -374,12 +374,12 @@ func TestHostLink(t *testing.T) {
 	bridge, err := h.Link("br0")
 	must(t, err)
 	mac, _ := net.ParseMAC(bridgeMAC)
-	if d := cmp.Diff(HostLink{Name: "br0", Index: bridge.Index, MAC: mac, Bridge: true}, bridge); d != "" {
+	if d := cmp.Diff(HostLink{Name: "br0", Index: bridge.Index, MAC: mac, Bridge: true, Ethernet: true, MTU: 1500}, bridge); d != "" {
 		t.Errorf("bridge (-want +got):\n%s", d)
 	}
 	port, err := h.Link("port")
 	must(t, err)
-	if d := cmp.Diff(HostLink{Name: "port", Index: port.Index, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 7}, Master: bridge.Index}, port); d != "" {
+	if d := cmp.Diff(HostLink{Name: "port", Index: port.Index, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 7}, Master: bridge.Index, Ethernet: true, MTU: 1500}, port); d != "" {
 		t.Errorf("port (-want +got):\n%s", d)
 	}
 }

@@ -27,9 +27,16 @@ func TestCrash(t *testing.T) {
 				if cure == "restart" && keepLink {
 					continue // then the container lives, and so does its endpoint
 				}
-				for kind, req := range map[string]api.PrepareRequest{"leased": request("c1"), "delegated": delegated("c1", "192.0.2.7/24")} {
+				requests := map[string]api.PrepareRequest{
+					"leased": request("c1"), "delegated": delegated("c1", "192.0.2.7/24"), "macvlan": child("c1"),
+				}
+				for kind, req := range requests {
 					req.Network.NoICC = kind == "leased"
-					req = withPorts(req, mapped("", 8080, 80, "tcp"), mapped("127.0.0.1", 53, 53, "udp"))
+					if kind == "macvlan" {
+						req.Network.Parent = "lan0.50" // is made
+					} else {
+						req = withPorts(req, mapped("", 8080, 80, "tcp"), mapped("127.0.0.1", 53, 53, "udp"))
+					}
 					t.Run(fmt.Sprintf("%s/link kept %v/%s/%s", step, keepLink, cure, kind), func(t *testing.T) {
 						testCrash(t, step, keepLink, cure, req)
 					})
@@ -41,6 +48,7 @@ func TestCrash(t *testing.T) {
 
 func testCrash(t *testing.T, step failpoint.Point, keepLink bool, cure string, req api.PrepareRequest) {
 	w := newWorld(t)
+	w.addParent("lan0")
 	s, stop := w.boot(t)
 	s.crashAt(step)
 	w.during = func(call string) {
@@ -60,6 +68,7 @@ func testCrash(t *testing.T, step failpoint.Point, keepLink bool, cure string, r
 	w.during = func(string) {}
 	if !keepLink {
 		w.unwire(req.Attachment)
+		delete(w.netns, "/run/netns/"+req.ContainerID)
 	}
 
 	s, _ = w.boot(t)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"reflect"
 	"sync"
 
 	"github.com/tendril-net/tendril/pkg/api"
@@ -58,7 +59,7 @@ type firewall struct {
 	// can, the datapath keeps what a predecessor has told it, and no endpoint is
 	// added.
 	broken  error
-	members map[uint16]bool // of the engine
+	members map[uint16]policy.Endpoint // of the engine, as they were added
 	// told says that the datapath asks what an engine has said, active what that
 	// was, and stale that it may not be so.
 	told, active, stale bool
@@ -77,7 +78,7 @@ func newFirewall(opts Options, report func(string, error)) *firewall {
 			Rules:    datapath.PolicyRules,
 		}, opts.FirstPolicyNumber),
 		set:     policySet{objects: &policy.Objects{}},
-		members: make(map[uint16]bool),
+		members: make(map[uint16]policy.Endpoint),
 	}
 	if opts.PolicyDir != "" {
 		dir := &policyDir{path: filepath.Clean(opts.PolicyDir)}
@@ -97,7 +98,7 @@ func (f *firewall) start(served []*record) error {
 			f.mu.Unlock()
 			return policyError(err)
 		}
-		f.members[r.ID] = true
+		f.members[r.ID] = r.subject()
 	}
 	f.mu.Unlock()
 	set, err := f.source.read()
@@ -144,28 +145,35 @@ func (f *firewall) refusal() error {
 func (f *firewall) add(r *record) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.members[r.ID] {
-		return nil // it is served, and what policy knows of it never changes
+	before, known := f.members[r.ID]
+	now := r.subject()
+	if known && reflect.DeepEqual(before, now) {
+		return nil // it is served
 	}
 	if err := f.refusal(); err != nil {
 		return err
 	}
-	if err := f.engine.Add(r.subject()); err != nil {
+	if err := f.engine.Add(now); err != nil {
 		return policyError(err)
 	}
-	if err := f.install(f.engine); err != nil {
-		f.engine.Remove(r.ID)
-		return errors.Join(err, f.install(f.engine))
+	err := f.install(f.engine)
+	if err == nil {
+		f.members[r.ID] = now
+		return nil
 	}
-	f.members[r.ID] = true
-	return nil
+	if known {
+		err = errors.Join(err, f.engine.Add(before))
+	} else {
+		f.engine.Remove(r.ID)
+	}
+	return errors.Join(err, f.install(f.engine))
 }
 
 // remove forgets an endpoint that nobody can reach any more.
 func (f *firewall) remove(id uint16) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.members[id] {
+	if _, known := f.members[id]; !known {
 		return
 	}
 	delete(f.members, id)

@@ -82,8 +82,8 @@ func (s *Service) collect(a api.Attachment, req api.GCRequest) (bool, error) {
 			return false, err
 		}
 	}
-	if err := s.opts.Links.RemoveLink(r.HostIfName); err != nil {
-		return false, fmt.Errorf("remove device %s: %w", r.HostIfName, err)
+	if err := s.removeDevice(r); err != nil {
+		return false, err
 	}
 	if err := s.remove(r); err != nil {
 		return false, err
@@ -94,12 +94,9 @@ func (s *Service) collect(a api.Attachment, req api.GCRequest) (bool, error) {
 
 // provablyGone tells whether nothing is left of the container's interface.
 func (s *Service) provablyGone(r *record) (bool, error) {
-	_, err := s.opts.Links.Link(r.HostIfName)
-	switch {
-	case err == nil:
-		return false, nil
-	case !errors.Is(err, ErrNoLink):
-		return false, fmt.Errorf("read device %s: %w", r.HostIfName, err)
+	gone, err := s.deviceGone(r)
+	if err != nil || !gone {
+		return false, err
 	}
 	_, err = os.Stat(r.NetNS)
 	return errors.Is(err, fs.ErrNotExist), nil
@@ -123,7 +120,10 @@ func (s *Service) NetworkStatus(_ context.Context, given api.Network) (api.Healt
 	if err != nil {
 		return api.Health{}, err
 	}
-	if err := s.checkBridge(n); err != nil {
+	if err := errors.Join(s.checkBridge(n), s.checkPassthru(n)); err != nil {
+		return api.Health{}, err
+	}
+	if _, err := s.findParent(n); err != nil {
 		return api.Health{}, err
 	}
 	if err := s.checkRanges(n, given.Ranges); err != nil {

@@ -18,7 +18,8 @@ import (
 // have endpoints: an unreachable route for each subnet that leases come from,
 // so that what is sent to an address without endpoint does not leave by the
 // default route; and the destinations that are not masqueraded. The subnet of a
-// bridge is on its link, or is none of the node's affair: it has no such route.
+// bridge is on its link, or is none of the node's affair: it has no such route. That of
+// macvlan devices is somebody's network, which the node may be in, too: it is neither.
 type ground struct {
 	routes     Routes
 	node       NodePlane
@@ -51,9 +52,12 @@ func (g *ground) count(r *record, n int) (routes []netip.Prefix, excludes bool) 
 	leased, all := r.subnets()
 	for _, p := range leased {
 		change(g.leased, p, n)
-		if r.Bridge == "" && change(g.unreachable, p, n) {
+		if r.isRouted() && change(g.unreachable, p, n) {
 			routes = append(routes, p)
 		}
+	}
+	if r.isChild() {
+		return nil, false
 	}
 	for _, p := range all {
 		if change(g.excludes, p, n) {

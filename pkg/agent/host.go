@@ -5,6 +5,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"slices"
 
@@ -17,7 +18,8 @@ import (
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
-// Host is the node: Links, Bridges, Routes, Surroundings and Sockets of one network namespace.
+// Host is the node: Links, Bridges, Parents, Children, Routes, Surroundings and Sockets of one
+// network namespace.
 type Host struct {
 	ns     *wiring.Namespace
 	handle netlinksafe.Handle
@@ -28,6 +30,8 @@ type Host struct {
 
 var (
 	_ Links        = (*Host)(nil)
+	_ Parents      = (*Host)(nil)
+	_ Children     = (*Host)(nil)
 	_ Bridges      = (*Host)(nil)
 	_ Routes       = (*Host)(nil)
 	_ Surroundings = (*Host)(nil)
@@ -86,8 +90,12 @@ func (h *Host) Close() error {
 }
 
 // Link implements Links.
-func (h *Host) Link(name string) (HostLink, error) {
-	link, err := h.handle.LinkByName(name)
+func (h *Host) Link(name string) (HostLink, error) { return hostLink(h.handle.LinkByName(name)) }
+
+// LinkAt implements Parents.
+func (h *Host) LinkAt(index int) (HostLink, error) { return hostLink(h.handle.LinkByIndex(index)) }
+
+func hostLink(link netlink.Link, err error) (HostLink, error) {
 	var missing netlink.LinkNotFoundError
 	switch {
 	case errors.As(err, &missing), errors.Is(err, unix.ENODEV):
@@ -96,10 +104,72 @@ func (h *Host) Link(name string) (HostLink, error) {
 		return HostLink{}, err
 	}
 	attrs := link.Attrs()
-	return HostLink{
+	found := HostLink{
 		Name: attrs.Name, Index: attrs.Index, MAC: attrs.HardwareAddr, Master: attrs.MasterIndex, Bridge: link.Type() == "bridge",
-	}, nil
+		Ethernet: attrs.EncapType == "ether", MTU: attrs.MTU,
+	}
+	if vlan, ok := link.(*netlink.Vlan); ok {
+		found.VLAN, found.Lower = vlan.VlanId, attrs.ParentIndex
+	}
+	return found, nil
 }
+
+// Users implements Parents.
+func (h *Host) Users(index int) (users []string, err error) {
+	link, err := h.handle.LinkByIndex(index)
+	if err != nil {
+		return nil, err
+	}
+	addresses, err := h.handle.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, err
+	}
+	links, err := h.handle.LinkList()
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range addresses {
+		if a.Scope != unix.RT_SCOPE_LINK {
+			users = append(users, "address "+a.IPNet.String())
+		}
+	}
+	for _, other := range links {
+		attrs := other.Attrs()
+		switch {
+		case attrs.Index == link.Attrs().MasterIndex:
+			users = append(users, "device "+attrs.Name+", of which it is a port")
+		case attrs.ParentIndex == index && attrs.NetNsID < 0: // which else says where the parent is
+			users = append(users, "device "+attrs.Name+" on it")
+		}
+	}
+	return users, nil
+}
+
+// MakeVLAN implements Parents.
+func (h *Host) MakeVLAN(v wiring.VLAN) (int, error) { return wiring.MakeVLAN(h.ns, v) }
+
+// RemoveVLAN implements Parents.
+func (h *Host) RemoveVLAN(index int) error { return wiring.RemoveVLAN(h.ns, index) }
+
+// Child implements Children.
+func (h *Host) Child(path, name string) (wiring.ChildLink, error) {
+	return childOrNone(wiring.FindChild(h.ns, path, name))
+}
+
+// ChildAt implements Children.
+func (h *Host) ChildAt(number, index int) (wiring.ChildLink, error) {
+	return childOrNone(wiring.FindChildAt(h.ns, number, index))
+}
+
+func childOrNone(child wiring.ChildLink, err error) (wiring.ChildLink, error) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, wiring.ErrNotNamespace) || errors.Is(err, unix.ENODEV) {
+		return child, ErrNoLink
+	}
+	return child, err
+}
+
+// RemoveChild implements Children.
+func (h *Host) RemoveChild(child wiring.ChildLink) error { return wiring.RemoveFound(h.ns, child) }
 
 // Devices returns the names of the devices for which keep holds.
 func (h *Host) Devices(keep func(name string) bool) ([]string, error) {

@@ -55,7 +55,7 @@ func (x *index) put(r *record) {
 	for _, a := range r.Addresses {
 		x.byAddress[a.Address.Addr()] = r.Attachment
 	}
-	if r.State == api.Ready {
+	if r.State == api.Ready && !r.isChild() {
 		x.byLink[r.HostIfIndex] = r.Attachment
 	}
 }

@@ -89,7 +89,7 @@ func (s *Service) gateways() []netip.Addr {
 	var found []netip.Addr
 	last := netip.Addr{} // most endpoints have the same
 	for _, r := range s.index.records {
-		if s.index.detached[r.Attachment] || r.Bridge != "" {
+		if s.index.detached[r.Attachment] || !r.isRouted() {
 			continue
 		}
 		for _, a := range r.Addresses {

@@ -75,7 +75,8 @@ type FlowWalk interface {
 	EachFlow(func(datapath.Flow) bool) error
 }
 
-// HostLink is the host's side of a veth pair, or the bridge that it is a port of.
+// HostLink is a device of the node: the host's side of a veth pair, the bridge that it is a
+// port of, or the parent of macvlan devices.
 type HostLink struct {
 	Name  string
 	Index int
@@ -84,6 +85,11 @@ type HostLink struct {
 	Master int
 	// Bridge says that the link is a Linux bridge.
 	Bridge bool
+	// Ethernet says that the link carries Ethernet, MTU (in bytes) how much.
+	Ethernet bool
+	MTU      int
+	// VLAN is the number of a VLAN, Lower the index of the device that it is on; 0 for none.
+	VLAN, Lower int
 }
 
 // Links are the network devices of the node.
@@ -95,6 +101,32 @@ type Links interface {
 	HostLinks() ([]string, error)
 	// RemoveLink removes a device; one that is not there is no error.
 	RemoveLink(name string) error
+}
+
+// Parents are the devices of the node that containers' macvlan devices are children of.
+type Parents interface {
+	// LinkAt returns the device of that index; ErrNoLink when there is none.
+	LinkAt(index int) (HostLink, error)
+	// Users says what else of the node uses a device: addresses, a device that it is a port
+	// of, devices on it. Children in containers do not count.
+	Users(index int) ([]string, error)
+	// MakeVLAN makes a VLAN, up, and returns its index.
+	MakeVLAN(wiring.VLAN) (int, error)
+	// RemoveVLAN removes the VLAN of that index; one that is not there is no error.
+	RemoveVLAN(index int) error
+}
+
+// Children are the macvlan devices in the containers, as pkg/wiring finds them.
+type Children interface {
+	// Child returns the device of that name in the network namespace at path. The error is
+	// ErrNoLink when there is no such namespace, or no such device in it; in the second case
+	// the result tells of the namespace.
+	Child(path, name string) (wiring.ChildLink, error)
+	// ChildAt returns the device of that index in the network namespace of that number, by
+	// wiring.ChildLink; ErrNoLink when there is none.
+	ChildAt(number, index int) (wiring.ChildLink, error)
+	// RemoveChild removes what one of the others has returned; that it is gone is no error.
+	RemoveChild(wiring.ChildLink) error
 }
 
 // Bridges are the Linux bridges that endpoints are ports of, as pkg/wiring repairs them.

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,7 +47,7 @@ func (s *Service) Prepare(_ context.Context, req api.PrepareRequest) (api.Endpoi
 			return api.Endpoint{}, fmt.Errorf("undo unfinished endpoint: %w", err)
 		}
 	}
-	if err := s.checkBridge(in.network); err != nil {
+	if err := errors.Join(s.checkBridge(in.network), s.checkPassthru(in.network)); err != nil {
 		return api.Endpoint{}, err
 	}
 	if err := s.checkRanges(in.network, req.Network.Ranges); err != nil {
@@ -61,13 +62,13 @@ func (s *Service) Prepare(_ context.Context, req api.PrepareRequest) (api.Endpoi
 	if err := s.checkPorts(in.claims); err != nil {
 		return api.Endpoint{}, err
 	}
-	r, err := s.store(in)
+	r, err := s.storeWithParent(in)
 	if err != nil {
 		return api.Endpoint{}, err
 	}
 	s.hit(failpoint.AgentPrepareStored)
 	if err := s.ground.add(r); err != nil {
-		return api.Endpoint{}, errors.Join(err, s.forget(r))
+		return api.Endpoint{}, errors.Join(err, s.forget(r), s.dropVLAN(r.Origin.Parent))
 	}
 	if err := s.reserved.add(r); err != nil {
 		return api.Endpoint{}, errors.Join(err, s.release(r))
@@ -123,7 +124,7 @@ func (s *Service) newRecord(in *intent) (*record, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := &record{
-		Origin: in.network,
+		Origin: in.network, AddressesLater: in.later,
 		Endpoint: api.Endpoint{
 			Attachment: in.attachment,
 			ID:         id,
@@ -143,6 +144,14 @@ func (s *Service) newRecord(in *intent) (*record, error) {
 			Ports:      in.ports,
 			Created:    s.opts.Now().UTC(),
 		},
+	}
+	if r.isChild() {
+		r.HostIfName, r.HostMAC = "", in.parent.MAC.String()
+		r.Parent, r.Mode, r.HostAccess = in.parent.Name, in.network.Mode, in.network.HostAccess
+		if r.Mode == api.ModePassthru {
+			r.MAC = r.HostMAC
+		}
+		r.MTU = cmp.Or(r.MTU, in.parent.MTU)
 	}
 	if r.MTU == 0 {
 		r.MTU = s.uplinkMTU()
@@ -230,12 +239,23 @@ func (s *Service) takeID() (uint16, error) {
 
 // undo frees a pending endpoint and, unless they are to be kept, its links.
 func (s *Service) undo(r *record, keepLinks bool) error {
-	if !keepLinks {
-		if err := s.opts.Links.RemoveLink(r.HostIfName); err != nil {
-			return fmt.Errorf("remove device %s: %w", r.HostIfName, err)
+	if !keepLinks || r.isChild() { // whose device comes after its addresses
+		if err := s.removeDevice(r); err != nil {
+			return err
 		}
 	}
 	return s.remove(r)
+}
+
+// removeDevice removes the veth pair or the macvlan device of an endpoint.
+func (s *Service) removeDevice(r *record) error {
+	if r.isChild() {
+		return s.removeChild(r)
+	}
+	if err := s.opts.Links.RemoveLink(r.HostIfName); err != nil {
+		return fmt.Errorf("remove device %s: %w", r.HostIfName, err)
+	}
+	return nil
 }
 
 // release frees what an endpoint holds that the datapath does not serve any
@@ -251,6 +271,7 @@ func (s *Service) release(r *record) error {
 		s.problem("reserved ports", err)
 	}
 	s.gatewaysLeft(r)
+	s.problem(concernVLANs, s.dropVLAN(r.Origin.Parent))
 	return nil
 }
 

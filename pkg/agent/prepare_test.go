@@ -25,7 +25,7 @@ func TestPrepareRefuses(t *testing.T) {
 		"template interface": {change: func(r *api.PrepareRequest) { r.IfName = "eth%d" }, code: api.CodeInvalid, key: "ifName", value: "eth%d"},
 		"interface all":      {change: func(r *api.PrepareRequest) { r.IfName = "all" }, code: api.CodeInvalid, key: "ifName", value: "all"},
 		"network name":       {change: func(r *api.PrepareRequest) { r.Network.Name = "a/b" }, code: api.CodeInvalid, key: "name", value: "a/b"},
-		"driver":             {change: func(r *api.PrepareRequest) { r.Network.Driver = "macvlan" }, code: api.CodeInvalid, key: "driver", value: "macvlan"},
+		"driver":             {change: func(r *api.PrepareRequest) { r.Network.Driver = "ipvlan" }, code: api.CodeInvalid, key: "driver", value: "ipvlan"},
 		"bridge, routed":     {change: func(r *api.PrepareRequest) { r.Network.Bridge = "br0" }, code: api.CodeInvalid, key: "bridge", value: "br0"},
 		"force, routed":      {change: func(r *api.PrepareRequest) { r.Network.ForceAddress = true }, code: api.CodeInvalid, key: "forceAddress", value: "true"},
 		"no bridge":          {change: func(r *api.PrepareRequest) { *r = bridged("c9"); r.Network.Bridge = "" }, code: api.CodeInvalid, key: "bridge"},

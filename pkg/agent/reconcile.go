@@ -67,7 +67,14 @@ func (s *Service) Start(uplinks uplink.Found) error {
 	for _, r := range records {
 		gone, err := s.isGone(r)
 		if err == nil && !gone {
-			err = s.place(r)
+			before := *r
+			if err = s.place(r); err == nil {
+				err = s.keepPlace(&before, r)
+			}
+		}
+		// One that cannot be looked at keeps no other from having an agent. The repair says so.
+		if err != nil && r.isChild() {
+			err = s.placeAsRecorded(r)
 		}
 		switch {
 		case err != nil:
@@ -94,6 +101,7 @@ func (s *Service) Start(uplinks uplink.Found) error {
 	if err := s.opts.Datapath.Node.ReconcileEndpoints(alive); err != nil {
 		return fmt.Errorf("attach endpoints again: %w", err)
 	}
+	s.problem(concernVLANs, s.dropVLANs())
 	// With the programs in place, as at an ADD.
 	s.repairServed()
 	if s.waiting() > 0 {
@@ -106,6 +114,9 @@ func (s *Service) Start(uplinks uplink.Found) error {
 func (s *Service) isGone(r *record) (bool, error) {
 	if r.State == api.Pending {
 		return true, nil
+	}
+	if r.isChild() {
+		return s.childGone(r)
 	}
 	err := s.checkLink(r)
 	if mismatch := (*api.Error)(nil); errors.As(err, &mismatch) {
@@ -192,6 +203,8 @@ func (s *Service) tidy() {
 	s.problem("host addresses", s.addresses.ensure())
 	s.problem(concernPolicyMaps, s.firewall.tend())
 	s.repairServed()
+	s.problem("macvlan devices", s.orphans())
+	s.problem(concernVLANs, s.dropVLANs())
 	s.firewall.reload() // links of policy-dir may lead to where nobody watches
 	// The datapath judges by itself what is too old; this keeps the maps small.
 	s.problem("sweep", s.opts.Datapath.Flows.Purge(nil))
@@ -202,12 +215,9 @@ func (s *Service) tidyOne(r *record) error {
 	if s.lookup(r.Attachment) != r {
 		return nil // it has come further, or is gone
 	}
-	_, err := s.opts.Links.Link(r.HostIfName)
-	switch {
-	case err == nil:
-		return nil // its ADD may be at work; DEL or GC frees it
-	case !errors.Is(err, ErrNoLink):
-		return fmt.Errorf("read device %s: %w", r.HostIfName, err)
+	gone, err := s.deviceGone(r)
+	if err != nil || !gone {
+		return err // its ADD may be at work; DEL or GC frees it
 	}
 	s.log.Info("unfinished endpoint undone", "container", r.ContainerID, "interface", r.IfName)
 	return s.remove(r)
@@ -271,7 +281,7 @@ func (s *Service) LinkGone(ifindex int) {
 
 // LinksUnknown looks for the devices of all endpoints, after events were lost.
 func (s *Service) LinksUnknown() {
-	for _, r := range s.list(func(r *record) bool { return r.State == api.Ready }) {
+	for _, r := range s.list(func(r *record) bool { return r.State == api.Ready && !r.isChild() }) {
 		if gone, err := s.isGone(r); err == nil && gone {
 			s.LinkGone(r.HostIfIndex)
 		}

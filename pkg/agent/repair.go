@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -65,6 +66,11 @@ func (s *Service) repairOne(r *record) error {
 	if s.lookup(r.Attachment) != r || s.isDetached(r.Attachment) {
 		return nil
 	}
+	if r.isChild() {
+		if gone, err := s.isGone(r); err != nil || gone {
+			return errors.Join(err, s.loseChild(r, gone))
+		}
+	}
 	mended, err := s.repairPort(r)
 	s.logMended(r, mended)
 	var astray error
@@ -76,12 +82,12 @@ func (s *Service) repairOne(r *record) error {
 	}
 	err = s.opts.Datapath.Endpoints.CheckEndpoint(r.datapath())
 	if mismatch := (*datapath.MismatchError)(nil); errors.As(err, &mismatch) {
-		link, lookErr := s.opts.Links.Link(r.HostIfName)
-		if errors.Is(lookErr, ErrNoLink) || lookErr == nil && link.Index != r.HostIfIndex {
+		gone, lookErr := s.deviceGone(r)
+		if gone {
 			return nil // the event of its end is on its way
 		}
 		if lookErr != nil {
-			return fmt.Errorf("read device %s: %w", r.HostIfName, lookErr)
+			return lookErr
 		}
 		mended, err = s.opts.Datapath.Repairs.RepairEndpoint(r.datapath())
 		s.logMended(r, mended)
@@ -95,6 +101,6 @@ func (s *Service) repairOne(r *record) error {
 // logMended tells whose endpoint was repaired, and of what.
 func (s *Service) logMended(r *record, mended []string) {
 	if len(mended) > 0 {
-		s.log.Warn("endpoint repaired", "container", r.ContainerID, "interface", r.IfName, "device", r.HostIfName, "found", strings.Join(mended, "; "))
+		s.log.Warn("endpoint repaired", "container", r.ContainerID, "interface", r.IfName, "device", cmp.Or(r.HostIfName, r.Parent), "found", strings.Join(mended, "; "))
 	}
 }

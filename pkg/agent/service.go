@@ -29,10 +29,13 @@ type Options struct {
 	Leases *ipam.Store
 	// Datapath serves the endpoints.
 	Datapath Datapath
-	// Links, Bridges and Routes are those of the node's network namespace.
+	// Links, Bridges, Parents and Routes are those of the node's network namespace.
 	Links   Links
 	Bridges Bridges
+	Parents Parents
 	Routes  Routes
+	// Children are the macvlan devices in the containers' namespaces.
+	Children Children
 	// Surroundings are the addresses of that namespace, Sockets its sockets.
 	Surroundings Surroundings
 	Sockets      Sockets
@@ -69,6 +72,8 @@ type Service struct {
 	reserved  *reservedPorts
 	addresses *hostAddresses
 	firewall  *firewall
+	// parenting is held while an endpoint gets a parent, and while a parent goes.
+	parenting sync.Mutex
 
 	cannotDisconnect sync.Once
 

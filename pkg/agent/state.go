@@ -25,6 +25,7 @@ var (
 	bucketDraining  = []byte("draining")  // endpoint id, 2 bytes big endian -> nothing
 	bucketSettings  = []byte("settings")  // path below /proc/sys -> setting
 	bucketMounts    = []byte("mounts")    // path of a file system that we mounted -> nothing
+	bucketVLANs     = []byte("vlans")     // name of a VLAN that we made -> its index, 4 bytes big endian; nothing before it is made
 )
 
 // StateError says that the state file cannot be used.
@@ -65,7 +66,7 @@ func OpenState(path string) (*bbolt.DB, error) {
 
 func initState(db *bbolt.DB, path string) error {
 	return db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketMeta, bucketEndpoints, bucketDraining, bucketSettings, bucketMounts} {
+		for _, name := range [][]byte{bucketMeta, bucketEndpoints, bucketDraining, bucketSettings, bucketMounts, bucketVLANs} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return fmt.Errorf("create bucket %s: %w", name, err)
 			}
@@ -88,9 +89,29 @@ type record struct {
 	// Origin is the network as the ADD described it, ranges in canonical
 	// form. Without ranges the addresses are another IPAM plugin's.
 	Origin api.Network `json:"origin"`
+	// Device is where the device of a ready endpoint with DriverMacvlan is.
+	Device childPlace `json:"device,omitzero"`
+	// AddressesLater says that they have not come yet.
+	AddressesLater bool `json:"addressesLater,omitempty"`
 	// bridge is the interface index of Bridge as it was found last; 0 without one.
 	bridge int
+	// parent is the interface index of Parent as it was found last; 0 without one.
+	parent int
 }
+
+// childPlace is what of a wiring.ChildLink does not change while the device exists.
+type childPlace struct {
+	NetNSInode  uint64 `json:"netnsInode"`
+	NetNSNumber int    `json:"netnsNumber"`
+	Index       int    `json:"index"`
+}
+
+// isChild tells whether the container's interface is a macvlan device: nothing of the node
+// is the endpoint's alone.
+func (r *record) isChild() bool { return r.Driver == api.DriverMacvlan }
+
+// isRouted tells whether the addresses lead to the endpoint's own device.
+func (r *record) isRouted() bool { return r.Bridge == "" && !r.isChild() }
 
 // leased tells whether the addresses are leases of pkg/ipam.
 func (r *record) leased() bool { return len(r.Origin.Ranges) > 0 }

@@ -159,7 +159,7 @@ func TestHost(t *testing.T) {
 	must(t, err)
 	link, err := ns.Handle.LinkByName("tdl0")
 	must(t, err)
-	want := HostLink{Name: "tdl0", Index: link.Attrs().Index, MAC: parsedMAC("02:00:00:00:00:07")}
+	want := HostLink{Name: "tdl0", Index: link.Attrs().Index, MAC: parsedMAC("02:00:00:00:00:07"), Ethernet: true, MTU: 1500}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("link (-want +got):\n%s", d)
 	}

@@ -62,7 +62,7 @@ func (s *Service) checkRanges(n api.Network, given []api.RangeSet) error {
 	for i, set := range n.Ranges {
 		for j, r := range set {
 			for _, o := range occupied {
-				if !r.Subnet.Contains(o.Addr) || isIdle(o.Addr, r) || onBridge(o, n, r) {
+				if !r.Subnet.Contains(o.Addr) || isIdle(o.Addr, r) || onLink(o, n, r) {
 					continue
 				}
 				key, value := "subnet", r.Subnet.String()
@@ -86,11 +86,12 @@ func isIdle(a netip.Addr, r api.Range) bool {
 	return a == r.Subnet.Masked().Addr() && a.Less(r.RangeStart) && a != r.Gateway
 }
 
-// onBridge tells whether the address is where the network's containers are as well, and
+// onLink tells whether the address is where the network's containers are as well, and
 // nobody is leased it: the subnet is that bridge's, and its gateway the node or a router
-// there. One that is about to be taken from the bridge may be leased.
-func onBridge(o Occupied, n api.Network, r api.Range) bool {
-	if n.Bridge == "" || o.Device != n.Bridge {
+// there. One that is about to be taken from the bridge may be leased. Macvlan devices are
+// in a network that the node may be in by any of its devices.
+func onLink(o Occupied, n api.Network, r api.Range) bool {
+	if n.Driver != api.DriverMacvlan && (n.Bridge == "" || o.Device != n.Bridge) {
 		return false
 	}
 	leasable := o.Addr != r.Gateway && !o.Addr.Less(r.RangeStart) && !r.RangeEnd.Less(o.Addr)

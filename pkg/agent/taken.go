@@ -98,10 +98,9 @@ func (x *index) yieldPorts(in *intent) {
 			return h.attachment.ContainerID == in.attachment.ContainerID && h.attachment != in.attachment && overlaps(h.host, host.Addr())
 		})
 	}
-	has := familiesOf(in.network.Ranges, in.addresses)
 	var left []api.PortMapping
 	for _, m := range in.ports {
-		hosts := has.hosts(m)
+		hosts := in.has.hosts(m)
 		free := slices.DeleteFunc(slices.Clone(hosts), func(host netip.Addr) bool {
 			return served(m.Protocol, netip.AddrPortFrom(host, m.HostPort))
 		})

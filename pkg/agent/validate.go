@@ -69,6 +69,9 @@ type intent struct {
 	namedPorts   []api.NamedPort
 	ports        []api.PortMapping // each once
 	claims       []portClaim       // what ports come to
+	has          families          // of the addresses
+	later        bool              // the addresses are not known yet
+	parent       HostLink          // of macvlan devices; found late, and made if need be
 }
 
 func parsePrepare(req api.PrepareRequest) (*intent, error) {
@@ -81,11 +84,18 @@ func parsePrepare(req api.PrepareRequest) (*intent, error) {
 	}
 	in := &intent{
 		attachment: req.Attachment, network: network, ranges: ranges, netns: req.NetNS,
-		wanted: req.Wanted, addresses: req.Addresses, labels: req.Labels, namedPorts: req.NamedPorts,
+		wanted: req.Wanted, addresses: req.Addresses, later: req.AddressesLater, labels: req.Labels, namedPorts: req.NamedPorts,
+		has: familiesOf(network.Ranges, req.Addresses),
 	}
 	switch {
 	case !filepath.IsAbs(req.NetNS) || len(req.NetNS) > maxPath || strings.ContainsRune(req.NetNS, 0):
 		return nil, invalid("netns", req.NetNS[:min(len(req.NetNS), 64)], "is no absolute path")
+	case req.AddressesLater && len(ranges)+len(req.Addresses) > 0:
+		return nil, invalid("addressesLater", "true", "ranges or addresses are given as well")
+	case req.AddressesLater && network.Driver != api.DriverMacvlan:
+		return nil, invalid("addressesLater", "true", "is of another driver")
+	case req.AddressesLater:
+		in.has = laterFamilies
 	case len(ranges) == 0 && len(req.Addresses) == 0:
 		return nil, invalid("ipam.ranges", "", "neither ranges nor addresses are given")
 	case len(ranges) > 0 && len(req.Addresses) > 0:
@@ -113,13 +123,18 @@ func parsePrepare(req api.PrepareRequest) (*intent, error) {
 	if network.Driver == api.DriverBridge && in.hostMAC == nil {
 		return nil, invalid("hostMAC", "", "is missing: with the driver bridge it is the bridge's")
 	}
+	if network.Driver == api.DriverMacvlan {
+		if err := checkChildRequest(req, in); err != nil {
+			return nil, err
+		}
+	}
 	if err := checkLabels(req.Labels); err != nil {
 		return nil, err
 	}
 	if err := checkNamedPorts(req.NamedPorts); err != nil {
 		return nil, err
 	}
-	in.ports, in.claims, err = parseMappings(req.Ports, familiesOf(network.Ranges, req.Addresses))
+	in.ports, in.claims, err = parseMappings(req.Ports, in.has)
 	return in, err
 }
 
@@ -162,21 +177,38 @@ func parseNetwork(n api.Network) (api.Network, []ipam.RangeSet, error) {
 
 // checkDriver looks at the driver and at what only one of them has.
 func checkDriver(n api.Network) error {
-	switch n.Driver {
-	case api.DriverRouted:
+	const foreign = "is of another driver"
+	if n.Driver == api.DriverRouted || n.Driver == api.DriverMacvlan {
 		switch {
 		case n.Bridge != "":
-			return invalid("bridge", n.Bridge[:min(len(n.Bridge), 64)], "is of another driver")
+			return invalid("bridge", n.Bridge[:min(len(n.Bridge), 64)], foreign)
 		case n.ForceAddress:
-			return invalid("forceAddress", "true", "is of another driver")
+			return invalid("forceAddress", "true", foreign)
 		}
+	}
+	if n.Driver == api.DriverRouted || n.Driver == api.DriverBridge {
+		switch {
+		case n.Parent != "":
+			return invalid("parent", n.Parent[:min(len(n.Parent), 64)], foreign)
+		case n.VLAN != 0:
+			return invalid("vlan", strconv.Itoa(n.VLAN), foreign)
+		case n.Mode != "":
+			return invalid("mode", n.Mode[:min(len(n.Mode), 64)], foreign)
+		case n.HostAccess:
+			return invalid("hostAccess", "true", foreign)
+		}
+	}
+	switch n.Driver {
+	case api.DriverRouted:
+	case api.DriverMacvlan:
+		return checkMacvlan(n)
 	case api.DriverBridge:
 		if reason := api.BridgeNameFault(n.Bridge); reason != "" {
 			return invalid("bridge", n.Bridge[:min(len(n.Bridge), 64)], reason)
 		}
 	default:
 		return invalid("driver", n.Driver[:min(len(n.Driver), 64)],
-			fmt.Sprintf("is not known; %q and %q are", api.DriverRouted, api.DriverBridge))
+			fmt.Sprintf("is not known; %q, %q and %q are", api.DriverRouted, api.DriverBridge, api.DriverMacvlan))
 	}
 	return nil
 }

@@ -36,6 +36,10 @@ type world struct {
 	mu          sync.Mutex
 	links       map[string]HostLink
 	bridges     map[string]HostLink // they stay when endpoints go
+	devices     map[string]HostLink // of the node, parents of children among them
+	children    map[string]wiring.ChildLink
+	netns       map[string]namespace // by path
+	users       map[int][]string
 	nextIndex   int
 	unreachable map[netip.Prefix]bool
 	attached    map[uint16]datapath.Endpoint
@@ -78,6 +82,9 @@ func newWorld(t *testing.T) *world {
 		clock:       time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 		links:       make(map[string]HostLink),
 		bridges:     make(map[string]HostLink),
+		devices:     make(map[string]HostLink),
+		children:    make(map[string]wiring.ChildLink),
+		netns:       make(map[string]namespace),
 		nextIndex:   100,
 		unreachable: make(map[netip.Prefix]bool),
 		attached:    make(map[uint16]datapath.Endpoint),
@@ -117,6 +124,8 @@ func (w *world) service(t *testing.T, db *bbolt.DB) *Service {
 		Datapath:     Datapath{Endpoints: w, Node: w, Host: w, Repairs: w, Flows: w, Stats: w, Policy: w, Walk: w},
 		PolicyDir:    w.policyDir(),
 		Links:        w,
+		Parents:      w,
+		Children:     w,
 		Bridges:      w,
 		Routes:       w,
 		Surroundings: w,
@@ -351,6 +360,9 @@ func (w *world) Link(name string) (HostLink, error) {
 	if link, ok := w.bridges[name]; ok {
 		return link, nil
 	}
+	if link, ok := w.devices[name]; ok {
+		return link, nil
+	}
 	return HostLink{}, ErrNoLink
 }
 
@@ -509,6 +521,7 @@ func (w *world) unwire(a api.Attachment) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.links, api.HostIfName(a))
+	delete(w.children, place("/run/netns/"+a.ContainerID, a.IfName))
 }
 
 var ctx = context.Background()
@@ -566,6 +579,10 @@ func (w *world) add(s *Service, req api.PrepareRequest) (api.Endpoint, error) {
 	if err != nil {
 		return e, err
 	}
+	if e.Driver == api.DriverMacvlan {
+		w.bear(e)
+		return s.Attach(ctx, e.Attachment, api.AttachRequest{})
+	}
 	link := w.wire(e)
 	return s.Attach(ctx, e.Attachment, api.AttachRequest{HostIfIndex: link.Index})
 }
@@ -589,6 +606,8 @@ type remains struct {
 	Reserved    string
 	Claimed     int      // ports that the index knows a holder of
 	Subjects    []uint16 // of the policy that the datapath asks
+	Children    []string // places of macvlan devices
+	VLANs       []string // that the node has, and the state file
 }
 
 // nothing is what an idle node holds.
@@ -607,6 +626,12 @@ func (w *world) remains(t *testing.T, s *Service) remains {
 		Excludes:    w.excludes,
 		Reserved:    w.reserved,
 		Subjects:    slices.Sorted(maps.Keys(w.policy.Subjects)),
+		Children:    slices.Sorted(maps.Keys(w.children)),
+	}
+	for name, device := range w.devices {
+		if device.VLAN != 0 {
+			r.VLANs = append(r.VLANs, name)
+		}
 	}
 	w.mu.Unlock()
 	for _, pool := range s.opts.Leases.Pools() {
@@ -623,6 +648,12 @@ func (w *world) remains(t *testing.T, s *Service) remains {
 		stored = append(stored, one.Endpoint)
 	}
 	r.Draining = draining
+	made, err := madeVLANs(s.opts.DB)
+	must(t, err)
+	slices.Sort(r.VLANs)
+	if d := cmp.Diff(r.VLANs, slices.Sorted(maps.Keys(made)), equate...); d != "" {
+		t.Errorf("VLANs (-node +state file):\n%s", d)
+	}
 	s.mu.Lock()
 	r.Claimed = len(s.index.ports)
 	s.mu.Unlock()

@@ -19,13 +19,23 @@ type Attachment struct {
 type Network struct {
 	// Name is the CNI network name, unique on the node.
 	Name string `json:"name"`
-	// Driver is how endpoints are attached: DriverRouted or DriverBridge.
+	// Driver is how endpoints are attached: DriverRouted, DriverBridge or DriverMacvlan.
 	Driver string `json:"driver"`
 	// Bridge is the Linux bridge that endpoints are ports of, with DriverBridge.
 	Bridge string `json:"bridge,omitempty"`
 	// ForceAddress says that an address of Bridge which lies in the ranges, and is no
 	// gateway of theirs, is about to be taken from it.
 	ForceAddress bool `json:"forceAddress,omitempty"`
+	// Parent is the device of the node that endpoints are children of, with DriverMacvlan.
+	// One that is named as eth0.50 and is not there is made on eth0, and goes with the last
+	// endpoint.
+	Parent string `json:"parent,omitempty"`
+	// VLAN is the number that Parent must have; 0 takes what there is.
+	VLAN int `json:"vlan,omitempty"`
+	// Mode is how children of Parent reach each other: one of the Mode constants.
+	Mode string `json:"mode,omitempty"`
+	// HostAccess lets children reach the node, and the node them.
+	HostAccess bool `json:"hostAccess,omitempty"`
 	// BridgeGateway gives Bridge the endpoints' gateways as addresses, Promisc lets it get
 	// all frames, and Hairpin has it send a frame back by the port that it came from.
 	BridgeGateway bool `json:"bridgeGateway,omitempty"`
@@ -58,6 +68,21 @@ const (
 	DriverRouted = "routed"
 	// DriverBridge makes the host's side a port of a Linux bridge.
 	DriverBridge = "bridge"
+	// DriverMacvlan makes the container's interface a child of a device of the node.
+	DriverMacvlan = "macvlan"
+)
+
+// What children of a device are to each other with DriverMacvlan, in the words of the
+// reference macvlan plugin.
+const (
+	// ModeBridge lets them reach each other.
+	ModeBridge = "bridge"
+	// ModePrivate does not.
+	ModePrivate = "private"
+	// ModeVEPA leaves it to the switch, which sends their frames back.
+	ModeVEPA = "vepa"
+	// ModePassthru has one child only, which has all of the device, its MAC too.
+	ModePassthru = "passthru"
 )
 
 // RangeSet is a list of ranges of one family from which one address is taken.
@@ -94,10 +119,14 @@ type PrepareRequest struct {
 	Wanted []netip.Addr `json:"wanted,omitempty"`
 	// Addresses were chosen by another IPAM plugin; Network.Ranges is empty.
 	Addresses []Address `json:"addresses,omitempty"`
+	// AddressesLater says that another IPAM plugin is to choose them, of IPv4, by way of the
+	// interface itself, as a DHCP client does; DriverMacvlan alone. The endpoint is attached
+	// without addresses, when only what a link needs passes, and once more with them.
+	AddressesLater bool `json:"addressesLater,omitempty"`
 	// MAC wanted for the container's interface; empty generates one.
 	MAC string `json:"mac,omitempty"`
-	// HostMAC is that of the host's side; empty generates one. It is given
-	// where the links had to exist before the addresses were known, and with
+	// HostMAC is that of the host's side; empty generates one, or with DriverMacvlan
+	// takes the parent's. It is given where the links had to exist before the addresses were known, and with
 	// DriverBridge, where it must be the bridge's: by that the datapath tells
 	// frames for the node from those for others.
 	HostMAC string `json:"hostMAC,omitempty"`
@@ -111,8 +140,11 @@ type PrepareRequest struct {
 
 // AttachRequest tells the agent that the endpoint's links exist.
 type AttachRequest struct {
-	// HostIfIndex is the interface index of the host's side of the veth pair.
-	HostIfIndex int `json:"hostIfIndex"`
+	// HostIfIndex is the interface index of the host's side of the veth pair; 0 with
+	// DriverMacvlan, which has none.
+	HostIfIndex int `json:"hostIfIndex,omitempty"`
+	// Addresses of an endpoint that was prepared with AddressesLater, once they are known.
+	Addresses []Address `json:"addresses,omitempty"`
 }
 
 // EndpointState is how far an endpoint has come.
@@ -138,13 +170,18 @@ type Endpoint struct {
 	Driver  string `json:"driver"`
 	// Bridge is the Linux bridge that HostIfName is a port of, with DriverBridge.
 	Bridge string `json:"bridge,omitempty"`
+	// Parent, Mode and HostAccess are those of DriverMacvlan. Parent is the name that the
+	// device has now.
+	Parent     string `json:"parent,omitempty"`
+	Mode       string `json:"mode,omitempty"`
+	HostAccess bool   `json:"hostAccess,omitempty"`
 	// NetNS is the path of the container's network namespace at ADD.
 	NetNS string        `json:"netns"`
 	State EndpointState `json:"state"`
-	// HostIfName is the host's side of the veth pair.
+	// HostIfName is the host's side of the veth pair; empty with DriverMacvlan.
 	HostIfName  string `json:"hostIfName"`
 	HostIfIndex int    `json:"hostIfIndex,omitempty"`
-	// MAC is the container's, HostMAC that of the host's side.
+	// MAC is the container's, HostMAC that of the host's side, or of Parent.
 	MAC        string            `json:"mac"`
 	HostMAC    string            `json:"hostMAC"`
 	MTU        int               `json:"mtu"`
