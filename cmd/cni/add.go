@@ -38,6 +38,8 @@ type attachment struct {
 	endpoint        api.Endpoint
 	// bridge is the one that the host's side is a port of, with the driver bridge.
 	bridge wiring.BridgeLink
+	// child is the container's interface, with the driver macvlan.
+	child wiring.ChildLink
 	// alone says that no other ADD is at work in the container.
 	alone bool
 	// joining is held with the driver bridge.
@@ -92,6 +94,9 @@ func (p *plugin) add() (err error) {
 // killed before the agent served them. It returns whether the interface is still there: what
 // is somebody else's stays, and what the agent serves is for DEL.
 func (a *attachment) takeAwayRest() (exists bool, err error) {
+	if a.config.network.Driver == api.DriverMacvlan {
+		return a.takeAwayChild()
+	}
 	hostName := api.HostIfName(a.call.Attachment)
 	ours, err := wiring.IsPair(a.host, a.container, hostName, a.call.IfName)
 	if err != nil || !ours || !a.alone {
@@ -108,6 +113,9 @@ func (a *attachment) takeAwayRest() (exists bool, err error) {
 }
 
 func (a *attachment) wire(wanted wanted) error {
+	if a.config.network.Driver == api.DriverMacvlan {
+		return a.wireMacvlan(wanted)
+	}
 	bridged := a.config.network.Driver == api.DriverBridge
 	if bridged {
 		if err := a.ensureBridge(); err != nil {
@@ -156,10 +164,19 @@ func (a *attachment) wireRouted() error {
 
 // attach has the datapath serve the links.
 func (a *attachment) attach() error {
-	if _, err := a.client.Attach(a.ctx, a.call.Attachment, api.AttachRequest{HostIfIndex: a.links.HostIndex}); err != nil {
+	err := a.attachWith(nil)
+	if err == nil {
+		failpoint.Hit(failpoint.CNIAddAttached)
+	}
+	return err
+}
+
+// attachWith is attach with the addresses of an endpoint that was prepared without.
+func (a *attachment) attachWith(addresses []api.Address) (err error) {
+	req := api.AttachRequest{HostIfIndex: a.links.HostIndex, Addresses: addresses}
+	if a.endpoint, err = a.client.Attach(a.ctx, a.call.Attachment, req); err != nil {
 		return fmt.Errorf("attach: %w", agentFault(err))
 	}
-	failpoint.Hit(failpoint.CNIAddAttached)
 	return nil
 }
 
@@ -208,6 +225,9 @@ func (p *plugin) wanted() (wanted, error) {
 		if w.mac, err = parseMAC(mac); err != nil {
 			return wanted{}, faultf(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: MAC: %q is not the MAC address of one station", mac)
 		}
+	}
+	if w.mac == nil {
+		w.mac = p.config.macvlan.mac
 	}
 	// The names under which Kubernetes' runtimes label containers.
 	for arg, label := range map[string]string{
@@ -269,35 +289,43 @@ func (a *attachment) leaseElsewhere(w wanted) error {
 	if err := a.up(); err != nil {
 		return err
 	}
+	req := a.prepareRequest(w)
+	req.MAC, req.HostMAC = own.String(), a.links.HostMAC.String()
+	if req.Addresses, err = a.askElsewhere(); err != nil {
+		return err
+	}
+	return a.prepare(req)
+}
+
+// askElsewhere has another plugin choose addresses.
+func (a *attachment) askElsewhere() (addresses []api.Address, err error) {
 	delegate, err := a.delegate()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	// Also after a failed ADD: the specification's "Delegated plugin
 	// execution procedure".
 	a.undo.push(func(ctx context.Context) error { return delegate.run(ctx, "DEL") })
 	if a.ipamResult, err = delegate.add(a.ctx); err != nil {
-		return err
+		return nil, err
 	}
 	failpoint.Hit(failpoint.CNIAddLeased)
-	req := a.prepareRequest(w)
-	req.MAC, req.HostMAC = own.String(), a.links.HostMAC.String()
 	for _, ip := range a.ipamResult.IPs {
 		address := api.Address{Address: prefixOf(ip.Address)}
 		address.Gateway, _ = netip.AddrFromSlice(ip.Gateway)
 		address.Gateway = address.Gateway.Unmap()
 		if !address.Address.IsValid() {
-			return faultf(types.ErrDecodingFailure, "ipam %s: %s is not an address", a.config.ipamType, ip.Address.String())
+			return nil, faultf(types.ErrDecodingFailure, "ipam %s: %s is not an address", a.config.ipamType, ip.Address.String())
 		}
 		if a.config.network.BridgeGateway && !address.Gateway.IsValid() {
 			address.Gateway = firstOf(address.Address)
 		}
-		req.Addresses = append(req.Addresses, address)
+		addresses = append(addresses, address)
 	}
-	if len(req.Addresses) == 0 {
-		return faultf(types.ErrInvalidNetworkConfig, "ipam.type: %s gave no address", a.config.ipamType)
+	if len(addresses) == 0 {
+		return nil, faultf(types.ErrInvalidNetworkConfig, "ipam.type: %s gave no address", a.config.ipamType)
 	}
-	return a.prepare(req)
+	return addresses, nil
 }
 
 // up has the links carry what the plugin sends that is to choose addresses. A port of a bridge

@@ -147,6 +147,9 @@ func (a *fakeAgent) prepare(r *http.Request) (any, error) {
 		}
 		e.Addresses = append(e.Addresses, api.Address{Address: netip.PrefixFrom(address, set[0].Subnet.Bits()), Gateway: gateway})
 	}
+	if e.Driver == api.DriverMacvlan {
+		e.HostIfName, e.Parent, e.Mode, e.HostAccess = "", req.Network.Parent, req.Network.Mode, req.Network.HostAccess
+	}
 	a.endpoints[req.Attachment] = e
 	return e, nil
 }
@@ -173,6 +176,9 @@ func (a *fakeAgent) attach(r *http.Request) (any, error) {
 	}
 	e := a.endpoints[attachmentOf(r)]
 	e.State, e.HostIfIndex = api.Ready, req.HostIfIndex
+	if req.Addresses != nil {
+		e.Addresses = req.Addresses
+	}
 	a.endpoints[e.Attachment] = e
 	return e, nil
 }

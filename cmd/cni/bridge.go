@@ -141,22 +141,9 @@ func (a *attachment) bridged() (wiring.Bridged, error) {
 		Bridge: a.config.network.Bridge, Hairpin: a.config.network.Hairpin, Isolated: a.config.network.Isolated,
 		DAD: a.config.bridge.dad, MTU: a.endpoint.MTU,
 	}
-	for _, address := range a.endpoint.Addresses {
-		b.Addresses = append(b.Addresses, address.Address)
-	}
-	if err := a.checkMTU(); err != nil {
+	var err error
+	if b.Addresses, b.Routes, err = a.onSharedLink(); err != nil {
 		return b, err
-	}
-	given := a.givenRoutes()
-	for i := range given {
-		var err error
-		if given[i].Route, err = onLink(given[i].Route, a.endpoint.Addresses); err != nil {
-			return b, err
-		}
-		b.Routes = append(b.Routes, given[i].Route)
-	}
-	if fault := duplicate(given); fault != nil {
-		return b, fault
 	}
 	if err := a.checkPorts(b.Routes); err != nil {
 		return b, err
@@ -172,6 +159,28 @@ func (a *attachment) bridged() (wiring.Bridged, error) {
 		}
 	}
 	return b, nil
+}
+
+// onSharedLink returns the addresses and the routes of a container whose subnets are on its
+// link.
+func (a *attachment) onSharedLink() (addresses []netip.Prefix, routes []wiring.Route, err error) {
+	for _, address := range a.endpoint.Addresses {
+		addresses = append(addresses, address.Address)
+	}
+	if err := a.checkMTU(); err != nil {
+		return nil, nil, err
+	}
+	given := a.givenRoutes()
+	for i := range given {
+		if given[i].Route, err = onLink(given[i].Route, a.endpoint.Addresses); err != nil {
+			return nil, nil, err
+		}
+		routes = append(routes, given[i].Route)
+	}
+	if fault := duplicate(given); fault != nil {
+		return nil, nil, fault
+	}
+	return addresses, routes, nil
 }
 
 // checkPorts refuses ports of the host by which nobody could reach the container: it has no

@@ -101,7 +101,7 @@ func (p *plugin) answered(endpoint api.Endpoint) (answer, []error) {
 
 // isHop tells whether the endpoint's container can have the next hop.
 func isHop(endpoint api.Endpoint, hop netip.Addr) bool {
-	if endpoint.Driver == api.DriverBridge {
+	if endpoint.Driver == api.DriverBridge || endpoint.Driver == api.DriverMacvlan {
 		return hop.IsValid() && slices.ContainsFunc(endpoint.Addresses, func(a api.Address) bool {
 			return hop == a.Gateway || reaches(a.Address, hop)
 		})
@@ -120,6 +120,9 @@ func (p *plugin) checkWiring(endpoint api.Endpoint, answered answer) error {
 		return err
 	}
 	defer func() { _ = container.Close() }()
+	if endpoint.Driver == api.DriverMacvlan {
+		return p.checkMacvlan(host, container, endpoint, answered)
+	}
 	mac, err1 := net.ParseMAC(endpoint.MAC)
 	hostMAC, err2 := net.ParseMAC(endpoint.HostMAC)
 	if err := errors.Join(err1, err2); err != nil {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -28,6 +29,7 @@ type config struct {
 	version string
 	network api.Network
 	bridge  bridgeConfig
+	macvlan macvlanConfig
 	// socket of the agent.
 	socket   string
 	ipamType string
@@ -110,21 +112,13 @@ func (c *config) readTop(o object) {
 	}
 	c.network.Driver = api.DriverRouted
 	o.read("driver", &c.network.Driver, "a string")
-	switch c.network.Driver {
-	case api.DriverRouted:
-		for _, key := range bridgeKeys() {
-			if o.has(key) {
-				o.unsupported(key, fmt.Sprintf("it is a key of the driver %q, and this network's is %q", api.DriverBridge, c.network.Driver), "")
-			}
-		}
-	case api.DriverBridge:
-		keys = append(keys, bridgeKeys()...)
-	default:
-		o.fault("driver", fmt.Sprintf("there is no driver %q; there are %q", c.network.Driver, []string{api.DriverRouted, api.DriverBridge}))
-	}
+	keys = append(keys, c.driverKeys(o)...)
 	own.known(keys...)
-	if c.network.Driver == api.DriverBridge {
+	switch c.network.Driver {
+	case api.DriverBridge:
 		c.readBridge(o)
+	case api.DriverMacvlan:
+		c.readMacvlan(o)
 	}
 	c.socket = text(o, "socket", func(path string) (string, error) {
 		if !filepath.IsAbs(path) {
@@ -141,11 +135,35 @@ func (c *config) readTop(o object) {
 	if c.network.MTU != 0 && (c.network.MTU < 68 || c.network.MTU > 65535) {
 		o.fault("mtu", fmt.Sprintf("%d is not 0 or between 68 and 65535", c.network.MTU))
 	}
+	if c.network.IPMasq && c.network.Driver == api.DriverMacvlan {
+		o.faults.add(faultf(types.ErrUnsupportedField, "%s: true cannot be with the driver macvlan: containers are in the "+
+			"network of their master, with addresses of their own", o.at("ipMasq")))
+	}
 	c.readIsolation(o)
 	dns := o.object("dns")
 	dns.known("nameservers", "domain", "search", "options")
 	o.read("dns", &c.dns, "an object with lists of nameservers, search and options, and a domain")
 	c.routes = readRoutes(o)
+}
+
+// driverKeys returns the keys that the network's driver alone has, and finds fault with
+// those that only others have.
+func (c *config) driverKeys(o object) []string {
+	drivers := []string{api.DriverRouted, api.DriverBridge, api.DriverMacvlan}
+	keys := map[string][]string{api.DriverRouted: nil, api.DriverBridge: bridgeKeys(), api.DriverMacvlan: macvlanKeys()}
+	own, known := keys[c.network.Driver]
+	if !known {
+		o.fault("driver", fmt.Sprintf("there is no driver %q; there are %q", c.network.Driver, drivers))
+		return nil
+	}
+	for _, other := range drivers {
+		for _, key := range keys[other] {
+			if o.has(key) && !slices.Contains(own, key) {
+				o.unsupported(key, fmt.Sprintf("it is a key of the driver %q, and this network's is %q", other, c.network.Driver), "")
+			}
+		}
+	}
+	return own
 }
 
 func (c *config) readIPAM(o object) {
@@ -159,7 +177,7 @@ func (c *config) readIPAM(o object) {
 		o.fault("type", fmt.Sprintf("%q is not the name of a plugin", c.ipamType))
 		c.ipamType = ipamTendril
 		return
-	case c.ipamType == "dhcp" && c.network.Driver == api.DriverBridge:
+	case c.ipamType == ipamDHCP && c.network.Driver == api.DriverBridge:
 		o.unsupported("type", "with the driver bridge it asks on the bridge before there is a policy", "")
 		return
 	case c.delegated():

@@ -72,7 +72,7 @@ func TestParseConfig(t *testing.T) {
 		prevResult: &current.Result{CNIVersion: "1.1.0", Interfaces: []*current.Interface{{Name: "br0"}}},
 		valid:      []api.Attachment{{ContainerID: "c1", IfName: "eth0"}},
 	}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(config{}, bridgeConfig{}, givenRoute{}), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(config{}, bridgeConfig{}, macvlanConfig{}, givenRoute{}), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
 }
@@ -277,5 +277,5 @@ func TestBridgeKeysRefused(t *testing.T) {
 		}
 	}
 	refused(t, `{"cniVersion": "1.1.0", "name": "n", "driver": "brige", "bridge": "br0", "ipam": {"type": "static"}}`,
-		refusal{7, `driver: there is no driver "brige"; there are ["routed" "bridge"]`})
+		refusal{7, `driver: there is no driver "brige"; there are ["routed" "bridge" "macvlan"]`})
 }

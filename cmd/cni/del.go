@@ -55,6 +55,9 @@ func (p *plugin) unlink() error {
 		return err
 	}
 	defer func() { _ = host.Close() }()
+	if p.config.network.Driver == api.DriverMacvlan {
+		return p.removeChild(host)
+	}
 	return wiring.RemoveVeth(host, api.HostIfName(p.call.Attachment))
 }
 

@@ -49,6 +49,8 @@ func codeOf(err error) uint {
 		return codeOfAgent(refused)
 	case errors.Is(err, wiring.ErrNotBridge), errors.Is(err, wiring.ErrOverlap):
 		return types.ErrInvalidNetworkConfig // bridge or a gateway, which the message names
+	case errors.Is(err, wiring.ErrParent), errors.Is(err, wiring.ErrNoBroadcastQueue):
+		return types.ErrInvalidNetworkConfig // master, mode or bcqueuelen, which the message names
 	case errors.Is(err, wiring.ErrDuplicate):
 		return types.ErrTryAgainLater // with another address, maybe
 	case errors.Is(err, wiring.ErrTaken):

@@ -35,6 +35,9 @@ func (p *plugin) gc() error {
 // status says whether an ADD would succeed. What would not is code 50, never
 // 51: containers that are attached do not need the agent.
 func (p *plugin) status() error {
+	if err := p.resolveMaster(); err != nil {
+		return err
+	}
 	client := api.NewClient(p.config.socket)
 	defer client.Close()
 	health, err := client.NetworkStatus(p.ctx, p.config.network)

@@ -27,9 +27,12 @@ func (a *attachment) print(addresses []api.Address, routes []wiring.Route) error
 	if name := a.config.network.Bridge; name != "" {
 		result.Interfaces = append(result.Interfaces, &current.Interface{Name: name, Mac: a.bridge.MAC.String()})
 	}
+	if a.links.HostName != "" {
+		result.Interfaces = append(result.Interfaces,
+			&current.Interface{Name: a.links.HostName, Mac: a.links.HostMAC.String(), Mtu: a.endpoint.MTU})
+	}
 	result.Interfaces = append(result.Interfaces,
-		&current.Interface{Name: a.links.HostName, Mac: a.links.HostMAC.String(), Mtu: a.endpoint.MTU},
-		&current.Interface{Name: a.links.Name, Mac: a.links.MAC.String(), Mtu: a.endpoint.MTU, Sandbox: a.call.netns})
+		&current.Interface{Name: a.call.IfName, Mac: a.endpoint.MAC, Mtu: a.endpoint.MTU, Sandbox: a.call.netns})
 	last := len(result.Interfaces) - 1
 	for _, address := range addresses {
 		result.IPs = append(result.IPs, &current.IPConfig{

@@ -13,15 +13,12 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/tendril-net/tendril/internal/dhcptest"
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/api"
 )
 
 var update = flag.Bool("update", false, "rewrite the expectations in testdata/script")
-
-// referencePlugins is where Debian's package containernetworking-plugins puts
-// them.
-const referencePlugins = "/usr/lib/cni"
 
 // TestMain gives the stories the plugin itself as the command tendril-cni.
 func TestMain(m *testing.M) {
@@ -54,7 +51,7 @@ func TestMain(m *testing.M) {
 //	                            of ours, and the agent no endpoint
 func TestScripts(t *testing.T) {
 	nstest.Root(t)
-	needPackages(t)
+	dhcptest.Need(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		UpdateScripts:       *update,
@@ -74,29 +71,13 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// needPackages skips where Debian's packages are missing, or fails where
-// nothing may be skipped.
-func needPackages(t *testing.T) {
-	for file, from := range map[string]string{
-		filepath.Join(referencePlugins, "host-local"): "containernetworking-plugins", "/usr/sbin/dnsmasq": "dnsmasq-base",
-	} {
-		if _, err := os.Stat(file); err == nil {
-			continue
-		}
-		if os.Getenv("TENDRIL_TEST_PRIVILEGED") != "" {
-			t.Fatalf("needs %s of the package %s", file, from)
-		}
-		t.Skipf("needs %s of the package %s", file, from)
-	}
-}
-
 // story is the state of one script.
 type story struct {
 	t          testing.TB
 	node       *nstest.NS
 	agent      *fakeAgent
 	containers map[string]*nstest.NS
-	dhcp       *dhcpServer
+	dhcp       *dhcptest.Server
 	// result is what the last ADD printed.
 	result []byte
 }
@@ -133,7 +114,7 @@ func cmdCNI(ts *testscript.TestScript, neg bool, args []string) {
 	s := storyOf(ts)
 	variables := map[string]string{
 		"CNI_COMMAND": args[0], "CNI_CONTAINERID": args[1], "CNI_IFNAME": args[2],
-		"CNI_PATH": referencePlugins, "PATH": os.Getenv("PATH"),
+		"CNI_PATH": dhcptest.Plugins, "PATH": os.Getenv("PATH"),
 	}
 	if ns, ok := s.containers[args[1]]; ok {
 		variables["CNI_NETNS"] = ns.Path
