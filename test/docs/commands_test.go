@@ -248,7 +248,9 @@ func (b block) network(t *testing.T, n *node) {
 	if err := json.Unmarshal([]byte(b.text), &list); err != nil {
 		t.Fatal(err)
 	}
+	base := `{"name": "pods"}` // what is complete is tried as it is
 	if list.Plugins == nil {
+		base = network
 		list.Plugins = []json.RawMessage{json.RawMessage(b.text)}
 	}
 	tried := 0
@@ -263,7 +265,7 @@ func (b block) network(t *testing.T, n *node) {
 			continue
 		}
 		tried++
-		if _, fault := n.status(t, string(plugin)); fault.Code != 0 && !strings.HasPrefix(fault.Msg, "ipam ") {
+		if _, fault := n.statusOf(t, base, string(plugin)); fault.Code != 0 && !strings.HasPrefix(fault.Msg, "ipam ") {
 			t.Errorf("the plugin refuses it: %s", fault.Msg)
 		}
 	}
@@ -282,7 +284,13 @@ type fault struct {
 // status runs STATUS with the usual configuration and the keys given.
 func (n *node) status(tb testing.TB, keys string) (out string, f fault) {
 	tb.Helper()
-	out, code := n.try(tb, write("base.json", network)+write("keys.json", keys)+
+	return n.statusOf(tb, network, keys)
+}
+
+// statusOf runs STATUS with a configuration and the keys given.
+func (n *node) statusOf(tb testing.TB, base, keys string) (out string, f fault) {
+	tb.Helper()
+	out, code := n.try(tb, write("base.json", base)+write("keys.json", keys)+
 		`jq -s '(.[0] + .[1]) | .cniVersion = "1.1.0"' /run/base.json /run/keys.json >/run/status.json
 CNI_COMMAND=STATUS CNI_PATH=/opt/cni/bin /opt/cni/bin/tendril-cni </run/status.json`)
 	if code != 0 {

@@ -174,8 +174,12 @@ func (n *node) run(tb testing.TB, script string) string {
 const network = `{"cniVersion": "1.1.0", "name": "pods", "type": "tendril-cni", "ipMasq": true,
   "ipam": {"type": "tendril", "ranges": [[{"subnet": "10.10.0.0/16"}], [{"subnet": "fd00:10::/64"}]]}}`
 
-// containers attaches c1 and c2 to it, which have then talked to the world. c2 has
-// ports of the host.
+// lan is a network of macvlan containers, in that of the uplink.
+const lan = `{"cniVersion": "1.1.0", "name": "lan", "type": "tendril-cni", "driver": "macvlan", "master": "eth0",
+  "ipam": {"type": "tendril", "ranges": [[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.192", "gateway": "192.0.2.1"}]]}}`
+
+// containers attaches c1 and c2 to the former and c3 to the latter, which have then talked
+// to the world. c2 has ports of the host.
 const containers = `cat >/run/pods.json <<'END'
 ` + network + `
 END
@@ -183,7 +187,10 @@ jq '. + {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 
 	{"hostPort": 5300, "containerPort": 53, "protocol": "udp", "hostIP": "127.0.0.1"}]},
 	"args": {"cni": {"labels": [{"key": "app", "value": "web"}]}}}' /run/pods.json >/run/c2.json
 ln -s pods.json /run/c1.json
-for name in c1 c2; do
+cat >/run/c3.json <<'END'
+` + lan + `
+END
+for name in c1 c2 c3; do
 	ip netns add $name
 	CNI_COMMAND=ADD CNI_CONTAINERID=$name CNI_NETNS=/run/netns/$name CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin \
 		/opt/cni/bin/tendril-cni </run/$name.json

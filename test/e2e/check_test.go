@@ -59,7 +59,9 @@ func testCheck(t *testing.T, d driver) {
 		}, func(c *nodetest.Container) refusal {
 			return refusal{100, fmt.Sprintf("agent: entry of %s in map endpoints is missing", c.IPv4), ""}
 		}},
-		{"map entry of the interface", func(t *testing.T, c *nodetest.Container) {
+	}
+	if d != api.DriverMacvlan {
+		all = append(all, tampering{"map entry of the interface", func(t *testing.T, c *nodetest.Container) {
 			m := s.Map(t, "interfaces")
 			closeAtEnd(t, m)
 			if err := m.Delete(uint32(index(c))); err != nil {
@@ -67,7 +69,7 @@ func testCheck(t *testing.T, d driver) {
 			}
 		}, func(c *nodetest.Container) refusal {
 			return refusal{100, fmt.Sprintf("agent: entry of interface %d in map interfaces is missing", index(c)), ""}
-		}},
+		}})
 	}
 	all = append(all, map[driver][]tampering{api.DriverRouted: {
 		{
@@ -173,6 +175,48 @@ func testCheck(t *testing.T, d driver) {
 			func(c *nodetest.Container) refusal {
 				return refusal{100, fmt.Sprintf("link eth0 is missing in the container; link %s is missing on the host; agent: device %s is gone",
 					c.HostIfName, c.HostIfName), ""}
+			},
+		},
+	}, api.DriverMacvlan: {
+		{
+			"route of IPv6", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "-6", "route", "del", pods6) },
+			func(*nodetest.Container) refusal {
+				return refusal{100, "route fd00:10::/64 is missing on eth0 in the container", ""}
+			},
+		},
+		{"address", func(t *testing.T, c *nodetest.Container) {
+			c.Run(t, "ip", "address", "del", c.IPv6.String()+"/64", "dev", "eth0")
+		}, func(c *nodetest.Container) refusal {
+			return refusal{100, fmt.Sprintf("address %s/64 is missing on eth0 in the container", c.IPv6), ""}
+		}},
+		{
+			"MAC", func(t *testing.T, c *nodetest.Container) {
+				c.Run(t, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:99")
+			},
+			func(c *nodetest.Container) refusal {
+				return refusal{100, fmt.Sprintf("MAC of eth0 in the container is 02:00:00:00:00:99, not %s; "+
+					"agent: device eth0 in %s has MAC 02:00:00:00:00:99, not %s", c.MAC, c.Path, c.MAC), ""}
+			},
+		},
+		{
+			"mode", func(t *testing.T, c *nodetest.Container) {
+				c.Run(t, "ip", "link", "set", "eth0", "type", "macvlan", "mode", "bridge")
+			},
+			func(c *nodetest.Container) refusal {
+				return refusal{100, fmt.Sprintf("mode of eth0 in the container is bridge, not vepa; "+
+					"agent: device eth0 in %s has mode bridge, not vepa", c.Path), ""}
+			},
+		},
+		{
+			"link", func(t *testing.T, c *nodetest.Container) { c.Run(t, "ip", "link", "del", "eth0") },
+			func(c *nodetest.Container) refusal {
+				return refusal{100, fmt.Sprintf("link eth0 is missing in the container; agent: device eth0 is gone from %s", c.Path), ""}
+			},
+		},
+		{
+			"parent", func(t *testing.T, _ *nodetest.Container) { s.Run(t, "ip", "link", "del", "lan0") },
+			func(c *nodetest.Container) refusal {
+				return refusal{100, fmt.Sprintf("link eth0 is missing in the container; agent: device eth0 is gone from %s", c.Path), ""}
 			},
 		},
 	}}[d]...)

@@ -53,7 +53,7 @@ func (s *crashSite) keeps(t *testing.T) {
 	if s.keeper == nil {
 		return
 	}
-	if got := askUDP(t, dialUDP(t, s.keeper.NS, netip.AddrPort{}, s.at), pattern(10)).Addr(); got != uplink4 {
+	if got := askUDP(t, dialUDP(t, s.keeper.NS, netip.AddrPort{}, s.at), pattern(10)).Addr(); got != s.driver.shown(families()[0], s.keeper) {
 		t.Errorf("the world saw the container that stays as %s", got)
 	}
 }
@@ -98,11 +98,20 @@ func (s *crashSite) clean(t *testing.T, ns *nstest.NS) {
 	s.keeps(t)
 }
 
+// shown is the address with which the world sees a container that was added.
+func (s *crashSite) shown(t *testing.T, c *nodetest.Container) netip.Addr {
+	t.Helper()
+	if s.driver != api.DriverMacvlan {
+		return uplink4
+	}
+	return must(s.API.Endpoint(t.Context(), c.Attachment))(t).Addresses[0].Address.Addr()
+}
+
 // works adds, uses and deletes the container.
 func (s *crashSite) works(t *testing.T, c *nodetest.Container) {
 	t.Helper()
 	s.add(t, c)
-	if got := askUDP(t, dialUDP(t, c.NS, netip.AddrPort{}, s.at), pattern(10)).Addr(); got != uplink4 {
+	if got := askUDP(t, dialUDP(t, c.NS, netip.AddrPort{}, s.at), pattern(10)).Addr(); got != s.shown(t, c) {
 		t.Errorf("the world saw the container as %s", got)
 	}
 	s.recover(t, "DEL", c)

@@ -15,10 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nodetest"
+	"github.com/tendril-net/tendril/pkg/api"
 )
 
 // As with UDP; and connections that are closed give their ports back at once.
-func TestTCPPortsExhausted(t *testing.T) { eachDriver(t, testTCPPortsExhausted) }
+func TestTCPPortsExhausted(t *testing.T) { eachDriver(t, testTCPPortsExhausted, api.DriverMacvlan) }
 
 func testTCPPortsExhausted(t *testing.T, d driver) {
 	flows, low, high := 4000, 50000, 51999

@@ -21,7 +21,7 @@ func TestPolicyFragments(t *testing.T) { eachDriver(t, testPolicyFragments) }
 
 func testPolicyFragments(t *testing.T, d driver) {
 	g := newGuarded(t)
-	g.pods = d.of(g.pods)
+	g.drive(t, d)
 	server := g.dress(t, "server")
 	if d == api.DriverBridge {
 		withoutBridgeNetfilter(t, g.NS)

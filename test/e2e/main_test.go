@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/tendril-net/tendril/internal/nodetest"
@@ -64,6 +65,8 @@ type site struct {
 	*nodetest.Node
 	world *nstest.NS
 	pods  nodetest.Network
+	// neighbour is a machine in the network of lan0, with the driver macvlan.
+	neighbour *nstest.NS
 }
 
 func newSite(t *testing.T, flags ...string) *site {
@@ -93,8 +96,17 @@ func settle(t *testing.T, ns *nstest.NS) {
 func drivenBy(t *testing.T, d driver) *site {
 	t.Helper()
 	s := running(t)
-	s.pods = d.of(s.pods)
+	s.drive(t, d)
 	return s
+}
+
+// drive has the network "pods" attached by a driver.
+func (s *site) drive(t *testing.T, d driver) {
+	t.Helper()
+	if d == api.DriverMacvlan {
+		s.joinLAN(t)
+	}
+	s.pods = d.of(s.pods)
 }
 
 // running is a site whose agent serves.
@@ -150,25 +162,38 @@ type driver string
 // give it.
 func (d driver) of(n nodetest.Network) nodetest.Network {
 	n = n.With("driver", string(d))
-	if d == api.DriverBridge {
+	switch d {
+	case api.DriverBridge:
 		n = n.With("isDefaultGateway", true)
+	case api.DriverMacvlan:
+		n = n.With("master", "lan0").With("ipMasq", false).With("routes", []any{map[string]any{"dst": "0.0.0.0/0"}, map[string]any{"dst": "::/0"}})
 	}
 	return n
+}
+
+// shown is the address with which the world sees a container.
+func (d driver) shown(f family, c *nodetest.Container) netip.Addr {
+	if d == api.DriverMacvlan {
+		return f.of(c)
+	}
+	return f.uplink
 }
 
 // next is the MAC to which a container sends what is for another container of its
 // network.
 func (d driver) next(from, to *nodetest.Container) net.HardwareAddr {
-	if d == api.DriverBridge {
-		return to.MAC
+	if d == api.DriverRouted {
+		return from.HostMAC
 	}
-	return from.HostMAC
+	return to.MAC
 }
 
-// eachDriver runs a subtest for each.
-func eachDriver(t *testing.T, test func(t *testing.T, d driver)) {
-	for _, d := range []driver{api.DriverRouted, api.DriverBridge} {
-		t.Run(string(d), func(t *testing.T) { test(t, d) })
+// eachDriver runs a subtest for each, but for those that lack what is tried.
+func eachDriver(t *testing.T, test func(t *testing.T, d driver), lacking ...driver) {
+	for _, d := range []driver{api.DriverRouted, api.DriverBridge, api.DriverMacvlan} {
+		if !slices.Contains(lacking, d) {
+			t.Run(string(d), func(t *testing.T) { test(t, d) })
+		}
 	}
 }
 

@@ -25,7 +25,7 @@ func TestPolicyIngress(t *testing.T) { dealDrivers(t, 1, testPolicyIngress) }
 
 func testPolicyIngress(t *testing.T, d driver) {
 	g := newGuarded(t)
-	g.pods = d.of(g.pods)
+	g.drive(t, d)
 	web, client, other := g.dress(t, "web"), g.dress(t, "client"), g.dress(t, "other")
 	g.apply(t, networkPolicy("web", "{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], "+
 		"ports: [{port: 80}, {port: 53, protocol: UDP}]}]}"))

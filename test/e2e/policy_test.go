@@ -62,6 +62,14 @@ func (g *guarded) denials() map[string]uint64 {
 func (g *guarded) judged(t *testing.T, attempt func() error, abort func()) string {
 	t.Helper()
 	before := g.denials()
+	denied := func() string {
+		for name, n := range g.denials() {
+			if n > before[name] {
+				return name
+			}
+		}
+		return ""
+	}
 	done := make(chan error, 1)
 	go func() { done <- attempt() }()
 	reason := ""
@@ -72,19 +80,20 @@ func (g *guarded) judged(t *testing.T, attempt func() error, abort func()) strin
 			return nil
 		default:
 		}
-		for name, n := range g.denials() {
-			if n > before[name] {
-				reason = name
-				return nil
-			}
+		if reason = denied(); reason == "" {
+			return errors.New("neither answered nor denied")
 		}
-		return errors.New("neither answered nor denied")
+		return nil
 	})
 	if err == nil && reason == "" {
-		if err := <-done; err != nil {
+		switch err := <-done; {
+		case err == nil:
+			return ""
+		case denied() != "": // by a program on the sender's own way, which the kernel tells it
+			return denied()
+		default:
 			return err.Error()
 		}
-		return ""
 	}
 	_ = nodetest.Poll(func() error { // the attempt may have set a deadline of its own just now
 		abort()

@@ -228,7 +228,7 @@ func TestPortsFromWorld(t *testing.T) { dealDrivers(t, 0, testPortsFromWorld) }
 
 func testPortsFromWorld(t *testing.T, d driver) {
 	s, other := twoUplinks(t)
-	s.pods = d.of(s.pods)
+	s.drive(t, d)
 	c := s.publish(t, "c", s.pods, both()...)
 	b := s.Attach(t, "b", s.pods)
 	eachFamily(t, func(t *testing.T, f family) {

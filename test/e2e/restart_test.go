@@ -51,7 +51,7 @@ func testAgentKilled(t *testing.T, d driver) {
 	var ways []*way
 	for _, f := range families() {
 		ways = append(ways,
-			&way{family: f, name: "container to world", from: a.NS, want: f.uplink, at: serve(s.world, f.world)},
+			&way{family: f, name: "container to world", from: a.NS, want: d.shown(f, a), at: serve(s.world, f.world)},
 			&way{family: f, name: "container to container", from: a.NS, want: f.of(a), at: serve(b.NS, f.of(b))},
 			&way{family: f, name: "container to host", from: a.NS, want: f.of(a), at: serve(s.NS, f.uplink)},
 			&way{family: f, name: "host to container", from: s.NS, want: f.gateway(a), at: serve(a.NS, f.of(a))})

@@ -51,11 +51,11 @@ func withoutBridgeNetfilter(t *testing.T, ns *nstest.NS) {
 
 // Services of others work for every container, masqueraded or not, with a policy or
 // without, wherever their backends are.
-func TestServiceOfOthers(t *testing.T) { eachDriver(t, testServiceOfOthers) }
+func TestServiceOfOthers(t *testing.T) { eachDriver(t, testServiceOfOthers, api.DriverMacvlan) }
 
 func testServiceOfOthers(t *testing.T, d driver) {
 	g := newGuarded(t, "--stack-destinations="+strings.Join(services, ","))
-	g.pods = d.of(g.pods)
+	g.drive(t, d)
 	backend := g.dress(t, "backend")
 	clients := []*nodetest.Container{
 		g.Attach(t, "hidden", wearing(g.pods, map[string]string{"app": "client"})),
