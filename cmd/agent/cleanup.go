@@ -89,6 +89,9 @@ func cleanup(env environment, cfg config, log *slog.Logger, force bool) (err err
 	if err := n.restore(mounts); err != nil {
 		return err
 	}
+	if err := os.RemoveAll(filepath.Join(filepath.Dir(cfg.Socket), api.EndedName)); err != nil {
+		return err
+	}
 	for _, path := range []string{statePath(cfg.StateDir), cfg.Socket, filepath.Join(filepath.Dir(cfg.Socket), api.BridgeLockName)} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -199,6 +199,7 @@ func (n *node) start() (err error) {
 		Links:        n.host,
 		Parents:      n.host,
 		Children:     n.host,
+		Ended:        api.EndedBeside(n.cfg.Socket),
 		Bridges:      n.host,
 		Routes:       n.host,
 		Surroundings: n.host,

@@ -361,10 +361,13 @@ func (a *attachment) prepare(req api.PrepareRequest) error {
 	return nil
 }
 
-// release is not to be heard of when no agent is there: one that starts later
-// finds an endpoint without a link, and frees it.
+// release is not to be heard of when no agent is there: one that starts later finds a note.
 func (a *attachment) release(ctx context.Context) error {
-	if err := a.client.Delete(ctx, a.call.Attachment); err != nil && !errors.Is(err, api.ErrUnavailable) {
+	err := a.client.Delete(ctx, a.call.Attachment)
+	switch {
+	case errors.Is(err, api.ErrUnavailable):
+		return a.noteEnd()
+	case err != nil:
 		return fmt.Errorf("release endpoint: %w", err)
 	}
 	return nil

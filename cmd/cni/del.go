@@ -17,8 +17,8 @@ const ipamDHCP = "dhcp"
 
 // del removes an attachment. It goes by the attachment's name alone, does all
 // that it can whatever fails, and does not mind what is gone: the namespace,
-// the link, the endpoint, or the agent. An agent that was not there frees the
-// endpoints without a link when it is back.
+// the link, the endpoint, or the agent. One that was not there frees the endpoint when it
+// is back, by a note beside its socket.
 func (p *plugin) del() error {
 	failpoint.Hit(failpoint.CNIDelStart)
 	var failed []error
@@ -33,6 +33,9 @@ func (p *plugin) del() error {
 	err := client.Delete(p.ctx, p.call.Attachment)
 	if errors.Is(err, api.ErrUnavailable) {
 		_, _ = fmt.Fprintf(p.stderr, "tendril-cni: DEL goes on without the agent: %v\n", err)
+		if err := p.noteEnd(); err != nil {
+			_, _ = fmt.Fprintf(p.stderr, "tendril-cni: the agent will not hear of this DEL: %v\n", err)
+		}
 		err = nil
 	}
 	if err != nil {
@@ -48,6 +51,9 @@ func (p *plugin) del() error {
 	failpoint.Hit(failpoint.CNIDelDelegated)
 	return errors.Join(failed...)
 }
+
+// noteEnd has the agent free the endpoint when it is back.
+func (p *plugin) noteEnd() error { return api.EndedBeside(p.config.socket).Note(p.call.Attachment) }
 
 func (p *plugin) unlink() error {
 	host, err := wiring.Current()

@@ -132,7 +132,7 @@ func (a *attachment) wireMacvlan(w wanted) error {
 		return err
 	}
 	var housed wiring.Housed
-	if !req.AddressesLater { // while there is nothing to undo
+	if !req.AddressesLater { // before there is an interface
 		if housed, err = a.housed(); err != nil {
 			return err
 		}

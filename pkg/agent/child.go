@@ -21,7 +21,7 @@ import (
 // child returns what of a macvlan endpoint the datapath needs to know.
 func (r *record) child() *datapath.Child {
 	return &datapath.Child{
-		Parent: r.parent, NetNS: uint32(r.Device.NetNSInode), // the kernel's are of 32 bits
+		Parent: r.Device.Parent, NetNS: uint32(r.Device.NetNSInode), // the kernel's are of 32 bits
 		Bridged: r.Mode == api.ModeBridge, Reflected: r.Mode == api.ModeVEPA, HostAccess: r.HostAccess,
 		Passthru: r.Mode == api.ModePassthru,
 	}
@@ -59,13 +59,16 @@ func childError(r *record, err error) error {
 // gone with its namespace.
 //
 // The node's number of the namespace leads there when no path does any more, as long as
-// somebody is in it. After that the kernel gives it to others: the MAC tells.
+// somebody is in it. After that the kernel gives it to others: the MAC tells, and that no
+// endpoint has been attached there since.
 func (s *Service) locateChild(r *record) (child wiring.ChildLink, gone bool, err error) {
 	child, err = s.opts.Children.ChildAt(r.Device.NetNSNumber, r.Device.Index)
 	switch {
 	case err != nil && !errors.Is(err, ErrNoLink):
-		return child, false, childError(r, err)
-	case child.Parent != 0 && bytes.Equal(child.MAC, parsedMAC(r.MAC)):
+		return child, false, fmt.Errorf("read device %d in network namespace %d: %w", r.Device.Index, r.Device.NetNSNumber, err)
+	case child.Parent != r.Device.Parent || s.isAnothers(r):
+		child.Parent = 0
+	case r.Mode == api.ModePassthru, bytes.Equal(child.MAC, parsedMAC(r.MAC)): // the first has the parent's
 		return child, false, nil
 	}
 	named, err := s.opts.Children.Child(r.NetNS, r.IfName)
@@ -80,6 +83,14 @@ func (s *Service) locateChild(r *record) (child wiring.ChildLink, gone bool, err
 	return wiring.ChildLink{}, false, nil
 }
 
+// isAnothers tells whether an endpoint has been attached later where this one's device was.
+func (s *Service) isAnothers(r *record) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	holder, held := s.index.byPlace[r.Device.at()]
+	return held && holder != r.Attachment
+}
+
 // childGone tells whether there is no macvlan device that an endpoint could have.
 func (s *Service) childGone(r *record) (bool, error) {
 	if r.State == api.Pending {
@@ -89,20 +100,16 @@ func (s *Service) childGone(r *record) (bool, error) {
 		}
 		return false, err
 	}
-	child, gone, err := s.locateChild(r)
-	if err != nil || gone || child.Parent != 0 {
-		return gone, err
-	}
 	// With its parent it goes wherever it is.
-	if r.parent == 0 {
-		_, err = s.opts.Links.Link(r.Parent)
-	} else {
-		_, err = s.opts.Parents.LinkAt(r.parent)
+	_, err := s.opts.Parents.LinkAt(r.Device.Parent)
+	if errors.Is(err, ErrNoLink) {
+		return true, nil
 	}
-	if err != nil && !errors.Is(err, ErrNoLink) {
+	if err != nil {
 		return false, fmt.Errorf("read device %s: %w", r.Parent, err)
 	}
-	return err != nil, nil
+	_, gone, err := s.locateChild(r)
+	return gone, err
 }
 
 // checkChild compares the macvlan device with the record. The error is as childOf's.
@@ -144,22 +151,25 @@ func (s *Service) removeChild(r *record) error {
 
 // childrenOf returns what removeChild removes. What is in its place by now is another's.
 func (s *Service) childrenOf(r *record) (found []wiring.ChildLink, err error) {
-	child, err := s.opts.Children.Child(r.NetNS, api.HostIfName(r.Attachment))
+	if r.State != api.Pending {
+		child, _, err := s.locateChild(r)
+		if child.Parent != 0 {
+			found = append(found, child)
+		}
+		return found, err
+	}
+	born, err := s.opts.Children.Child(r.NetNS, api.HostIfName(r.Attachment))
 	switch {
 	case err != nil && !errors.Is(err, ErrNoLink):
 		return nil, childError(r, err)
-	case child.Parent != 0:
-		found = append(found, child)
+	case born.Parent != 0:
+		found = append(found, born)
 	}
-	if r.State == api.Pending {
-		child, err = s.childOf(r)
-		if gone := (*api.Error)(nil); errors.As(err, &gone) || err == nil && !bytes.Equal(child.MAC, parsedMAC(r.MAC)) {
-			return found, nil
-		}
-	} else {
-		child, _, err = s.locateChild(r)
+	child, err := s.childOf(r)
+	if gone := (*api.Error)(nil); errors.As(err, &gone) {
+		return found, nil
 	}
-	if err == nil && child.Parent != 0 {
+	if err == nil && bytes.Equal(child.MAC, parsedMAC(r.MAC)) {
 		found = append(found, child)
 	}
 	return found, err
@@ -174,44 +184,25 @@ func (s *Service) findChild(r *record) error {
 	if err != nil {
 		return err
 	}
-	r.Device = childPlace{NetNSInode: child.NetNS, NetNSNumber: child.Number, Index: child.Index}
-	r.parent = child.Parent
+	r.Device = childPlace{NetNSInode: child.NetNS, NetNSNumber: child.Number, Index: child.Index, Parent: child.Parent}
 	return nil
 }
 
-// placeChild finds out which parent a macvlan device has, and as what that goes now. One that
-// is gone is the repair's affair.
+// placeChild finds out as what the parent of a macvlan device goes now. One that is gone is
+// the repair's affair.
 func (s *Service) placeChild(r *record) error {
-	child, gone, err := s.locateChild(r)
-	switch {
-	case err != nil || gone:
-		return err
-	case child.Parent == 0:
-		return s.placeAsRecorded(r)
-	}
-	parent, err := s.opts.Parents.LinkAt(child.Parent)
+	parent, err := s.opts.Parents.LinkAt(r.Device.Parent)
 	if errors.Is(err, ErrNoLink) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("read device %d: %w", child.Parent, err)
+		return fmt.Errorf("read device %s: %w", r.Parent, err)
 	}
-	r.parent, r.Parent, r.HostMAC = parent.Index, parent.Name, parent.MAC.String()
+	r.Parent, r.HostMAC = parent.Name, parent.MAC.String()
 	if r.Mode == api.ModePassthru {
 		r.MAC = r.HostMAC // they change as one
 	}
 	return nil
-}
-
-// placeAsRecorded is placeChild where the device cannot be found: it has the parent
-// that it had, as far as that is there.
-func (s *Service) placeAsRecorded(r *record) error {
-	parent, err := s.device(r.Parent)
-	if gone := (*api.Error)(nil); errors.As(err, &gone) {
-		return nil
-	}
-	r.parent = parent.Index
-	return err
 }
 
 // keepPlace writes down what placeChild has changed of a record.
@@ -268,7 +259,7 @@ func ChildrenIn(db *bbolt.DB, of *Host) ([]wiring.ChildLink, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{opts: Options{Children: of}}
+	s := &Service{opts: Options{Children: of}, index: newIndex()}
 	var found []wiring.ChildLink
 	for _, r := range records {
 		if !r.isChild() {

@@ -306,6 +306,143 @@ func TestChildThatIsShut(t *testing.T) {
 	again(api.Health{Reasons: []string{"endpoints: look into /run/netns/c1, for which the agent needs CAP_SYS_PTRACE: permission denied"}})
 }
 
+// A DEL that no agent has heard of frees what the container had, though that is there still: at
+// the next start, or soon where the agent has only been out of reach. One from before the ADD does
+// not count.
+func TestChildEndsWithoutAgent(t *testing.T) {
+	for _, restart := range []bool{true, false} {
+		w := newWorld(t)
+		w.addParent("lan0")
+		s, stop := w.boot(t)
+		req := child("c1")
+		req.Network.Parent, req.Network.Mode, req.Network.HostAccess = "lan0.50", "passthru", false
+		e := w.mustAdd(t, s, req)
+		w.ended[e.Attachment] = w.clock.Add(-1)
+		look := func() {
+			if !restart {
+				s.tidy()
+				return
+			}
+			stop()
+			s, stop = w.boot(t)
+		}
+		look()
+		if got := w.remains(t, s); len(got.Endpoints) != 1 || len(w.ended) != 0 {
+			t.Errorf("restart %t, ended before it began: %+v, %v", restart, got, w.ended)
+		}
+		w.unwire(e.Attachment)
+		look()
+		if got := w.remains(t, s); len(got.Endpoints) != 1 {
+			t.Errorf("restart %t, out of sight: %+v", restart, got)
+		}
+		w.ended[e.Attachment] = w.clock.Add(1)
+		look()
+		must(t, s.purge())
+		w.mustRemain(t, s, nothing())
+		if len(w.ended) != 0 {
+			t.Errorf("restart %t: still noted: %v", restart, w.ended)
+		}
+		w.mustAdd(t, s, req)
+	}
+}
+
+// What has been attached since where a device was is not that endpoint's, whatever MAC it has.
+func TestChildInThePlaceOfAnother(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*api.PrepareRequest)
+		first  api.EndpointState // whose device may have been moved
+	}{
+		"of the same MAC on another parent": {func(req *api.PrepareRequest) { req.Network.Parent = "lan1" }, api.Detached},
+		"at the same path, with another MAC": {func(req *api.PrepareRequest) {
+			req.NetNS, req.MAC = "/run/netns/c1", "02:00:00:00:00:08"
+		}, api.Ready},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.addParent("lan0")
+			w.addParent("lan1")
+			s, stop := w.boot(t)
+			req := child("c1")
+			req.MAC = "02:00:00:00:00:07"
+			old := w.mustAdd(t, s, req)
+			place := w.netns["/run/netns/c1"]
+			delete(w.children, at)
+			delete(w.netns, "/run/netns/c1")
+			next := child("c2")
+			next.MAC = req.MAC
+			c.change(&next)
+			w.netns[next.NetNS] = place
+			w.clock = w.clock.Add(1)
+			e := w.mustAdd(t, s, next)
+			for range 2 {
+				s.tidy()
+				if got, err := s.Endpoint(ctx, old.Attachment); err == nil && got.State != c.first {
+					t.Errorf("the first is %s, not %s", got.State, c.first)
+				}
+				if got, err := s.Endpoint(ctx, e.Attachment); err != nil || got.State != api.Ready || got.Parent != next.Network.Parent {
+					t.Errorf("the second is %s on %s (%v)", got.State, got.Parent, err)
+				}
+				must(t, s.Delete(ctx, old.Attachment))
+				if d := cmp.Diff([]string{next.NetNS + " eth0"}, w.remains(t, s).Children); d != "" {
+					t.Errorf("devices (-want +got):\n%s", d)
+				}
+				stop()
+				s, stop = w.boot(t)
+			}
+		})
+	}
+}
+
+// A parent is known by its index: by whatever name the next agent finds it, and by which
+// another has its name by then.
+func TestParentChangesMeanwhile(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*world)
+		served []string // names of parents
+	}{
+		"another name":               {func(w *world) { w.change("lan0", func(l *HostLink) { l.Name = "lan1" }) }, []string{"lan1"}},
+		"another device of its name": {func(w *world) { w.removeParent("lan0"); w.addParent("lan0") }, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.addParent("lan0")
+			s, stop := w.boot(t)
+			w.mustAdd(t, s, child("c1"))
+			delete(w.children, at) // out of sight
+			stop()
+			w.attached = make(map[uint16]datapath.Endpoint)
+			c.change(w)
+			w.boot(t)
+			var served []string
+			for _, e := range w.attached {
+				served = append(served, e.IfName)
+			}
+			if d := cmp.Diff(c.served, served); d != "" {
+				t.Errorf("served on (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+// An unfinished ADD that cannot be looked at keeps no agent from starting.
+func TestUnfinishedChildThatIsShut(t *testing.T) {
+	w := newWorld(t)
+	w.addParent("lan0")
+	s, stop := w.boot(t)
+	_, err := s.Prepare(ctx, child("c1"))
+	must(t, err)
+	stop()
+	w.fail["Child"] = fs.ErrPermission
+	s, _ = w.boot(t)
+	wantHealth(t, s, "unfinished endpoints: ", "look into /run/netns/c1, for which the agent needs CAP_SYS_PTRACE: permission denied")
+	delete(w.fail, "Child")
+	w.clock = w.clock.Add(abandoned + 1)
+	s.tidy()
+	wantHealth(t, s)
+	must(t, s.purge())
+	w.mustRemain(t, s, nothing())
+}
+
 // An unfinished ADD is undone when nothing of it is left in the container, or when the
 // next one comes.
 func TestUnfinishedChild(t *testing.T) {
@@ -407,7 +544,7 @@ func TestHostChild(t *testing.T) {
 	gone.Attachment.ContainerID, gone.ID, gone.NetNS = "d", 2, "/run/netns/nobody"
 	must(t, db.Update(func(tx *bbolt.Tx) error {
 		return errors.Join(putRecord(tx, &record{
-			Endpoint: known, Device: childPlace{NetNSInode: child.NetNS, NetNSNumber: child.Number, Index: child.Index},
+			Endpoint: known, Device: childPlace{NetNSInode: child.NetNS, NetNSNumber: child.Number, Index: child.Index, Parent: lan.Index},
 		}), putRecord(tx, &record{Endpoint: gone}))
 	}))
 	found, err := ChildrenIn(db, h)

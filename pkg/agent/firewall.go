@@ -141,7 +141,7 @@ func (f *firewall) refusal() error {
 }
 
 // add has the policy of an endpoint in place, before anybody can reach it. If it
-// fails, the endpoint is not known.
+// fails, the endpoint is known as it was before, or not at all.
 func (f *firewall) add(r *record) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -16,7 +16,8 @@ import (
 type index struct {
 	records   map[api.Attachment]*record
 	byAddress map[netip.Addr]api.Attachment
-	byLink    map[int]api.Attachment // interface index of ready endpoints
+	byLink    map[int]api.Attachment    // interface index of ready endpoints
+	byPlace   map[[2]int]api.Attachment // childPlace.at, by whom was attached there last
 	detached  map[api.Attachment]bool
 	half      map[api.Attachment]*record // what a failed attach has left in the datapath
 	networks  map[string]api.Network     // as the latest record has them
@@ -30,6 +31,7 @@ func newIndex() *index {
 		records:   make(map[api.Attachment]*record),
 		byAddress: make(map[netip.Addr]api.Attachment),
 		byLink:    make(map[int]api.Attachment),
+		byPlace:   make(map[[2]int]api.Attachment),
 		detached:  make(map[api.Attachment]bool),
 		half:      make(map[api.Attachment]*record),
 		networks:  make(map[string]api.Network),
@@ -55,8 +57,15 @@ func (x *index) put(r *record) {
 	for _, a := range r.Addresses {
 		x.byAddress[a.Address.Addr()] = r.Attachment
 	}
-	if r.State == api.Ready && !r.isChild() {
+	switch {
+	case r.State != api.Ready:
+	case !r.isChild():
 		x.byLink[r.HostIfIndex] = r.Attachment
+	default:
+		holder := x.records[x.byPlace[r.Device.at()]]
+		if holder == nil || holder.Created.Before(r.Created) {
+			x.byPlace[r.Device.at()] = r.Attachment
+		}
 	}
 }
 
@@ -67,6 +76,9 @@ func (x *index) drop(r *record) {
 	delete(x.records, r.Attachment)
 	delete(x.detached, r.Attachment)
 	delete(x.half, r.Attachment)
+	if x.byPlace[r.Device.at()] == r.Attachment {
+		delete(x.byPlace, r.Device.at())
+	}
 	for _, a := range r.Addresses {
 		delete(x.byAddress, a.Address.Addr())
 	}

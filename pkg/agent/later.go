@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/tendril-net/tendril/pkg/api"
@@ -18,7 +19,11 @@ func (s *Service) takeLater(r *record, addresses []api.Address) error {
 		if slices.Equal(addresses, r.Addresses) {
 			return nil
 		}
-		return invalid("addresses", addresses[0].Address.String(), "the endpoint has others, or ranges")
+		var own []netip.Addr
+		for _, a := range r.Addresses {
+			own = append(own, a.Address.Addr())
+		}
+		return invalid("addresses", addresses[0].Address.String(), "the endpoint has "+joinAddrs(own)+" already")
 	}
 	if r.State != api.Ready || s.lookup(r.Attachment).State != api.Ready {
 		return invalid("addresses", addresses[0].Address.String(), "the endpoint was not attached without them")

@@ -80,7 +80,7 @@ func TestAddressesLater(t *testing.T) {
 		}
 	}
 	_, err = s.Attach(ctx, e.Attachment, laterAddresses("10.40.0.52/24"))
-	wantFault(t, err, api.CodeInvalid, `addresses "10.40.0.52/24": the endpoint has others, or ranges`)
+	wantFault(t, err, api.CodeInvalid, `addresses "10.40.0.52/24": the endpoint has 10.40.0.51 already`)
 	_, err = s.Attach(ctx, e.Attachment, api.AttachRequest{})
 	must(t, err)
 	address := netip.MustParseAddr("10.40.0.51")
@@ -102,6 +102,32 @@ func TestAddressesLater(t *testing.T) {
 	must(t, s.Delete(ctx, e.Attachment))
 	must(t, s.purge())
 	w.mustRemain(t, s, nothing())
+}
+
+// Addresses that policy could not be told of are not served before it is.
+func TestAddressesLaterUnknownToPolicy(t *testing.T) {
+	w := newWorld(t)
+	w.addParent("lan0")
+	s, _ := w.boot(t)
+	e := w.mustAdd(t, s, childLater("c1"))
+	s.firewall.mu.Lock()
+	s.firewall.broken = errBusy
+	s.firewall.mu.Unlock()
+	_, err := s.Attach(ctx, e.Attachment, laterAddresses("10.40.0.51/24"))
+	wantCode(t, err, api.CodeUnavailable)
+	s.tidy()
+	if got := w.attached[1].Addresses; len(got) != 0 {
+		t.Errorf("served with %v", got)
+	}
+	s.firewall.mu.Lock()
+	s.firewall.broken = nil
+	s.firewall.mu.Unlock()
+	_, err = s.Attach(ctx, e.Attachment, laterAddresses("10.40.0.51/24"))
+	must(t, err)
+	want := []netip.Addr{netip.MustParseAddr("10.40.0.51")}
+	if d := cmp.Diff([][]netip.Addr{want, want}, [][]netip.Addr{w.attached[1].Addresses, s.firewall.members[1].Addresses}, equate...); d != "" {
+		t.Errorf("served, and known to policy (-want +got):\n%s", d)
+	}
 }
 
 // An endpoint that has no address yet is ended like any.

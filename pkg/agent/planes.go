@@ -5,7 +5,9 @@ package agent
 import (
 	"net"
 	"net/netip"
+	"time"
 
+	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/datapath"
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
@@ -114,6 +116,15 @@ type Parents interface {
 	MakeVLAN(wiring.VLAN) (int, error)
 	// RemoveVLAN removes the VLAN of that index; one that is not there is no error.
 	RemoveVLAN(index int) error
+}
+
+// Ended are the attachments that plugins have ended while no agent answered, as
+// api.Ended has them.
+type Ended interface {
+	// Ended returns when each was.
+	Ended() (map[api.Attachment]time.Time, error)
+	// Forget forgets those that have not been ended again since.
+	Forget(map[api.Attachment]time.Time) error
 }
 
 // Children are the macvlan devices in the containers, as pkg/wiring finds them.

@@ -23,6 +23,12 @@ const (
 	abandoned = 2 * time.Minute
 )
 
+// Concerns of the node, as Health names them.
+const (
+	concernUnfinished = "unfinished endpoints"
+	concernEnded      = "endpoints ended without the agent"
+)
+
 // Start makes kernel and records equal, after whatever has happened since the
 // last agent stopped: unfinished endpoints are undone, those whose device is
 // gone released, all others attached again. Nothing else may be called before.
@@ -62,19 +68,24 @@ func (s *Service) Start(uplinks uplink.Found) error {
 	if err := s.addresses.ensure(); err != nil {
 		return err
 	}
+	ended, err := s.opts.Ended.Ended()
+	if err != nil {
+		return err
+	}
 	var alive []datapath.Endpoint
 	var served []*record
 	for _, r := range records {
 		gone, err := s.isGone(r)
+		// One that cannot be looked at keeps no other from having an agent. The repair says so.
+		if err != nil && r.isChild() {
+			gone, err = false, nil
+		}
+		gone = gone || ended[r.Attachment].After(r.Created)
 		if err == nil && !gone {
 			before := *r
 			if err = s.place(r); err == nil {
 				err = s.keepPlace(&before, r)
 			}
-		}
-		// One that cannot be looked at keeps no other from having an agent. The repair says so.
-		if err != nil && r.isChild() {
-			err = s.placeAsRecorded(r)
 		}
 		switch {
 		case err != nil:
@@ -85,7 +96,10 @@ func (s *Service) Start(uplinks uplink.Found) error {
 		}
 		s.log.Info("endpoint released", "container", r.ContainerID, "interface", r.IfName, "state", r.State)
 		if r.State == api.Pending {
-			err = s.undo(r, false)
+			if err = s.undo(r, false); err != nil && r.isChild() {
+				s.problem(concernUnfinished, err) // until it is tidied up
+				err = nil
+			}
 		} else {
 			s.disconnect(r)
 			err = s.release(r) // the datapath forgets it below
@@ -102,6 +116,7 @@ func (s *Service) Start(uplinks uplink.Found) error {
 		return fmt.Errorf("attach endpoints again: %w", err)
 	}
 	s.problem(concernVLANs, s.dropVLANs())
+	s.problem(concernEnded, s.opts.Ended.Forget(ended))
 	// With the programs in place, as at an ADD.
 	s.repairServed()
 	if s.waiting() > 0 {
@@ -195,7 +210,8 @@ func (s *Service) tidy() {
 	for _, r := range s.list(old) {
 		errs = append(errs, s.tidyOne(r))
 	}
-	s.problem("unfinished endpoints", errors.Join(errs...))
+	s.problem(concernUnfinished, errors.Join(errs...))
+	s.problem(concernEnded, s.endThose())
 	s.problem("subnets", s.ground.ensure())
 	s.problem("reserved ports", s.reserved.ensure())
 	s.problem("pins", s.repairPins()) // first: new links are pinned, too
@@ -208,6 +224,33 @@ func (s *Service) tidy() {
 	s.firewall.reload() // links of policy-dir may lead to where nobody watches
 	// The datapath judges by itself what is too old; this keeps the maps small.
 	s.problem("sweep", s.opts.Datapath.Flows.Purge(nil))
+}
+
+// endThose removes the endpoints of the DELs that did not reach the agent.
+func (s *Service) endThose() error {
+	ended, err := s.opts.Ended.Ended()
+	if err != nil {
+		return err
+	}
+	for a, at := range ended {
+		if err := s.endOne(a, at); err != nil {
+			return err
+		}
+	}
+	return s.opts.Ended.Forget(ended)
+}
+
+func (s *Service) endOne(a api.Attachment, at time.Time) error {
+	defer s.locks.lock(a)()
+	r := s.lookup(a)
+	if r == nil || !at.After(r.Created) {
+		return nil // another ADD has come since
+	}
+	s.log.Info("endpoint ended without the agent", "container", r.ContainerID, "interface", r.IfName)
+	if err := s.removeDevice(r); err != nil {
+		return err
+	}
+	return s.remove(r)
 }
 
 func (s *Service) tidyOne(r *record) error {

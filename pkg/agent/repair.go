@@ -80,6 +80,10 @@ func (s *Service) repairOne(r *record) error {
 	if r, err = s.relocated(r); err != nil {
 		return err
 	}
+	// An attach that has failed may have left it addresses that policy does not know.
+	if err := s.firewall.add(r); err != nil {
+		return fmt.Errorf("set policy of endpoint %s: %w", recordKey(r.Attachment), err)
+	}
 	err = s.opts.Datapath.Endpoints.CheckEndpoint(r.datapath())
 	if mismatch := (*datapath.MismatchError)(nil); errors.As(err, &mismatch) {
 		gone, lookErr := s.deviceGone(r)

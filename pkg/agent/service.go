@@ -36,6 +36,8 @@ type Options struct {
 	Routes  Routes
 	// Children are the macvlan devices in the containers' namespaces.
 	Children Children
+	// Ended are those that ended without the agent.
+	Ended Ended
 	// Surroundings are the addresses of that namespace, Sockets its sockets.
 	Surroundings Surroundings
 	Sockets      Sockets

@@ -95,8 +95,6 @@ type record struct {
 	AddressesLater bool `json:"addressesLater,omitempty"`
 	// bridge is the interface index of Bridge as it was found last; 0 without one.
 	bridge int
-	// parent is the interface index of Parent as it was found last; 0 without one.
-	parent int
 }
 
 // childPlace is what of a wiring.ChildLink does not change while the device exists.
@@ -104,7 +102,12 @@ type childPlace struct {
 	NetNSInode  uint64 `json:"netnsInode"`
 	NetNSNumber int    `json:"netnsNumber"`
 	Index       int    `json:"index"`
+	// Parent is the interface index of the parent.
+	Parent int `json:"parent"`
 }
+
+// at is a place that one device has at a time.
+func (p childPlace) at() [2]int { return [2]int{p.NetNSNumber, p.Index} }
 
 // isChild tells whether the container's interface is a macvlan device: nothing of the node
 // is the endpoint's alone.

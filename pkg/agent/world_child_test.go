@@ -5,6 +5,7 @@ package agent
 import (
 	"maps"
 	"net/netip"
+	"time"
 
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/wiring"
@@ -132,6 +133,23 @@ func (w *world) RemoveChild(child wiring.ChildLink) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	maps.DeleteFunc(w.children, func(_ string, c wiring.ChildLink) bool { return c.Number == child.Number && c.Index == child.Index })
+	return nil
+}
+
+func (w *world) Ended() (map[api.Attachment]time.Time, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.ended), w.fail["Ended"]
+}
+
+func (w *world) Forget(ended map[api.Attachment]time.Time) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for a, at := range ended {
+		if w.ended[a].Equal(at) {
+			delete(w.ended, a)
+		}
+	}
 	return nil
 }
 

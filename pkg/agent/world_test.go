@@ -39,6 +39,7 @@ type world struct {
 	devices     map[string]HostLink // of the node, parents of children among them
 	children    map[string]wiring.ChildLink
 	netns       map[string]namespace // by path
+	ended       map[api.Attachment]time.Time
 	users       map[int][]string
 	nextIndex   int
 	unreachable map[netip.Prefix]bool
@@ -85,6 +86,7 @@ func newWorld(t *testing.T) *world {
 		devices:     make(map[string]HostLink),
 		children:    make(map[string]wiring.ChildLink),
 		netns:       make(map[string]namespace),
+		ended:       make(map[api.Attachment]time.Time),
 		nextIndex:   100,
 		unreachable: make(map[netip.Prefix]bool),
 		attached:    make(map[uint16]datapath.Endpoint),
@@ -126,6 +128,7 @@ func (w *world) service(t *testing.T, db *bbolt.DB) *Service {
 		Links:        w,
 		Parents:      w,
 		Children:     w,
+		Ended:        w,
 		Bridges:      w,
 		Routes:       w,
 		Surroundings: w,
