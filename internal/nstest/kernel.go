@@ -47,10 +47,10 @@ func Share(tb testing.TB) (share, shares int) {
 // Halve leaves a test to half of the kernels of the matrix: 0 to Linux 5.10 and 6.12, 1 to 6.1 and
 // 7, so that either has one with tcx and one without. It is for tests that take long
 // there, and are of more than the kernel does, or of pieces that are tried on every kernel.
-func Halve(t *testing.T, half int) {
-	t.Helper()
-	share, shares := Share(t)
+func Halve(tb testing.TB, half int) {
+	tb.Helper()
+	share, shares := Share(tb)
 	if shares > 1 && share%2 != half {
-		t.Skip("where all is emulated, left to " + []string{"Linux 5.10 and 6.12", "Linux 6.1 and 7"}[half])
+		tb.Skip("where all is emulated, left to " + []string{"Linux 5.10 and 6.12", "Linux 6.1 and 7"}[half])
 	}
 }

@@ -155,6 +155,7 @@ func attachments(t *testing.T) map[string]string {
 // TestTraffic sends what sockets send through the attached programs: addresses,
 // checksums and lengths are judged by the kernels at both ends.
 func TestTraffic(t *testing.T) {
+	nstest.Halve(t, 1)
 	for name, attach := range attachments(t) {
 		t.Run(name, func(t *testing.T) {
 			if attach != "clsact" {

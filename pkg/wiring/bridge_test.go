@@ -415,6 +415,7 @@ func TestBridgeKeepsWhatItKnows(t *testing.T) {
 }
 
 func TestCheckBridgedNamesWhatDiffers(t *testing.T) {
+	nstest.Halve(t, 1)
 	p := newPair(t)
 	v, b := bridgedVeth(5), testBridged()
 	b.Hairpin, b.Isolated, b.Gateways = true, true, prefixes("10.10.0.1/16", "fd00:10::1/64")

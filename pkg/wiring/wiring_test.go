@@ -132,6 +132,7 @@ func TestWire(t *testing.T) {
 }
 
 func TestCheckNamesWhatDiffers(t *testing.T) {
+	nstest.Halve(t, 0)
 	p := newPair(t)
 	v, r := testVeth(), testRouted()
 	tests := []spoiled{
