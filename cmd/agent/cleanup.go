@@ -64,7 +64,7 @@ func cleanup(env environment, cfg config, log *slog.Logger, force bool) (err err
 		if err := n.host.RemoveChild(child); err != nil {
 			return err
 		}
-		log.Info("macvlan device removed", "mac", child.MAC)
+		log.Info("macvlan device removed", "mac", child.MAC.String())
 	}
 	if n.db != nil {
 		if err := agent.RemoveVLANs(n.db, n.host); err != nil {

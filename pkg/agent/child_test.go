@@ -513,6 +513,10 @@ func TestHostChild(t *testing.T) {
 	t.Cleanup(func() { must(t, h.Close()) })
 	lan, err := h.Link("lan0")
 	must(t, err)
+	node.Run(t, "ip", "link", "add", "link", "lan0", "name", "mv1", "type", "macvlan")
+	if other, err := h.Link("mv1"); err != nil || !other.Macvlan || lan.Macvlan {
+		t.Errorf("mv1 is a macvlan device: %t, lan0 %t (%v)", other.Macvlan, lan.Macvlan, err)
+	}
 	again, err := h.LinkAt(lan.Index)
 	must(t, err)
 	if d := cmp.Diff(lan, again); d != "" {

@@ -105,7 +105,7 @@ func hostLink(link netlink.Link, err error) (HostLink, error) {
 	}
 	attrs := link.Attrs()
 	found := HostLink{
-		Name: attrs.Name, Index: attrs.Index, MAC: attrs.HardwareAddr, Master: attrs.MasterIndex, Bridge: link.Type() == "bridge",
+		Name: attrs.Name, Index: attrs.Index, MAC: attrs.HardwareAddr, Master: attrs.MasterIndex, Bridge: link.Type() == "bridge", Macvlan: link.Type() == "macvlan",
 		Ethernet: attrs.EncapType == "ether", MTU: attrs.MTU,
 	}
 	if vlan, ok := link.(*netlink.Vlan); ok {

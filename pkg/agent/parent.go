@@ -86,6 +86,8 @@ func (s *Service) findParent(n api.Network) (found parent, err error) {
 		return parent{}, fmt.Errorf("read device %s: %w", n.Parent, err)
 	case !found.Ethernet || len(found.MAC) != 6 || bytes.Equal(found.MAC, make([]byte, 6)):
 		return parent{}, invalid("master", n.Parent, "is no Ethernet device")
+	case found.Macvlan: // of which the kernel makes the child a sibling
+		return parent{}, invalid("master", n.Parent, "is a macvlan device itself: name the device that it rides on")
 	case n.MTU > found.MTU:
 		return parent{}, invalid("mtu", strconv.Itoa(n.MTU), fmt.Sprintf("is more than the %d of device %s", found.MTU, found.Name))
 	}

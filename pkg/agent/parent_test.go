@@ -52,6 +52,13 @@ func TestMacvlanRefuses(t *testing.T) {
 			node: func(w *world) { w.change("lan0", func(l *HostLink) { l.Ethernet = false }) },
 			want: api.Error{Code: invalid, Key: "master", Value: "lan0", Message: `master "lan0": is no Ethernet device`},
 		},
+		"macvlan": {
+			node: func(w *world) { w.change("lan0", func(l *HostLink) { l.Macvlan = true }) },
+			want: api.Error{
+				Code: invalid, Key: "master", Value: "lan0",
+				Message: `master "lan0": is a macvlan device itself: name the device that it rides on`,
+			},
+		},
 		"loopback": {
 			node: func(w *world) { w.change("lan0", func(l *HostLink) { l.MAC = make(net.HardwareAddr, 6) }) },
 			want: api.Error{Code: invalid, Key: "master", Value: "lan0", Message: `master "lan0": is no Ethernet device`},

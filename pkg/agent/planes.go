@@ -90,6 +90,8 @@ type HostLink struct {
 	// Ethernet says that the link carries Ethernet, MTU (in bytes) how much.
 	Ethernet bool
 	MTU      int
+	// Macvlan says that the link is a macvlan device itself.
+	Macvlan bool
 	// VLAN is the number of a VLAN, Lower the index of the device that it is on; 0 for none.
 	VLAN, Lower int
 }
