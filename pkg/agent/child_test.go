@@ -4,6 +4,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -311,39 +312,45 @@ func TestChildThatIsShut(t *testing.T) {
 // not count.
 func TestChildEndsWithoutAgent(t *testing.T) {
 	for _, restart := range []bool{true, false} {
-		w := newWorld(t)
-		w.addParent("lan0")
-		s, stop := w.boot(t)
-		req := child("c1")
-		req.Network.Parent, req.Network.Mode, req.Network.HostAccess = "lan0.50", "passthru", false
-		e := w.mustAdd(t, s, req)
-		w.ended[e.Attachment] = w.clock.Add(-1)
-		look := func() {
-			if !restart {
-				s.tidy()
-				return
-			}
-			stop()
-			s, stop = w.boot(t)
+		for _, parent := range []string{"lan0", "lan0.50"} {
+			t.Run(fmt.Sprintf("%s, restart %t", parent, restart), func(t *testing.T) { testChildEndsWithoutAgent(t, restart, parent) })
 		}
-		look()
-		if got := w.remains(t, s); len(got.Endpoints) != 1 || len(w.ended) != 0 {
-			t.Errorf("restart %t, ended before it began: %+v, %v", restart, got, w.ended)
-		}
-		w.unwire(e.Attachment)
-		look()
-		if got := w.remains(t, s); len(got.Endpoints) != 1 {
-			t.Errorf("restart %t, out of sight: %+v", restart, got)
-		}
-		w.ended[e.Attachment] = w.clock.Add(1)
-		look()
-		must(t, s.purge())
-		w.mustRemain(t, s, nothing())
-		if len(w.ended) != 0 {
-			t.Errorf("restart %t: still noted: %v", restart, w.ended)
-		}
-		w.mustAdd(t, s, req)
 	}
+}
+
+func testChildEndsWithoutAgent(t *testing.T, restart bool, parent string) {
+	w := newWorld(t)
+	w.addParent("lan0")
+	s, stop := w.boot(t)
+	look := func() {
+		if !restart {
+			s.tidy()
+			return
+		}
+		stop()
+		s, stop = w.boot(t)
+	}
+	req := child("c1")
+	req.Network.Parent, req.Network.Mode, req.Network.HostAccess = parent, "passthru", false
+	e := w.mustAdd(t, s, req)
+	w.ended[e.Attachment] = w.clock.Add(-1)
+	look()
+	if got := w.remains(t, s); len(got.Endpoints) != 1 || len(w.ended) != 0 {
+		t.Errorf("ended before it began: %+v, %v", got, w.ended)
+	}
+	moveChild("/run/netns/c1 eth7")(w)
+	look()
+	if got := w.remains(t, s); len(got.Endpoints) != 1 {
+		t.Errorf("renamed: %+v", got)
+	}
+	w.ended[e.Attachment] = w.clock.Add(1)
+	look()
+	must(t, s.purge())
+	w.mustRemain(t, s, nothing())
+	if len(w.ended) != 0 {
+		t.Errorf("still noted: %v", w.ended)
+	}
+	w.mustAdd(t, s, req)
 }
 
 // What has been attached since where a device was is not that endpoint's, whatever MAC it has.

@@ -101,8 +101,11 @@ func (s *Service) Start(uplinks uplink.Found) error {
 				err = nil
 			}
 		} else {
+			if !ended[r.Attachment].IsZero() { // and may have been out of the plugin's sight
+				err = s.removeDevice(r)
+			}
 			s.disconnect(r)
-			err = s.release(r) // the datapath forgets it below
+			err = errors.Join(err, s.release(r)) // the datapath forgets it below
 		}
 		if err != nil {
 			return err
