@@ -232,10 +232,7 @@ func (s *Service) deviceGone(r *record) (bool, error) {
 
 // loseChild detaches an endpoint whose device is gone: of a macvlan device no event tells.
 // The endpoint's lock is held.
-func (s *Service) loseChild(r *record, gone bool) error {
-	if !gone {
-		return nil
-	}
+func (s *Service) loseChild(r *record) error {
 	s.log.Warn("macvlan device is gone", "container", r.ContainerID, "interface", r.IfName, "parent", r.Parent)
 	return s.detach(r)
 }

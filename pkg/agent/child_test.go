@@ -353,6 +353,21 @@ func testChildEndsWithoutAgent(t *testing.T, restart bool, parent string) {
 	w.mustAdd(t, s, req)
 }
 
+// What has ended keeps no agent from starting, though nobody can look for what it has left.
+func TestEndedChildThatIsShut(t *testing.T) {
+	w := newWorld(t)
+	w.addParent("lan0")
+	s, stop := w.boot(t)
+	e := w.mustAdd(t, s, child("c1"))
+	w.unwire(e.Attachment)
+	w.ended[e.Attachment] = w.clock.Add(1)
+	stop()
+	w.fail["Child"] = fs.ErrPermission
+	s, _ = w.boot(t)
+	must(t, s.purge())
+	w.mustRemain(t, s, nothing())
+}
+
 // What has been attached since where a device was is not that endpoint's, whatever MAC it has.
 func TestChildInThePlaceOfAnother(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -102,10 +102,12 @@ func (s *Service) Start(uplinks uplink.Found) error {
 			}
 		} else {
 			if !ended[r.Attachment].IsZero() { // and may have been out of the plugin's sight
-				err = s.removeDevice(r)
+				if left := s.removeDevice(r); left != nil {
+					s.log.Warn("device of an endpoint that has ended may be left", "container", r.ContainerID, "interface", r.IfName, "error", left)
+				}
 			}
 			s.disconnect(r)
-			err = errors.Join(err, s.release(r)) // the datapath forgets it below
+			err = s.release(r) // the datapath forgets it below
 		}
 		if err != nil {
 			return err
@@ -235,12 +237,14 @@ func (s *Service) endThose() error {
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for a, at := range ended {
 		if err := s.endOne(a, at); err != nil {
-			return err
+			errs = append(errs, err)
+			delete(ended, a) // it is tried again
 		}
 	}
-	return s.opts.Ended.Forget(ended)
+	return errors.Join(append(errs, s.opts.Ended.Forget(ended))...)
 }
 
 func (s *Service) endOne(a api.Attachment, at time.Time) error {

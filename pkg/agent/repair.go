@@ -67,8 +67,10 @@ func (s *Service) repairOne(r *record) error {
 		return nil
 	}
 	if r.isChild() {
-		if gone, err := s.isGone(r); err != nil || gone {
-			return errors.Join(err, s.loseChild(r, gone))
+		if gone, err := s.isGone(r); err != nil {
+			return err
+		} else if gone {
+			return s.loseChild(r)
 		}
 	}
 	mended, err := s.repairPort(r)
