@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/internal/socktest"
 )
 
 // way is how a process names addresses: by the family's own sockets, or IPv4 by
@@ -135,13 +136,9 @@ func (s *socket) send(t *testing.T, to netip.AddrPort) heard {
 
 func (s *socket) receive(t *testing.T) heard {
 	t.Helper()
-	// With a limit of its own the socket would be interrupted by the runtime's signals.
-	ready, err := 0, error(unix.EINTR)
-	for errors.Is(err, unix.EINTR) {
-		ready, err = unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, int(patience.Milliseconds()))
-	}
+	ready, err := socktest.Wait(s.fd, unix.POLLIN, patience)
 	must(t, err)
-	if ready == 0 {
+	if !ready {
 		return heard{Err: unix.ETIMEDOUT}
 	}
 	buffer := make([]byte, 64)

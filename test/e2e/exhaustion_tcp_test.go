@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nodetest"
+	"github.com/tendril-net/tendril/internal/socktest"
 	"github.com/tendril-net/tendril/pkg/api"
 )
 
@@ -155,7 +156,7 @@ func (f *flood) question(t *testing.T, who asker, fd int) {
 	t.Helper()
 	_, err := unix.Write(fd, who.question())
 	if err == nil {
-		_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(nodetest.Patience.Milliseconds()))
+		_, err = socktest.Wait(fd, unix.POLLIN, nodetest.Patience)
 	}
 	answer, n := make([]byte, 64), 0
 	if err == nil {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/internal/socktest"
 )
 
 // A client whose datagram finds no listener in the container is told so by whom it
@@ -55,8 +56,8 @@ func complaint(t *testing.T, from *nstest.NS, to netip.AddrPort) (got hop) {
 	}
 	control(t, conn, func(fd int) error {
 		// The error queue is readable as an error of the socket.
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLERR}}, int(portPatience.Milliseconds()))
-		if err == nil && n == 0 {
+		ready, err := socktest.Wait(fd, unix.POLLERR, portPatience)
+		if err == nil && !ready {
 			err = errors.New("no error came")
 		}
 		if err == nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/tendril-net/tendril/internal/nodetest"
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
+	"github.com/tendril-net/tendril/internal/socktest"
 	"github.com/tendril-net/tendril/pkg/api"
 )
 
@@ -84,7 +85,7 @@ func (w *watch) read(fd int, stop <-chan struct{}) {
 			return
 		default:
 		}
-		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20); err != nil || n == 0 {
+		if ready, err := socktest.Wait(fd, unix.POLLIN, 20*time.Millisecond); err != nil || !ready {
 			continue
 		}
 		n, _, err := unix.Recvfrom(fd, buffer, 0)
