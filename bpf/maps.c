@@ -7,6 +7,7 @@ const enum action *unused_action __attribute__((unused));
 const enum flow_flag *unused_flow_flag __attribute__((unused));
 const enum translation_state *unused_translation_state __attribute__((unused));
 const enum translation_flag *unused_translation_flag __attribute__((unused));
+const enum limit_direction *unused_limit_direction __attribute__((unused));
 const enum endpoint_flag *unused_endpoint_flag __attribute__((unused));
 const enum child_flag *unused_child_flag __attribute__((unused));
 const enum port_flag *unused_port_flag __attribute__((unused));

@@ -5,6 +5,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
+#include "bandwidth.h"
 #include "clock.h"
 #include "count.h"
 #include "rewrite.h"
@@ -170,6 +171,8 @@ static __always_inline int apply(struct __sk_buff *skb, struct packet *packet, s
 	}
 	if (is_child(flow->out_ifindex))
 		return into_child(skb, journey, flow->out_ifindex);
+	if (flow->limited && is_beyond(skb, flow->out_ifindex, LIMIT_INGRESS))
+		return drop(skb, journey, DROP_BANDWIDTH_INGRESS);
 	count(skb, journey, COUNTER_DELIVERED);
 	return bpf_redirect_peer(flow->out_ifindex, 0);
 }

@@ -242,6 +242,30 @@ struct {
 	__type(value, __u64);
 } denied SEC(".maps");
 
+/*
+ * Device and direction -> the limit of its endpoint, and how far it has been used. The agent makes
+ * the entries, the programs of endpoints that have a limit keep them.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 2 * ENDPOINTS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct limit_key);
+	__type(value, struct limit);
+} bandwidth SEC(".maps");
+
+/*
+ * Prefix of a device's endpoint -> 1, or 0 for not: with whom no limit counts. The agent
+ * writes, the programs of endpoints that have a limit read.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct unshaped_key);
+	__type(value, __u8);
+} unshaped SEC(".maps");
+
 /* Fragmented packet -> the ports of its first fragment. The programs write and read. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

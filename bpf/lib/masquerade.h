@@ -330,4 +330,5 @@ static __always_inline void deliver(struct flow *decision, const struct endpoint
 	decision->receiver = to->mac;
 	decision->gateway = to->host_mac;
 	decision->endpoint = to->id;
+	decision->limited = !!(to->flags & ENDPOINT_LIMITED);
 }

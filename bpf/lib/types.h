@@ -90,7 +90,8 @@ struct flow {
 				FLOW_OTHER_PORT: see there */
 	__u8 reason;	     /* ACTION_DENY: enum counter */
 	__u8 unsure;	     /* TCP: when the first packet was seen, it was in the middle */
-	__u8 pad[2];
+	__u8 limited; /* ACTION_DELIVER, ACTION_BRIDGE: the receiver has a limit for what it gets */
+	__u8 pad;
 };
 _Static_assert(sizeof(struct flow) == 96, "flow has no hidden padding");
 
@@ -144,6 +145,7 @@ _Static_assert(sizeof(struct translation) == 48, "translation has no hidden padd
 enum endpoint_flag {
 	ENDPOINT_MASQUERADE = 1 << 0, /* what it sends to the world is masqueraded */
 	ENDPOINT_PORTS = 1 << 1,      /* ports of the host lead to it */
+	ENDPOINT_LIMITED = 1 << 2,    /* bandwidth has a limit for what it gets */
 };
 
 /* Who has an address. */
@@ -157,6 +159,43 @@ struct endpoint {
 	__u8 pad[3];
 };
 _Static_assert(sizeof(struct endpoint) == 24, "endpoint has no hidden padding");
+
+/* Of a limit: which packets of the endpoint it is for, as the container sees it. */
+enum limit_direction {
+	LIMIT_INGRESS, /* that the container gets */
+	LIMIT_EGRESS,  /* that it sends */
+};
+
+struct limit_key {
+	__u32 ifindex;	 /* of the host side */
+	__u32 direction; /* enum limit_direction */
+};
+
+/*
+ * A limit, as a bucket of credit that is kept as time: what was not sent while the clock went
+ * on. So nothing has to fill the bucket, and it is never looked at between packets.
+ */
+struct limit {
+	struct bpf_spin_lock lock; /* of empty, dropped_at and the sums */
+	__u32 exempts;		   /* 1: unshaped is to be asked */
+	__u64 cost;		   /* of a byte, in units of 2^-20 ns */
+	__u64 burst;		   /* most credit after a silence, ns */
+	__u64 empty;	  /* when the bucket is empty, ns of the monotonic clock; later than now: it
+			     is overdrawn */
+	__u64 dropped_at; /* when a packet was dropped last, same clock */
+	__u64 packets;	  /* within the limit */
+	__u64 bytes;	  /* of their frames */
+	__u64 marked;	  /* of packets: as having met congestion (ECN) */
+	__u64 dropped;	  /* packets beyond the limit */
+};
+_Static_assert(sizeof(struct limit) == 72, "limit has no hidden padding");
+
+/* Whom a limit does not count, in an LPM trie. */
+struct unshaped_key {
+	__u32 length; /* in bits, of ifindex and v4-mapped form: an IPv4 /8 is 136 */
+	__u32 ifindex;
+	__u8 address[16];
+};
 
 enum interface_role {
 	INTERFACE_NONE,
@@ -400,6 +439,8 @@ enum counter {
 	DROP_POLICY_EGRESS,	/* no rule of the sender's policies lets its endpoint begin this */
 	DROP_POLICY_INGRESS,	/* no rule of the receiver's policies lets others begin this */
 	DROP_NETWORK_ISOLATION, /* the receiver's network is shut for that of the sender */
+	DROP_BANDWIDTH_EGRESS,	/* beyond the limit of what its sender may send */
+	DROP_BANDWIDTH_INGRESS, /* beyond the limit of what its receiver may get */
 	COUNTER_MAX,
 };
 

@@ -19,8 +19,10 @@ type clsact struct{}
 
 const (
 	// An endpoint's device is ours alone: nothing may come before the checks
-	// of its packets.
-	endpointPriority = 1
+	// of its packets but its limit, and that of what it gets comes after them.
+	limitEgressPriority  = 1
+	endpointPriority     = 2
+	limitIngressPriority = 3
 	// On an uplink it is one that nobody else has, so as to replace no filter
 	// of others.
 	uplinkPriority = 0x7e4d
@@ -33,6 +35,10 @@ const (
 
 func (a attachment) priority() uint16 {
 	switch {
+	case a.program == limitEgress:
+		return limitEgressPriority
+	case a.program == limitIngress:
+		return limitIngressPriority
 	case a.endpoint():
 		return endpointPriority
 	case a.program == toParent:

@@ -40,6 +40,9 @@ func (e *Endpoint) validate() error {
 			return fmt.Errorf("endpoint %d: %w", e.ID, err)
 		}
 	}
+	if err := e.validateLimits(); err != nil {
+		return err
+	}
 	if e.Child != nil {
 		return e.Child.validate(e)
 	}
@@ -59,6 +62,9 @@ func (e *Endpoint) value() maps.Endpoint {
 	}
 	if len(e.Ports) > 0 {
 		value.Flags |= maps.EndpointPorts
+	}
+	if e.Ingress != (Limit{}) {
+		value.Flags |= maps.EndpointLimited
 	}
 	return value
 }
@@ -82,7 +88,13 @@ func (e *Endpoint) attachments() []attachment {
 	if e.Child != nil {
 		return nil
 	}
-	return []attachment{{e.IfIndex, fromContainer}, {e.IfIndex, toContainer}}
+	all := []attachment{{e.IfIndex, fromContainer}, {e.IfIndex, toContainer}}
+	for _, l := range e.limits() {
+		if l.Limit != (Limit{}) {
+			all = append(all, l.at)
+		}
+	}
+	return all
 }
 
 // AttachEndpoint makes the datapath serve an endpoint. It is idempotent. What a
@@ -106,7 +118,7 @@ func (d *Datapath) attachEndpoint(e Endpoint) error {
 			return fmt.Errorf("write map endpoints: %w", err)
 		}
 	}
-	if err := d.writePorts(e); err != nil {
+	if err := errors.Join(d.writePorts(e), d.writeLimits(e)); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.AgentAttachMaps)
@@ -139,7 +151,7 @@ func (d *Datapath) DetachEndpoint(e Endpoint) error {
 }
 
 func (d *Datapath) detachEndpoint(e Endpoint) error {
-	errs := []error{d.removePorts(e)}
+	errs := []error{d.removePorts(e), d.removeLimits(e, Endpoint{})}
 	for _, a := range e.Addresses {
 		errs = append(errs, d.removeAddress(e, maps.NewAddress(a)))
 	}
@@ -205,6 +217,14 @@ func (d *Datapath) CheckEndpoint(e Endpoint) error {
 		if err := compare(d.maps.Ports, key, &value, want, portEntry(key)); err != nil {
 			return err
 		}
+	}
+	for key, want := range e.limitEntries() {
+		if err := d.compareLimit(key, want); err != nil {
+			return err
+		}
+	}
+	if err := d.compareUnshaped(e); err != nil {
+		return err
 	}
 	for _, a := range e.attachments() {
 		ok, err := d.hooks.of(a).has(a)
@@ -278,6 +298,9 @@ func (d *Datapath) ReconcileEndpoints(desired []Endpoint) error {
 		return err
 	} else if n > 0 {
 		d.log.Info("pruned ports of the host that lead to no endpoint", "entries", n)
+	}
+	if err := d.pruneLimits(desired); err != nil {
+		return err
 	}
 	// All at once: those that are served go on to be.
 	d.children = make(map[uint16]Endpoint)

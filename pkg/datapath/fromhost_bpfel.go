@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	fromHostMapAllocations       = "allocations"
+	fromHostMapBandwidth         = "bandwidth"
 	fromHostMapChildren          = "children"
 	fromHostMapCounters          = "counters"
 	fromHostMapDenied            = "denied"
@@ -38,6 +39,7 @@ const (
 	fromHostMapStackDestinations = "stack_destinations"
 	fromHostMapSubjects          = "subjects"
 	fromHostMapTranslations      = "translations"
+	fromHostMapUnshaped          = "unshaped"
 	fromHostProgHostConnect4     = "host_connect4"
 	fromHostProgHostConnect6     = "host_connect6"
 	fromHostProgHostPeername4    = "host_peername4"
@@ -115,6 +117,7 @@ type fromHostProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type fromHostMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
+	Bandwidth         *ebpf.MapSpec `ebpf:"bandwidth"`
 	Children          *ebpf.MapSpec `ebpf:"children"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Denied            *ebpf.MapSpec `ebpf:"denied"`
@@ -136,6 +139,7 @@ type fromHostMapSpecs struct {
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
+	Unshaped          *ebpf.MapSpec `ebpf:"unshaped"`
 }
 
 // fromHostVariableSpecs contains global variables before they are loaded into the kernel.
@@ -175,6 +179,7 @@ func (o *fromHostObjects) Close() error {
 // It can be passed to loadFromHostObjects or ebpf.CollectionSpec.LoadAndAssign.
 type fromHostMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
+	Bandwidth         *ebpf.Map `ebpf:"bandwidth"`
 	Children          *ebpf.Map `ebpf:"children"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Denied            *ebpf.Map `ebpf:"denied"`
@@ -196,11 +201,13 @@ type fromHostMaps struct {
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Subjects          *ebpf.Map `ebpf:"subjects"`
 	Translations      *ebpf.Map `ebpf:"translations"`
+	Unshaped          *ebpf.Map `ebpf:"unshaped"`
 }
 
 func (m *fromHostMaps) Close() error {
 	return _FromHostClose(
 		m.Allocations,
+		m.Bandwidth,
 		m.Children,
 		m.Counters,
 		m.Denied,
@@ -222,6 +229,7 @@ func (m *fromHostMaps) Close() error {
 		m.StackDestinations,
 		m.Subjects,
 		m.Translations,
+		m.Unshaped,
 	)
 }
 

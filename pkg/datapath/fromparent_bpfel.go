@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	fromParentMapAllocations       = "allocations"
+	fromParentMapBandwidth         = "bandwidth"
 	fromParentMapChildren          = "children"
 	fromParentMapCounters          = "counters"
 	fromParentMapDenied            = "denied"
@@ -39,6 +40,7 @@ const (
 	fromParentMapStackDestinations = "stack_destinations"
 	fromParentMapSubjects          = "subjects"
 	fromParentMapTranslations      = "translations"
+	fromParentMapUnshaped          = "unshaped"
 	fromParentProgFromParent       = "from_parent"
 	fromParentVarAllocationSlots   = "allocation_slots"
 	fromParentVarCoarseClock       = "coarse_clock"
@@ -102,6 +104,7 @@ type fromParentProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type fromParentMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
+	Bandwidth         *ebpf.MapSpec `ebpf:"bandwidth"`
 	Children          *ebpf.MapSpec `ebpf:"children"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Denied            *ebpf.MapSpec `ebpf:"denied"`
@@ -124,6 +127,7 @@ type fromParentMapSpecs struct {
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
+	Unshaped          *ebpf.MapSpec `ebpf:"unshaped"`
 }
 
 // fromParentVariableSpecs contains global variables before they are loaded into the kernel.
@@ -163,6 +167,7 @@ func (o *fromParentObjects) Close() error {
 // It can be passed to loadFromParentObjects or ebpf.CollectionSpec.LoadAndAssign.
 type fromParentMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
+	Bandwidth         *ebpf.Map `ebpf:"bandwidth"`
 	Children          *ebpf.Map `ebpf:"children"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Denied            *ebpf.Map `ebpf:"denied"`
@@ -185,11 +190,13 @@ type fromParentMaps struct {
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Subjects          *ebpf.Map `ebpf:"subjects"`
 	Translations      *ebpf.Map `ebpf:"translations"`
+	Unshaped          *ebpf.Map `ebpf:"unshaped"`
 }
 
 func (m *fromParentMaps) Close() error {
 	return _FromParentClose(
 		m.Allocations,
+		m.Bandwidth,
 		m.Children,
 		m.Counters,
 		m.Denied,
@@ -212,6 +219,7 @@ func (m *fromParentMaps) Close() error {
 		m.StackDestinations,
 		m.Subjects,
 		m.Translations,
+		m.Unshaped,
 	)
 }
 

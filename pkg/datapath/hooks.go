@@ -21,11 +21,20 @@ type attachment struct {
 
 // ingress says on which side of the device the program sits.
 func (a attachment) ingress() bool {
-	return a.program == fromContainer || a.program == fromUplink || a.program == fromParent
+	switch a.program {
+	case fromContainer, fromUplink, fromParent, limitEgress:
+		return true
+	}
+	return false
 }
 
 // endpoint says whether the program is one of an endpoint's device.
-func (a attachment) endpoint() bool { return a.program == fromContainer || a.program == toContainer }
+func (a attachment) endpoint() bool {
+	return a.program == fromContainer || a.program == toContainer || a.limit()
+}
+
+// limit says whether the program is one that only endpoints with a limit have.
+func (a attachment) limit() bool { return a.program == limitIngress || a.program == limitEgress }
 
 // parent says whether the program is one of a device that macvlan children ride on, which
 // may be an uplink besides.

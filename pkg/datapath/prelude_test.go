@@ -158,8 +158,10 @@ func journeysOf(program string) []string {
 	switch program {
 	case toParent:
 		return []string{fromContainer, toContainer}
-	case fromParent:
+	case fromParent, limitIngress:
 		return []string{toContainer}
+	case limitEgress:
+		return []string{fromContainer}
 	}
 	return []string{program}
 }

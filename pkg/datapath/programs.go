@@ -19,6 +19,8 @@ const (
 	toUplink      = "to_uplink"
 	fromParent    = "from_parent"
 	toParent      = "to_parent"
+	limitIngress  = "limit_ingress"
+	limitEgress   = "limit_egress"
 	reclaim       = "reclaim"
 )
 
@@ -67,6 +69,8 @@ var objects = map[string]func() (*ebpf.CollectionSpec, error){
 	toUplink:      loadToUplink,
 	fromParent:    loadFromParent,
 	toParent:      loadToParent,
+	limitIngress:  loadLimitIngress,
+	limitEgress:   loadLimitEgress,
 	reclaim:       loadReclaim,
 }
 

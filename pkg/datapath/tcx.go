@@ -111,7 +111,9 @@ func (t *tcx) attachNew(a attachment, program *ebpf.Program) error {
 // anchor is where among the programs of the device this one goes: before those of others, and
 // among ours as the priorities of clsact have it.
 func (t *tcx) anchor(a attachment) (link.Anchor, error) {
-	after := map[string]string{fromParent: fromUplink, toUplink: toParent}[a.program]
+	after := map[string]string{
+		fromParent: fromUplink, toUplink: toParent, fromContainer: limitEgress, limitIngress: toContainer,
+	}[a.program]
 	if after == "" {
 		return link.Head(), nil
 	}

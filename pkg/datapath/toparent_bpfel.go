@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	toParentMapAllocations       = "allocations"
+	toParentMapBandwidth         = "bandwidth"
 	toParentMapChildren          = "children"
 	toParentMapCounters          = "counters"
 	toParentMapDenied            = "denied"
@@ -39,6 +40,7 @@ const (
 	toParentMapStackDestinations = "stack_destinations"
 	toParentMapSubjects          = "subjects"
 	toParentMapTranslations      = "translations"
+	toParentMapUnshaped          = "unshaped"
 	toParentProgToParent         = "to_parent"
 	toParentVarAllocationSlots   = "allocation_slots"
 	toParentVarCoarseClock       = "coarse_clock"
@@ -102,6 +104,7 @@ type toParentProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type toParentMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
+	Bandwidth         *ebpf.MapSpec `ebpf:"bandwidth"`
 	Children          *ebpf.MapSpec `ebpf:"children"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Denied            *ebpf.MapSpec `ebpf:"denied"`
@@ -124,6 +127,7 @@ type toParentMapSpecs struct {
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
+	Unshaped          *ebpf.MapSpec `ebpf:"unshaped"`
 }
 
 // toParentVariableSpecs contains global variables before they are loaded into the kernel.
@@ -163,6 +167,7 @@ func (o *toParentObjects) Close() error {
 // It can be passed to loadToParentObjects or ebpf.CollectionSpec.LoadAndAssign.
 type toParentMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
+	Bandwidth         *ebpf.Map `ebpf:"bandwidth"`
 	Children          *ebpf.Map `ebpf:"children"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Denied            *ebpf.Map `ebpf:"denied"`
@@ -185,11 +190,13 @@ type toParentMaps struct {
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Subjects          *ebpf.Map `ebpf:"subjects"`
 	Translations      *ebpf.Map `ebpf:"translations"`
+	Unshaped          *ebpf.Map `ebpf:"unshaped"`
 }
 
 func (m *toParentMaps) Close() error {
 	return _ToParentClose(
 		m.Allocations,
+		m.Bandwidth,
 		m.Children,
 		m.Counters,
 		m.Denied,
@@ -212,6 +219,7 @@ func (m *toParentMaps) Close() error {
 		m.StackDestinations,
 		m.Subjects,
 		m.Translations,
+		m.Unshaped,
 	)
 }
 

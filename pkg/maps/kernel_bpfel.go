@@ -105,7 +105,9 @@ const (
 	kernelCounterDROP_POLICY_EGRESS          kernelCounter = 26
 	kernelCounterDROP_POLICY_INGRESS         kernelCounter = 27
 	kernelCounterDROP_NETWORK_ISOLATION      kernelCounter = 28
-	kernelCounterCOUNTER_MAX                 kernelCounter = 29
+	kernelCounterDROP_BANDWIDTH_EGRESS       kernelCounter = 29
+	kernelCounterDROP_BANDWIDTH_INGRESS      kernelCounter = 30
+	kernelCounterCOUNTER_MAX                 kernelCounter = 31
 )
 
 type kernelEndpoint struct {
@@ -124,6 +126,7 @@ type kernelEndpointFlag uint32
 const (
 	kernelEndpointFlagENDPOINT_MASQUERADE kernelEndpointFlag = 1
 	kernelEndpointFlagENDPOINT_PORTS      kernelEndpointFlag = 2
+	kernelEndpointFlagENDPOINT_LIMITED    kernelEndpointFlag = 4
 )
 
 type kernelFlow struct {
@@ -147,7 +150,8 @@ type kernelFlow struct {
 	SourcePort   uint16
 	Reason       uint8
 	Unsure       uint8
-	Pad          [2]uint8
+	Limited      uint8
+	Pad          uint8
 }
 
 type kernelFlowFlag uint32
@@ -241,6 +245,36 @@ const (
 	kernelKeyKindKEY_PACKET  kernelKeyKind = 0
 	kernelKeyKindKEY_TRACKED kernelKeyKind = 1
 )
+
+type kernelLimit struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Exempts   uint32
+	Cost      uint64
+	Burst     uint64
+	Empty     uint64
+	DroppedAt uint64
+	Packets   uint64
+	Bytes     uint64
+	Marked    uint64
+	Dropped   uint64
+}
+
+type kernelLimitDirection uint32
+
+const (
+	kernelLimitDirectionLIMIT_INGRESS kernelLimitDirection = 0
+	kernelLimitDirectionLIMIT_EGRESS  kernelLimitDirection = 1
+)
+
+type kernelLimitKey struct {
+	_         structs.HostLayout
+	Ifindex   uint32
+	Direction uint32
+}
 
 type kernelMac struct {
 	_     structs.HostLayout
@@ -382,11 +416,19 @@ const (
 	kernelTranslationStateTRANSLATION_CLOSED      kernelTranslationState = 3
 )
 
+type kernelUnshapedKey struct {
+	_       structs.HostLayout
+	Length  uint32
+	Ifindex uint32
+	Address [16]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	kernelMapAllocations            = "allocations"
+	kernelMapBandwidth              = "bandwidth"
 	kernelMapChildren               = "children"
 	kernelMapCounters               = "counters"
 	kernelMapDenied                 = "denied"
@@ -408,6 +450,7 @@ const (
 	kernelMapStackDestinations      = "stack_destinations"
 	kernelMapSubjects               = "subjects"
 	kernelMapTranslations           = "translations"
+	kernelMapUnshaped               = "unshaped"
 	kernelVarUnusedAction           = "unused_action"
 	kernelVarUnusedChildFlag        = "unused_child_flag"
 	kernelVarUnusedCounter          = "unused_counter"
@@ -417,6 +460,7 @@ const (
 	kernelVarUnusedInterfaceRole    = "unused_interface_role"
 	kernelVarUnusedJourney          = "unused_journey"
 	kernelVarUnusedKeyKind          = "unused_key_kind"
+	kernelVarUnusedLimitDirection   = "unused_limit_direction"
 	kernelVarUnusedPortFlag         = "unused_port_flag"
 	kernelVarUnusedSubjectFlag      = "unused_subject_flag"
 	kernelVarUnusedTranslationFlag  = "unused_translation_flag"
@@ -472,6 +516,7 @@ type kernelProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
+	Bandwidth         *ebpf.MapSpec `ebpf:"bandwidth"`
 	Children          *ebpf.MapSpec `ebpf:"children"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Denied            *ebpf.MapSpec `ebpf:"denied"`
@@ -493,6 +538,7 @@ type kernelMapSpecs struct {
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
+	Unshaped          *ebpf.MapSpec `ebpf:"unshaped"`
 }
 
 // kernelVariableSpecs contains global variables before they are loaded into the kernel.
@@ -508,6 +554,7 @@ type kernelVariableSpecs struct {
 	UnusedInterfaceRole    *ebpf.VariableSpec `ebpf:"unused_interface_role"`
 	UnusedJourney          *ebpf.VariableSpec `ebpf:"unused_journey"`
 	UnusedKeyKind          *ebpf.VariableSpec `ebpf:"unused_key_kind"`
+	UnusedLimitDirection   *ebpf.VariableSpec `ebpf:"unused_limit_direction"`
 	UnusedPortFlag         *ebpf.VariableSpec `ebpf:"unused_port_flag"`
 	UnusedSubjectFlag      *ebpf.VariableSpec `ebpf:"unused_subject_flag"`
 	UnusedTranslationFlag  *ebpf.VariableSpec `ebpf:"unused_translation_flag"`
@@ -535,6 +582,7 @@ func (o *kernelObjects) Close() error {
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
+	Bandwidth         *ebpf.Map `ebpf:"bandwidth"`
 	Children          *ebpf.Map `ebpf:"children"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Denied            *ebpf.Map `ebpf:"denied"`
@@ -556,11 +604,13 @@ type kernelMaps struct {
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Subjects          *ebpf.Map `ebpf:"subjects"`
 	Translations      *ebpf.Map `ebpf:"translations"`
+	Unshaped          *ebpf.Map `ebpf:"unshaped"`
 }
 
 func (m *kernelMaps) Close() error {
 	return _KernelClose(
 		m.Allocations,
+		m.Bandwidth,
 		m.Children,
 		m.Counters,
 		m.Denied,
@@ -582,6 +632,7 @@ func (m *kernelMaps) Close() error {
 		m.StackDestinations,
 		m.Subjects,
 		m.Translations,
+		m.Unshaped,
 	)
 }
 
@@ -598,6 +649,7 @@ type kernelVariables struct {
 	UnusedInterfaceRole    *ebpf.Variable `ebpf:"unused_interface_role"`
 	UnusedJourney          *ebpf.Variable `ebpf:"unused_journey"`
 	UnusedKeyKind          *ebpf.Variable `ebpf:"unused_key_kind"`
+	UnusedLimitDirection   *ebpf.Variable `ebpf:"unused_limit_direction"`
 	UnusedPortFlag         *ebpf.Variable `ebpf:"unused_port_flag"`
 	UnusedSubjectFlag      *ebpf.Variable `ebpf:"unused_subject_flag"`
 	UnusedTranslationFlag  *ebpf.Variable `ebpf:"unused_translation_flag"`

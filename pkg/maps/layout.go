@@ -46,6 +46,12 @@ type (
 	PolicyRange = kernelPolicyRange
 	// Policy is what a set lets through for an identity, or a part of it.
 	Policy = kernelPolicy
+	// LimitKey is what an endpoint sends, or what it gets.
+	LimitKey = kernelLimitKey
+	// Limit is how much that may be, and how much it was.
+	Limit = kernelLimit
+	// UnshapedKey is a prefix that the limits of an endpoint do not count for.
+	UnshapedKey = kernelUnshapedKey
 	// FragmentKey is a fragmented packet.
 	FragmentKey = kernelFragmentKey
 	// Fragment holds the ports of a fragmented packet.
@@ -85,6 +91,10 @@ const (
 
 	EndpointMasquerade = uint8(kernelEndpointFlagENDPOINT_MASQUERADE)
 	EndpointPorts      = uint8(kernelEndpointFlagENDPOINT_PORTS)
+	EndpointLimited    = uint8(kernelEndpointFlagENDPOINT_LIMITED)
+
+	LimitIngress = uint32(kernelLimitDirectionLIMIT_INGRESS)
+	LimitEgress  = uint32(kernelLimitDirectionLIMIT_EGRESS)
 
 	ChildBridged   = uint8(kernelChildFlagCHILD_BRIDGED)
 	ChildReflected = uint8(kernelChildFlagCHILD_REFLECTED)
@@ -168,6 +178,20 @@ const generationBits = 32
 func NewIdentityKey(generation uint32, p netip.Prefix) IdentityKey {
 	key := NewPrefixKey(p)
 	return IdentityKey{Length: generationBits + key.Length, Generation: generation, Address: key.Address}
+}
+
+// ifindexBits is the length of the interface index in an UnshapedKey.
+const ifindexBits = 32
+
+// NewUnshapedKey is the key of a prefix of either family for the endpoint at a device.
+func NewUnshapedKey(ifindex int, p netip.Prefix) UnshapedKey {
+	key := NewPrefixKey(p)
+	return UnshapedKey{Length: ifindexBits + key.Length, Ifindex: uint32(ifindex), Address: key.Address}
+}
+
+// UnshapedPrefix is the prefix of a key.
+func UnshapedPrefix(k UnshapedKey) netip.Prefix {
+	return Prefix(PrefixKey{Length: k.Length - ifindexBits, Address: k.Address})
 }
 
 // Prefix is the prefix of a key.

@@ -37,6 +37,8 @@ type Maps struct {
 	Policies          *ebpf.Map `ebpf:"policies"`
 	Hits              *ebpf.Map `ebpf:"hits"`
 	Denied            *ebpf.Map `ebpf:"denied"`
+	Bandwidth         *ebpf.Map `ebpf:"bandwidth"`
+	Unshaped          *ebpf.Map `ebpf:"unshaped"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 
@@ -174,6 +176,8 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		kernelMapPolicies:          &m.Policies,
 		kernelMapHits:              &m.Hits,
 		kernelMapDenied:            &m.Denied,
+		kernelMapBandwidth:         &m.Bandwidth,
+		kernelMapUnshaped:          &m.Unshaped,
 		kernelMapFragments:         &m.Fragments,
 		kernelMapCounters:          &m.Counters,
 	}

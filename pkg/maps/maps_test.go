@@ -109,8 +109,8 @@ func TestPinAgain(t *testing.T) {
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	again("allocations", "children", "counters", "denied", "endpoints", "epochs", "flows", "fragments", "held", "hits", "host_addresses", "identities", "interfaces",
-		"masquerade_exclude", "peers", "policies", "policy_generation", "ports", "sockets", "stack_destinations", "subjects", "translations")
+	again("allocations", "bandwidth", "children", "counters", "denied", "endpoints", "epochs", "flows", "fragments", "held", "hits", "host_addresses", "identities", "interfaces",
+		"masquerade_exclude", "peers", "policies", "policy_generation", "ports", "sockets", "stack_destinations", "subjects", "translations", "unshaped")
 	if err := m.Epochs.Put(uint32(7), uint32(42)); err != nil {
 		t.Fatal(err)
 	}

@@ -28,17 +28,19 @@ import (
 // compiled. The module root is the working folder.
 const packageDir = "pkg/datapath"
 
-// Tests that catch what is wrong with policy and with macvlan children, without the minutes
-// of all others.
+// Tests that catch what is wrong with policy, macvlan children and limits of bandwidth, without
+// the minutes of all others.
 const (
 	firewallTests = "TestPolicy$|TestPolicyMore|TestPolicyWays|TestBridge"
 	childTests    = "TestChild"
+	limitTests    = "TestLimits$|TestLimitBridge"
 )
 
 // ownTests are the tests for files that have their own.
 var ownTests = map[string]string{
 	"lib/policy.h": firewallTests, "lib/track.h": firewallTests,
 	"to_parent.c": childTests, "from_parent.c": childTests, "lib/child.h": childTests,
+	"lib/bandwidth.h": limitTests,
 }
 
 func main() {
@@ -54,7 +56,7 @@ func main() {
 func run(ctx context.Context, out io.Writer, args []string) error {
 	flags := flag.NewFlagSet("mutations", flag.ContinueOnError)
 	only := flags.String("run", "", "only the faults whose names match the `regexp`")
-	tests := flags.String("tests", "TestPackets|TestServicesFull|TestScarcity|TestPorts|TestClientOfPortGone|TestChild$|TestChildPorts|"+firewallTests, "the tests that are to catch them, as -run of go test; those of the files of firewall and macvlan meet only "+firewallTests+" or "+childTests)
+	tests := flags.String("tests", "TestPackets|TestServicesFull|TestScarcity|TestPorts|TestClientOfPortGone|TestChild$|TestChildPorts|"+limitTests+"|"+firewallTests, "the tests that are to catch them, as -run of go test; files that have their own tests meet only these")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil

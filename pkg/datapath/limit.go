@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"reflect"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// Limit is how much an endpoint may send or get. The zero Limit is none.
+type Limit struct {
+	// Rate in bits of frames per second, at least 1000.
+	Rate uint64
+	// Burst is the most that passes at once after a silence, as the time that it takes
+	// at Rate; above 0.
+	Burst time.Duration
+}
+
+// leastRate keeps the price of the largest packet within 63 bits.
+const leastRate = 1000
+
+func (l Limit) validate() error {
+	switch {
+	case l == Limit{}:
+		return nil
+	case l.Rate < leastRate:
+		return fmt.Errorf("a rate of %d bit/s is below %d", l.Rate, leastRate)
+	case l.Burst <= 0:
+		return fmt.Errorf("a burst of %v is not above 0", l.Burst)
+	}
+	return nil
+}
+
+// costShift is BANDWIDTH_COST_SHIFT of bpf/lib/bandwidth.h.
+const costShift = 20
+
+// value is the limit as an entry of the map that has not been used.
+func (l Limit) value(exempts bool) maps.Limit {
+	// 8 * 10^9 * 2^20 takes 53 bits; what is divided is rounded to the next.
+	high, low := bits.Mul64(8*uint64(time.Second), 1<<costShift)
+	low, carry := bits.Add64(low, l.Rate/2, 0)
+	cost, _ := bits.Div64(high+carry, low, l.Rate)
+	value := maps.Limit{Cost: max(1, cost), Burst: uint64(l.Burst)}
+	if exempts {
+		value.Exempts = 1
+	}
+	return value
+}
+
+// bound is what of an entry says how much may pass, without how much has.
+func bound(value maps.Limit) maps.Limit {
+	return maps.Limit{Cost: value.Cost, Burst: value.Burst, Exempts: value.Exempts}
+}
+
+// limit is that of one direction of an endpoint.
+type limit struct {
+	Limit
+	key maps.LimitKey
+	at  attachment
+}
+
+// limits are those of both directions.
+func (e *Endpoint) limits() [2]limit {
+	key := func(direction uint32) maps.LimitKey {
+		return maps.LimitKey{Ifindex: uint32(e.IfIndex), Direction: direction}
+	}
+	return [2]limit{
+		{e.Ingress, key(maps.LimitIngress), attachment{e.IfIndex, limitIngress}},
+		{e.Egress, key(maps.LimitEgress), attachment{e.IfIndex, limitEgress}},
+	}
+}
+
+// isLimited says whether there is a limit in a direction.
+func (e *Endpoint) isLimited() bool { return e.Ingress != Limit{} || e.Egress != Limit{} }
+
+func (e *Endpoint) validateLimits() error {
+	if e.Child != nil && e.isLimited() {
+		return fmt.Errorf("endpoint %d: a macvlan child cannot have a limit", e.ID)
+	}
+	for _, l := range e.limits() {
+		if err := l.validate(); err != nil {
+			return fmt.Errorf("endpoint %d: %w", e.ID, err)
+		}
+	}
+	for _, p := range e.Unshaped {
+		if !p.IsValid() || p.Addr().Is4In6() || p.Addr().Zone() != "" {
+			return fmt.Errorf("endpoint %d: %q is no plain prefix", e.ID, p)
+		}
+	}
+	return nil
+}
+
+// limitEntries are the entries of map bandwidth that the endpoint has.
+func (e *Endpoint) limitEntries() map[maps.LimitKey]maps.Limit {
+	entries := make(map[maps.LimitKey]maps.Limit)
+	for _, l := range e.limits() {
+		if l.Limit != (Limit{}) {
+			entries[l.key] = l.value(len(e.Unshaped) > 0)
+		}
+	}
+	return entries
+}
+
+// unshapedEntries are those of map unshaped.
+func (e *Endpoint) unshapedEntries() map[maps.UnshapedKey]uint8 {
+	entries := make(map[maps.UnshapedKey]uint8)
+	if !e.isLimited() {
+		return entries
+	}
+	for _, p := range e.Unshaped {
+		if maps.CoversIPv4(p) {
+			entries[maps.NewUnshapedKey(e.IfIndex, netip.PrefixFrom(netip.IPv4Unspecified(), 0))] = 0
+		}
+	}
+	for _, p := range e.Unshaped {
+		entries[maps.NewUnshapedKey(e.IfIndex, p)] = 1
+	}
+	return entries
+}
+
+func limitEntry(key maps.LimitKey) string {
+	direction := "ingress"
+	if key.Direction == maps.LimitEgress {
+		direction = "egress"
+	}
+	return fmt.Sprintf("%s entry of interface %d in map bandwidth", direction, key.Ifindex)
+}
+
+func unshapedEntry(key maps.UnshapedKey) string {
+	return fmt.Sprintf("entry of %s and interface %d in map unshaped", maps.UnshapedPrefix(key), key.Ifindex)
+}
+
+// compareLimit is compare for what an entry says, whatever has passed.
+func (d *Datapath) compareLimit(key maps.LimitKey, want maps.Limit) error {
+	var got maps.Limit
+	err := d.maps.Bandwidth.Lookup(key, &got)
+	switch {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return &MismatchError{What: limitEntry(key)}
+	case err != nil:
+		return fmt.Errorf("read %s: %w", limitEntry(key), err)
+	}
+	if got = bound(got); got != want {
+		return &MismatchError{What: limitEntry(key), Difference: difference(reflect.ValueOf(got), reflect.ValueOf(want))}
+	}
+	return nil
+}
+
+// compareUnshaped is compare for a trie, where a lookup is answered by a shorter prefix, too.
+func (d *Datapath) compareUnshaped(e Endpoint) error {
+	want := e.unshapedEntries()
+	if len(want) == 0 {
+		return nil
+	}
+	have, err := d.unshapedOf(func(key maps.UnshapedKey) bool { return int(key.Ifindex) == e.IfIndex })
+	if err != nil {
+		return err
+	}
+	for key, value := range want {
+		if got, there := have[key]; !there || got != value {
+			return &MismatchError{What: unshapedEntry(key)}
+		}
+	}
+	return nil
+}
+
+func (d *Datapath) unshapedOf(wanted func(maps.UnshapedKey) bool) (map[maps.UnshapedKey]uint8, error) {
+	have := make(map[maps.UnshapedKey]uint8)
+	_, err := walk(d.maps.Unshaped, func(key maps.UnshapedKey, value uint8) {
+		if wanted(key) {
+			have[key] = value
+		}
+	})
+	return have, err
+}
+
+// writeLimits makes the entries of an endpoint's limits. How much has been used of one that
+// stays as it is stays, too.
+func (d *Datapath) writeLimits(e Endpoint) error {
+	for key, value := range e.unshapedEntries() {
+		if err := d.maps.Unshaped.Put(key, value); err != nil {
+			return d.unshapedError(e, err)
+		}
+	}
+	for key, value := range e.limitEntries() {
+		err := d.compareLimit(key, value)
+		if err == nil {
+			continue
+		}
+		if mismatch := (*MismatchError)(nil); !errors.As(err, &mismatch) {
+			return err
+		}
+		if err := d.maps.Bandwidth.Put(key, value); err != nil {
+			return fmt.Errorf("write map bandwidth: %w", err)
+		}
+	}
+	return nil
+}
+
+// unshapedError is what writing to map unshaped has failed with, as a *FullError if it was for
+// want of room.
+func (d *Datapath) unshapedError(e Endpoint, err error) error {
+	if !errors.Is(err, unix.ENOSPC) {
+		return fmt.Errorf("write map unshaped: %w", err)
+	}
+	others, err := d.unshapedOf(func(key maps.UnshapedKey) bool { return int(key.Ifindex) != e.IfIndex })
+	return errors.Join(&FullError{
+		Map: "unshaped", Entries: len(others), Max: int(d.maps.Unshaped.MaxEntries()), Wanted: len(e.unshapedEntries()),
+	}, err)
+}
+
+// ensureLimits puts back what others took from an endpoint's limits, and adds to found what
+// was there instead.
+func (d *Datapath) ensureLimits(found []string, e Endpoint) ([]string, error) {
+	errs := []error{d.compareUnshaped(e)}
+	for key, want := range e.limitEntries() {
+		errs = append(errs, d.compareLimit(key, want))
+	}
+	for _, err := range errs {
+		if mismatch := (*MismatchError)(nil); errors.As(err, &mismatch) {
+			found = append(found, mismatch.Error())
+		} else if err != nil {
+			return found, err
+		}
+	}
+	return found, d.writeLimits(e)
+}
+
+// removeLimits removes the entries of an endpoint's limits, but for those that another
+// description of it has.
+func (d *Datapath) removeLimits(e, but Endpoint) error {
+	var errs []error
+	limits, unshaped := but.limitEntries(), but.unshapedEntries()
+	for key := range e.limitEntries() {
+		if _, stays := limits[key]; !stays {
+			errs = append(errs, ignoreMissing(d.maps.Bandwidth.Delete(key)))
+		}
+	}
+	for key := range e.unshapedEntries() {
+		if _, stays := unshaped[key]; !stays {
+			errs = append(errs, ignoreMissing(d.maps.Unshaped.Delete(key)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// SetLimits has an attached endpoint, which was as before says, have the limits, and
+// exemptions, of another description of it. On failure it has some of both.
+func (d *Datapath) SetLimits(before, e Endpoint) error {
+	if err := e.validate(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.writeLimits(e); err != nil {
+		return err
+	}
+	for _, a := range e.Addresses {
+		if err := d.maps.Endpoints.Put(maps.NewAddress(a), e.value()); err != nil {
+			return fmt.Errorf("write map endpoints: %w", err)
+		}
+	}
+	for _, l := range e.limits() {
+		var err error
+		if l.Limit != (Limit{}) {
+			err = d.hooks.of(l.at).attach(l.at, d.programs.byName[l.at.program])
+		} else {
+			err = d.hooks.of(l.at).detach(l.at)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	// What delivers to it was decided in its epoch.
+	if err := d.bumpEpoch(uint32(e.ID)); err != nil {
+		return err
+	}
+	return d.removeLimits(before, e)
+}
+
+// pruneLimits removes entries and programs of limits that no endpoint has.
+func (d *Datapath) pruneLimits(desired []Endpoint) error {
+	limits := make(map[maps.LimitKey]bool)
+	programs := make(map[attachment]bool)
+	unshaped := make(map[maps.UnshapedKey]bool)
+	for _, e := range desired {
+		for _, l := range e.limits() {
+			if l.Limit != (Limit{}) {
+				limits[l.key], programs[l.at] = true, true
+			}
+		}
+		for key := range e.unshapedEntries() {
+			unshaped[key] = true
+		}
+	}
+	var stale []maps.LimitKey
+	if _, err := walk(d.maps.Bandwidth, func(key maps.LimitKey, _ maps.Limit) {
+		if !limits[key] {
+			stale = append(stale, key)
+		}
+	}); err != nil {
+		return err
+	}
+	others, err := d.unshapedOf(func(key maps.UnshapedKey) bool { return !unshaped[key] })
+	if err != nil {
+		return err
+	}
+	attached, err := d.hooks.endpoints.list()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, a := range attached {
+		if (a.program == limitIngress || a.program == limitEgress) && !programs[a] {
+			errs = append(errs, d.hooks.endpoints.detach(a))
+		}
+	}
+	for _, key := range stale {
+		errs = append(errs, ignoreMissing(d.maps.Bandwidth.Delete(key)))
+	}
+	for key := range others {
+		errs = append(errs, ignoreMissing(d.maps.Unshaped.Delete(key)))
+	}
+	return errors.Join(errs...)
+}
+
+// BandwidthKind is how limits are kept: "token-bucket". A bucket has no queue, so what is
+// beyond a limit is marked (ECN) first, and dropped when that does not do.
+func (d *Datapath) BandwidthKind() string { return "token-bucket" }
