@@ -179,6 +179,9 @@ func (r *record) datapath() datapath.Endpoint {
 		Bridge:      r.bridge,
 		Isolated:    r.Origin.Isolated,
 		OnLinkKnown: r.leased() && r.isRouted(), // only routed subnets are unreachable before
+		Ingress:     limit(r.Bandwidth.IngressRate, r.Bandwidth.IngressBurst),
+		Egress:      limit(r.Bandwidth.EgressRate, r.Bandwidth.EgressBurst),
+		Unshaped:    r.Bandwidth.UnshapedSubnets,
 	}
 	if r.isChild() {
 		e.IfIndex, e.IfName, e.Child = datapath.ChildIndex(r.ID), r.Parent, r.child()

@@ -48,17 +48,18 @@ func (s *Service) Status(ctx context.Context) (api.Status, error) {
 		return api.Status{}, err
 	}
 	status := api.Status{
-		Health:   health,
-		Version:  s.opts.Version,
-		PID:      os.Getpid(),
-		Started:  s.started.UTC(),
-		Kernel:   kernelRelease(),
-		Attach:   s.opts.Datapath.Stats.AttachKind(),
-		BPFRoot:  s.opts.BPFRoot,
-		Uplinks:  []api.Uplink{},
-		Pools:    s.pools(),
-		Maps:     []api.Map{},
-		Counters: []api.Counter{},
+		Health:    health,
+		Version:   s.opts.Version,
+		PID:       os.Getpid(),
+		Started:   s.started.UTC(),
+		Kernel:    kernelRelease(),
+		Attach:    s.opts.Datapath.Stats.AttachKind(),
+		Bandwidth: s.opts.Datapath.Stats.BandwidthKind(),
+		BPFRoot:   s.opts.BPFRoot,
+		Uplinks:   []api.Uplink{},
+		Pools:     s.pools(),
+		Maps:      []api.Map{},
+		Counters:  []api.Counter{},
 	}
 	s.mu.Lock()
 	status.Endpoints = len(s.index.records)

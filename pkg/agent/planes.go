@@ -30,6 +30,8 @@ type EndpointPlane interface {
 	AttachEndpoint(datapath.Endpoint) error
 	DetachEndpoint(datapath.Endpoint) error
 	CheckEndpoint(datapath.Endpoint) error
+	// SetLimits changes the limits of one that is attached.
+	SetLimits(before, after datapath.Endpoint) error
 }
 
 // NodePlane makes the datapath equal to what is desired for the node.
@@ -63,6 +65,7 @@ type StatPlane interface {
 	Counters() ([]datapath.Counter, error)
 	Maps() ([]datapath.MapUsage, error)
 	AttachKind() string
+	BandwidthKind() string
 }
 
 // PolicyPlane has the programs ask a policy.

@@ -67,6 +67,7 @@ func (s *Service) Prepare(_ context.Context, req api.PrepareRequest) (api.Endpoi
 		return api.Endpoint{}, err
 	}
 	s.hit(failpoint.AgentPrepareStored)
+	s.noteBandwidth(r, in.notes)
 	if err := s.ground.add(r); err != nil {
 		return api.Endpoint{}, errors.Join(err, s.forget(r), s.dropVLAN(r.Origin.Parent))
 	}
@@ -142,6 +143,7 @@ func (s *Service) newRecord(in *intent) (*record, error) {
 			Labels:     in.labels,
 			NamedPorts: in.namedPorts,
 			Ports:      in.ports,
+			Bandwidth:  in.bandwidth,
 			Created:    s.opts.Now().UTC(),
 		},
 	}

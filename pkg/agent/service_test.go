@@ -275,7 +275,7 @@ func TestStatusAndLists(t *testing.T) {
 	must(t, err)
 	want := api.Status{
 		Health: api.Health{OK: true}, Version: "v0.0.0-test", PID: os.Getpid(), Started: w.clock, Kernel: kernelRelease(),
-		Attach: "tcx", BPFRoot: "/sys/fs/bpf/tendril", Endpoints: 2,
+		Attach: "tcx", Bandwidth: "token-bucket", BPFRoot: "/sys/fs/bpf/tendril", Endpoints: 2,
 		Uplinks: []api.Uplink{
 			{Name: "eth0", State: "used", IfIndex: 2, MTU: 1500, IPv4: up.IPv4},
 			{Name: "eth1", State: "no address", IfIndex: 3, MTU: 1400},

@@ -69,6 +69,8 @@ type intent struct {
 	namedPorts   []api.NamedPort
 	ports        []api.PortMapping // each once
 	claims       []portClaim       // what ports come to
+	bandwidth    api.Bandwidth     // that will be in force
+	notes        []string          // where it is not what was asked for
 	has          families          // of the addresses
 	later        bool              // the addresses are not known yet
 	parent       HostLink          // of macvlan devices; found late, and made if need be
@@ -132,6 +134,9 @@ func parsePrepare(req api.PrepareRequest) (*intent, error) {
 		return nil, err
 	}
 	if err := checkNamedPorts(req.NamedPorts); err != nil {
+		return nil, err
+	}
+	if in.bandwidth, in.notes, err = parseBandwidth(req.Bandwidth, network.Driver); err != nil {
 		return nil, err
 	}
 	in.ports, in.claims, err = parseMappings(req.Ports, in.has)

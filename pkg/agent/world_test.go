@@ -166,6 +166,21 @@ func (w *world) AttachEndpoint(e datapath.Endpoint) error {
 	return w.fail["AttachEndpoint, half done"]
 }
 
+func (w *world) SetLimits(before, after datapath.Endpoint) error {
+	if err := w.call("SetLimits"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if diff := cmp.Diff(before, w.attached[after.ID], equate...); diff != "" {
+		return fmt.Errorf("the endpoint before is another (-told +attached):\n%s", diff)
+	}
+	w.attached[after.ID] = after
+	return nil
+}
+
+func (w *world) BandwidthKind() string { return "token-bucket" }
+
 func (w *world) DetachEndpoint(e datapath.Endpoint) error {
 	if err := w.call("DetachEndpoint"); err != nil {
 		return err

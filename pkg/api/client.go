@@ -73,6 +73,11 @@ func (c *Client) Attach(ctx context.Context, a Attachment, req AttachRequest) (E
 	return call[Endpoint](ctx, c, http.MethodPut, endpointPath(a)+"/attach", req)
 }
 
+// SetBandwidth gives an endpoint other limits, and returns it with those that are in force.
+func (c *Client) SetBandwidth(ctx context.Context, a Attachment, b Bandwidth) (Endpoint, error) {
+	return call[Endpoint](ctx, c, http.MethodPut, endpointPath(a)+"/bandwidth", b)
+}
+
 // Check asks whether the agent's record, the lease and the datapath are as ADD
 // left them.
 func (c *Client) Check(ctx context.Context, a Attachment) error {

@@ -136,6 +136,8 @@ type PrepareRequest struct {
 	NamedPorts []NamedPort `json:"namedPorts,omitempty"`
 	// Ports of the host that lead to the container, at most 4096.
 	Ports []PortMapping `json:"ports,omitempty"`
+	// Bandwidth of the endpoint; with DriverMacvlan there is no limit.
+	Bandwidth Bandwidth `json:"bandwidth,omitzero"`
 }
 
 // AttachRequest tells the agent that the endpoint's links exist.
@@ -190,7 +192,9 @@ type Endpoint struct {
 	Labels     map[string]string `json:"labels,omitempty"`
 	NamedPorts []NamedPort       `json:"namedPorts,omitempty"`
 	Ports      []PortMapping     `json:"ports,omitempty"`
-	Created    time.Time         `json:"created"`
+	// Bandwidth as it is in force: completed, and within its bounds.
+	Bandwidth Bandwidth `json:"bandwidth,omitzero"`
+	Created   time.Time `json:"created"`
 }
 
 // Gateways are those of an endpoint, each once and with the length of its subnet.

@@ -46,6 +46,8 @@ type Attacher interface {
 	Prepare(context.Context, PrepareRequest) (Endpoint, error)
 	Attach(context.Context, Attachment, AttachRequest) (Endpoint, error)
 	Delete(context.Context, Attachment) error
+	// SetBandwidth gives an endpoint other limits, from now on.
+	SetBandwidth(context.Context, Attachment, Bandwidth) (Endpoint, error)
 }
 
 // Inspector shows endpoints.
@@ -121,6 +123,7 @@ func NewHandler(service Service, opts HandlerOptions) http.Handler {
 		{"POST /v1/endpoints", "prepare", h.prepare},
 		{"PUT /v1/endpoints/{container}/{interface}/attach", "attach", h.attach},
 		{"DELETE /v1/endpoints/{container}/{interface}", "delete", h.delete},
+		{"PUT /v1/endpoints/{container}/{interface}/bandwidth", "", h.setBandwidth},
 		{"POST /v1/endpoints/{container}/{interface}/check", "check", h.check},
 		{"POST /v1/gc", "gc", h.gc},
 		{"POST /v1/networks/status", "status", h.networkStatus},
@@ -272,6 +275,14 @@ func (h *handler) attach(r *http.Request) (any, error) {
 
 func (h *handler) delete(r *http.Request) (any, error) {
 	return nil, h.service.Delete(r.Context(), attachment(r))
+}
+
+func (h *handler) setBandwidth(r *http.Request) (any, error) {
+	var req Bandwidth
+	if err := decode(r, &req); err != nil {
+		return nil, err
+	}
+	return h.service.SetBandwidth(r.Context(), attachment(r), req)
 }
 
 func (h *handler) check(r *http.Request) (any, error) {

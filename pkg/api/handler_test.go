@@ -61,6 +61,11 @@ func (r *recorder) Networks(context.Context) ([]Network, error) {
 	return nil, r.err
 }
 
+func (r *recorder) SetBandwidth(_ context.Context, a Attachment, b Bandwidth) (Endpoint, error) {
+	r.ask("set bandwidth", a, b)
+	return Endpoint{Attachment: a, Bandwidth: b}, r.err
+}
+
 func (r *recorder) NetworkStatus(_ context.Context, n Network) (Health, error) {
 	r.ask("network status", n)
 	return Health{OK: true}, r.err
@@ -145,6 +150,16 @@ func TestHandlerRoutes(t *testing.T) {
 			"PUT", "/v1/endpoints/c1/eth0/attach", `{"hostIfIndex":7}`,
 			200, prefix + `"state":"ready","hostIfName":"","mac":"","hostMAC":"","mtu":0,"masquerade":false,"addresses":null,"created":"0001-01-01T00:00:00Z"}`,
 			[]any{"attach", a, AttachRequest{HostIfIndex: 7}},
+		},
+		{
+			"PUT", "/v1/endpoints/c1/eth0/bandwidth", `{"egressRate":1000000,"egressBurst":10000,"unshapedSubnets":["10.0.0.0/8"]}`,
+			200, prefix + `"state":"","hostIfName":"","mac":"","hostMAC":"","mtu":0,"masquerade":false,"addresses":null,` +
+				`"bandwidth":{"egressRate":1000000,"egressBurst":10000,"unshapedSubnets":["10.0.0.0/8"]},"created":"0001-01-01T00:00:00Z"}`,
+			[]any{"set bandwidth", a, Bandwidth{EgressRate: 1_000_000, EgressBurst: 10_000, UnshapedSubnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}},
+		},
+		{
+			"PUT", "/v1/endpoints/c1/eth0/bandwidth", `{"egressRate":"10M"}`, 400,
+			`{"code":"invalid","message":"read request: key \"egressRate\": a whole number is wanted, not string","key":"egressRate"}`, nil,
 		},
 		{"DELETE", "/v1/endpoints/c1/eth0", "", 204, "", []any{"delete", a}},
 		{"DELETE", "/v1/endpoints/c1/eth%3F0", "", 204, "", []any{"delete", Attachment{ContainerID: "c1", IfName: "eth?0"}}},

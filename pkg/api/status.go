@@ -22,7 +22,9 @@ type Status struct {
 	Started time.Time `json:"started"`
 	Kernel  string    `json:"kernel"`
 	// Attach is how uplinks are attached: "tcx" or "clsact".
-	Attach    string `json:"attach"`
+	Attach string `json:"attach"`
+	// Bandwidth is how limits of bandwidth are kept: "token-bucket".
+	Bandwidth string `json:"bandwidth"`
 	BPFRoot   string `json:"bpfRoot"`
 	Endpoints int    `json:"endpoints"`
 	// Uplinks are followed by devices that are none although the configuration
