@@ -341,7 +341,7 @@ func (a *attachment) up() error {
 func (a *attachment) prepareRequest(w wanted) api.PrepareRequest {
 	return api.PrepareRequest{
 		Attachment: a.call.Attachment, Network: a.config.network, NetNS: a.call.netns, Labels: w.labels,
-		NamedPorts: a.config.namedPorts, Ports: a.config.ports,
+		NamedPorts: a.config.namedPorts, Ports: a.config.ports, Bandwidth: a.config.bandwidth,
 	}
 }
 

@@ -45,6 +45,8 @@ type config struct {
 	namedPorts []api.NamedPort
 	// ports are the capability "portMappings".
 	ports []api.PortMapping
+	// bandwidth is the capability of that name, or what the configuration says.
+	bandwidth api.Bandwidth
 	// runtimeDNS is the capability "dns"; it goes before all other sources.
 	runtimeDNS types.DNS
 	// prevResult is nil when the plugin is the first of its chain.
@@ -100,6 +102,7 @@ func parseConfig(text []byte, strict bool) (config, error) {
 func (c *config) readTop(o object) {
 	keys := []string{
 		"driver", "socket", "ipMasq", "mtu", "ingressPolicy", "icc", "routes", "ipam", "dns",
+		"ingressRate", "ingressBurst", "egressRate", "egressBurst", "unshapedSubnets",
 		// of the specification, its conventions and what runtimes add:
 		"cniVersion", "cniVersions", "name", "type", "capabilities", "runtimeConfig", "args", "prevResult",
 		"disableCheck", "disableGC", "loadOnlyInlinedPlugins",
@@ -140,6 +143,8 @@ func (c *config) readTop(o object) {
 			"network of their master, with addresses of their own", o.at("ipMasq")))
 	}
 	c.readIsolation(o)
+	c.bandwidth = c.readBandwidth(o)
+	c.bandwidth.UnshapedSubnets = readPrefixes(o, "unshapedSubnets")
 	dns := o.object("dns")
 	dns.known("nameservers", "domain", "search", "options")
 	o.read("dns", &c.dns, "an object with lists of nameservers, search and options, and a domain")
@@ -191,7 +196,7 @@ func (c *config) readIPAM(o object) {
 func (c *config) readRuntime(o object) {
 	for key, raw := range o.fields {
 		switch key {
-		case "ips", "mac", "dns", "ipRanges", "portMappings":
+		case "ips", "mac", "dns", "ipRanges", "portMappings", "bandwidth":
 			continue
 		}
 		if !empty(raw) {
@@ -201,6 +206,7 @@ func (c *config) readRuntime(o object) {
 	c.ips = readAddresses(o, "ips")
 	c.mac = readMAC(o, "mac")
 	c.ports = readPorts(o, "portMappings")
+	c.readRuntimeBandwidth(o)
 	if !c.delegated() {
 		// As with host-local, ranges of the runtime come before those of
 		// the configuration.

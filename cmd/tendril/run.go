@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -25,6 +26,10 @@ Usage:
   tendril drops       flows that policy denies, and which policy
   tendril version     versions of tendril and of the agent
 
+  tendril endpoints set-bandwidth CONTAINER [INTERFACE]
+                      hold what a container gets or sends to a rate, from now on;
+                      CONTAINER is the beginning of its ID
+
   tendril policy list [CONTAINER]        the policies, or what applies to containers
                                          whose ID begins so
   tendril policy apply -f FILE           keep the objects of a file; - is standard input
@@ -46,6 +51,8 @@ type call struct {
 	file      string
 	dryRun    bool
 	namespace string
+	// bandwidth is what endpoints set-bandwidth is to change.
+	bandwidth bandwidthFlags
 }
 
 // command is what can be called.
@@ -53,6 +60,8 @@ type command struct {
 	run func(call) error
 	// least and most are the numbers of arguments behind it.
 	least, most int
+	// what the first of them is; "" is a NAME.
+	what string
 	// flags are those that only some commands have.
 	flags []string
 }
@@ -63,12 +72,16 @@ const manyArguments = 1 << 20
 // commands by name.
 func commands() map[string]command {
 	return map[string]command{
-		"status":        {run: status},
-		"endpoints":     {run: endpoints},
-		"flows":         {run: flows},
-		"ports":         {run: ports},
-		"drops":         {run: drops},
-		"version":       {run: showVersion},
+		"status":    {run: status},
+		"endpoints": {run: endpoints},
+		"flows":     {run: flows},
+		"ports":     {run: ports},
+		"drops":     {run: drops},
+		"version":   {run: showVersion},
+		"endpoints set-bandwidth": {
+			run: setBandwidth, least: 1, most: 2, what: "CONTAINER",
+			flags: []string{"ingress-rate", "ingress-burst", "egress-rate", "egress-burst"},
+		},
 		"policy list":   {run: policyList, most: 1},
 		"policy apply":  {run: policyApply, flags: []string{"f", "dry-run"}},
 		"policy delete": {run: policyDelete, least: 1, most: manyArguments, flags: []string{"n"}},
@@ -88,6 +101,9 @@ func commandOf(args []string) (name string, c command, rest []string, err error)
 		}
 		name, rest = "policy "+rest[0], rest[1:]
 	}
+	if name == "endpoints" && len(rest) > 0 && rest[0] == "set-bandwidth" {
+		name, rest = "endpoints set-bandwidth", rest[1:]
+	}
 	c, ok := all[name]
 	if !ok {
 		return "", command{}, nil, &usageError{fmt.Sprintf("unknown command %q", name)}
@@ -96,7 +112,7 @@ func commandOf(args []string) (name string, c command, rest []string, err error)
 		return "", command{}, nil, &usageError{fmt.Sprintf("unknown argument %q", rest[c.most])}
 	}
 	if len(rest) < c.least {
-		return "", command{}, nil, &usageError{name + ": a NAME is missing"}
+		return "", command{}, nil, &usageError{fmt.Sprintf("%s: a %s is missing", name, cmp.Or(c.what, "NAME"))}
 	}
 	return name, c, rest, nil
 }
@@ -111,6 +127,8 @@ func run(env environment, args []string) error {
 	file := flags.String("f", "", "`file` with the objects of policy apply; - is standard input")
 	dryRun := flags.Bool("dry-run", false, "policy apply changes nothing and says what it would change")
 	namespace := flags.String("n", "default", "`namespace` of policy delete")
+	var bandwidth bandwidthFlags
+	bandwidth.define(flags)
 	parse := func(args []string) error {
 		err := flags.Parse(args)
 		if errors.Is(err, flag.ErrHelp) {
@@ -143,7 +161,8 @@ func run(env environment, args []string) error {
 	}
 	var stray string
 	flags.Visit(func(f *flag.Flag) {
-		if slices.Contains([]string{"f", "dry-run", "n"}, f.Name) && !slices.Contains(command.flags, f.Name) {
+		common := []string{"socket", "o", "limit"}
+		if !slices.Contains(common, f.Name) && !slices.Contains(command.flags, f.Name) {
 			stray = f.Name
 		}
 	})
@@ -157,7 +176,7 @@ func run(env environment, args []string) error {
 	}
 	c := call{
 		environment: env, client: api.NewClient(*socket), json: *output == "json", limit: *limit,
-		args: rest, file: *file, dryRun: *dryRun, namespace: *namespace,
+		args: rest, file: *file, dryRun: *dryRun, namespace: *namespace, bandwidth: bandwidth,
 	}
 	defer c.client.Close()
 	return command.run(c)

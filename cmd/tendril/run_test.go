@@ -39,6 +39,9 @@ type agent struct {
 	limit   int // of the last call of Flows or Drops
 	applied api.ApplyRequest
 	deleted []string
+	// limited is whom the last call of SetBandwidth was for.
+	limited   api.Attachment
+	bandwidth api.Bandwidth
 }
 
 func (a *agent) Health(context.Context) (api.Health, error) { return a.health(), a.err }
@@ -48,7 +51,7 @@ func (a *agent) health() api.Health { return api.Health{OK: a.reasons == nil, Re
 func (a *agent) Status(context.Context) (api.Status, error) {
 	flows, endpoints := uint64(123456), uint64(0)
 	s := api.Status{
-		Health: a.health(), Version: "v1.2.3", PID: 4711, Started: now.Add(-49*time.Hour - 30*time.Minute), Kernel: "6.18.0", Attach: "tcx",
+		Health: a.health(), Version: "v1.2.3", Bandwidth: "token-bucket", PID: 4711, Started: now.Add(-49*time.Hour - 30*time.Minute), Kernel: "6.18.0", Attach: "tcx",
 		BPFRoot: "/sys/fs/bpf/tendril", Endpoints: 1000,
 		Uplinks: []api.Uplink{
 			{Name: "eth0", State: api.UplinkUsed, IfIndex: 2, MTU: 1500, IPv4: netip.MustParseAddr("192.0.2.2"), IPv6: netip.MustParseAddr("2001:db8::2")},
@@ -89,9 +92,17 @@ func (a *agent) Endpoints(context.Context) ([]api.Endpoint, error) {
 			Labels: map[string]string{"app": "web"},
 		},
 		// What a container brings along may not drive the terminal.
-		{Attachment: api.Attachment{ContainerID: "c2", IfName: "e\x1b[31m0"}, ID: 20, Network: "static", State: api.Pending, HostIfName: "tdlba9876543210", Created: now},
+		{
+			Attachment: api.Attachment{ContainerID: "c2", IfName: "e\x1b[31m0"}, ID: 20, Network: "static", State: api.Pending, HostIfName: "tdlba9876543210", Created: now,
+			Bandwidth: api.Bandwidth{IngressRate: 2_500_000, IngressBurst: 25_000, EgressRate: 1_000, EgressBurst: 10},
+		},
 		{Attachment: api.Attachment{ContainerID: "c3", IfName: "eth0"}, ID: 21, Network: "static", State: api.Detached, HostIfName: "tdl00000000000c3", Created: now},
 	}, a.err
+}
+
+func (a *agent) SetBandwidth(_ context.Context, of api.Attachment, b api.Bandwidth) (api.Endpoint, error) {
+	a.limited, a.bandwidth = of, b
+	return api.Endpoint{Attachment: of, Bandwidth: b}, a.err
 }
 
 func (a *agent) Flows(_ context.Context, limit int) ([]api.Flow, error) {
@@ -246,23 +257,29 @@ func TestOutput(t *testing.T) {
 		"status-json":      {&agent{}, []string{"status", "-o", "json"}, 0},
 		"endpoints":        {&agent{}, []string{"endpoints"}, 0},
 		"endpoints-json":   {&agent{}, []string{"-o", "json", "endpoints"}, 0},
-		"flows":            {&agent{}, []string{"flows"}, 0},
-		"flows-limit":      {&agent{}, []string{"flows", "--limit", "1"}, 0},
-		"flows-json":       {&agent{}, []string{"flows", "-o=json"}, 0},
-		"ports":            {&agent{}, []string{"ports"}, 0},
-		"ports-json":       {&agent{}, []string{"ports", "-o", "json"}, 0},
-		"drops":            {&agent{}, []string{"drops"}, 0},
-		"drops-limit":      {&agent{}, []string{"drops", "--limit", "1"}, 0},
-		"drops-json":       {&agent{}, []string{"drops", "-o", "json"}, 0},
-		"policies":         {&agent{}, []string{"policy", "list"}, 0},
-		"policies-bare":    {&agent{bare: true}, []string{"policy", "list"}, 0},
-		"policies-of":      {&agent{}, []string{"policy", "-o", "table", "list", "0123456"}, 0},
-		"policies-json":    {&agent{}, []string{"policy", "list", "-o", "json"}, 0},
-		"apply":            {&agent{}, []string{"policy", "apply", "-f", "testdata/policy.yaml"}, 0},
-		"apply-dry":        {&agent{}, []string{"policy", "apply", "-f", "-", "--dry-run"}, 0},
-		"apply-dry-bare":   {&agent{bare: true}, []string{"policy", "apply", "--dry-run", "-f", "-"}, 0},
-		"apply-json":       {&agent{}, []string{"policy", "apply", "-f", "-", "--dry-run", "-o", "json"}, 0},
-		"delete":           {&agent{}, []string{"policy", "delete", "web", "-n", "shop", "db"}, 0},
+		"set-bandwidth": {
+			&agent{}, []string{"endpoints", "set-bandwidth", "0123", "--ingress-rate", "2.5G", "--egress-rate", "512k", "--egress-burst", "1M"}, 0,
+		},
+		"set-bandwidth-json": {
+			&agent{}, []string{"endpoints", "set-bandwidth", "--egress-rate=0", "c2", "e\x1b[31m0", "-o", "json"}, 0,
+		},
+		"flows":          {&agent{}, []string{"flows"}, 0},
+		"flows-limit":    {&agent{}, []string{"flows", "--limit", "1"}, 0},
+		"flows-json":     {&agent{}, []string{"flows", "-o=json"}, 0},
+		"ports":          {&agent{}, []string{"ports"}, 0},
+		"ports-json":     {&agent{}, []string{"ports", "-o", "json"}, 0},
+		"drops":          {&agent{}, []string{"drops"}, 0},
+		"drops-limit":    {&agent{}, []string{"drops", "--limit", "1"}, 0},
+		"drops-json":     {&agent{}, []string{"drops", "-o", "json"}, 0},
+		"policies":       {&agent{}, []string{"policy", "list"}, 0},
+		"policies-bare":  {&agent{bare: true}, []string{"policy", "list"}, 0},
+		"policies-of":    {&agent{}, []string{"policy", "-o", "table", "list", "0123456"}, 0},
+		"policies-json":  {&agent{}, []string{"policy", "list", "-o", "json"}, 0},
+		"apply":          {&agent{}, []string{"policy", "apply", "-f", "testdata/policy.yaml"}, 0},
+		"apply-dry":      {&agent{}, []string{"policy", "apply", "-f", "-", "--dry-run"}, 0},
+		"apply-dry-bare": {&agent{bare: true}, []string{"policy", "apply", "--dry-run", "-f", "-"}, 0},
+		"apply-json":     {&agent{}, []string{"policy", "apply", "-f", "-", "--dry-run", "-o", "json"}, 0},
+		"delete":         {&agent{}, []string{"policy", "delete", "web", "-n", "shop", "db"}, 0},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -323,6 +340,28 @@ func TestPolicyRequests(t *testing.T) {
 	}
 }
 
+// What is not given stays, but for the burst of another rate.
+func TestSetBandwidth(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		want api.Bandwidth
+	}{
+		{[]string{"--ingress-rate", "10M"}, api.Bandwidth{IngressRate: 10_000_000, EgressRate: 1_000, EgressBurst: 10}},
+		{[]string{"--ingress-burst", "1k"}, api.Bandwidth{IngressRate: 2_500_000, IngressBurst: 1_000, EgressRate: 1_000, EgressBurst: 10}},
+		{[]string{"--egress-rate", "0"}, api.Bandwidth{IngressRate: 2_500_000, IngressBurst: 25_000}},
+		{[]string{"--egress-rate", "1T", "--egress-burst", "7"}, api.Bandwidth{IngressRate: 2_500_000, IngressBurst: 25_000, EgressRate: 1_000_000_000_000, EgressBurst: 7}},
+	} {
+		a := &agent{}
+		_, stderr, code := execute(t, append([]string{"--socket", serve(t, a), "endpoints", "set-bandwidth", "c2"}, test.args...)...)
+		if code != 0 || stderr != "" || a.limited != db {
+			t.Errorf("%q: exit code %d: %s; asked for %v", test.args, code, stderr, a.limited)
+		}
+		if d := cmp.Diff(test.want, a.bandwidth); d != "" {
+			t.Errorf("%q (-want +got):\n%s", test.args, d)
+		}
+	}
+}
+
 func TestErrors(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "agent.sock")
 	refusing := serve(t, &agent{err: &api.Error{Code: api.CodeInternal, Message: "read flows: refused"}})
@@ -331,22 +370,39 @@ func TestErrors(t *testing.T) {
 		code int
 		want []string
 	}{
-		"no agent":          {[]string{"--socket", missing, "status"}, 3, []string{missing, "Is tendril-agent running", "--socket"}},
-		"agent refuses":     {[]string{"--socket", refusing, "flows"}, 1, []string{"tendril: read flows: refused\n"}},
-		"no command":        {nil, 2, []string{"no command given", "tendril --help"}},
-		"unknown command":   {[]string{"flow"}, 2, []string{`unknown command "flow"`}},
-		"unknown argument":  {[]string{"flows", "all"}, 2, []string{`unknown argument "all"`}},
-		"unknown flag":      {[]string{"flows", "--all"}, 2, []string{"-all"}},
-		"unknown format":    {[]string{"flows", "-o", "yaml"}, 2, []string{`-o "yaml": neither table nor json`}},
-		"limit too large":   {[]string{"flows", "--limit", "100001"}, 2, []string{"not a number from 1 to 100000"}},
-		"policy of what":    {[]string{"policy"}, 2, []string{"policy: list, apply or delete?"}},
-		"unknown policy":    {[]string{"policy", "aply"}, 2, []string{`unknown command "policy aply"`}},
-		"apply of nothing":  {[]string{"policy", "apply"}, 2, []string{"-f FILE is missing"}},
-		"apply of no file":  {[]string{"policy", "apply", "-f", missing}, 1, []string{missing}},
-		"delete of nothing": {[]string{"policy", "delete"}, 2, []string{"a NAME is missing"}},
-		"flag of another":   {[]string{"policy", "list", "--dry-run"}, 2, []string{"-dry-run is no flag of policy list"}},
-		"two containers":    {[]string{"policy", "list", "a", "b"}, 2, []string{`unknown argument "b"`}},
-		"nobody's ID":       {[]string{"--socket", serve(t, &agent{}), "policy", "list", "9"}, 1, []string{`an ID that begins with "9"`}},
+		"no agent":            {[]string{"--socket", missing, "status"}, 3, []string{missing, "Is tendril-agent running", "--socket"}},
+		"agent refuses":       {[]string{"--socket", refusing, "flows"}, 1, []string{"tendril: read flows: refused\n"}},
+		"no command":          {nil, 2, []string{"no command given", "tendril --help"}},
+		"unknown command":     {[]string{"flow"}, 2, []string{`unknown command "flow"`}},
+		"unknown argument":    {[]string{"flows", "all"}, 2, []string{`unknown argument "all"`}},
+		"unknown flag":        {[]string{"flows", "--all"}, 2, []string{"-all"}},
+		"unknown format":      {[]string{"flows", "-o", "yaml"}, 2, []string{`-o "yaml": neither table nor json`}},
+		"limit too large":     {[]string{"flows", "--limit", "100001"}, 2, []string{"not a number from 1 to 100000"}},
+		"policy of what":      {[]string{"policy"}, 2, []string{"policy: list, apply or delete?"}},
+		"unknown policy":      {[]string{"policy", "aply"}, 2, []string{`unknown command "policy aply"`}},
+		"apply of nothing":    {[]string{"policy", "apply"}, 2, []string{"-f FILE is missing"}},
+		"apply of no file":    {[]string{"policy", "apply", "-f", missing}, 1, []string{missing}},
+		"delete of nothing":   {[]string{"policy", "delete"}, 2, []string{"a NAME is missing"}},
+		"flag of another":     {[]string{"policy", "list", "--dry-run"}, 2, []string{"-dry-run is no flag of policy list"}},
+		"two containers":      {[]string{"policy", "list", "a", "b"}, 2, []string{`unknown argument "b"`}},
+		"nobody's ID":         {[]string{"--socket", serve(t, &agent{}), "policy", "list", "9"}, 1, []string{`an ID that begins with "9"`}},
+		"bandwidth of nobody": {[]string{"endpoints", "set-bandwidth"}, 2, []string{"endpoints set-bandwidth: a CONTAINER is missing"}},
+		"no bandwidth":        {[]string{"endpoints", "set-bandwidth", "c2"}, 2, []string{"nothing to set"}},
+		"bandwidth of others": {
+			[]string{"--socket", serve(t, &agent{}), "endpoints", "set-bandwidth", "c", "--egress-rate", "1M"},
+			1,
+			[]string{`several endpoints are "c": "c2 e\x1b[31m0", "c3 eth0"`},
+		},
+		"bandwidth of none": {
+			[]string{"--socket", serve(t, &agent{}), "endpoints", "set-bandwidth", "c2", "eth0", "--egress-rate", "1M"},
+			1,
+			[]string{`no endpoint is "c2 eth0"`},
+		},
+		"rate below zero":   {[]string{"endpoints", "set-bandwidth", "c2", "--egress-rate", "-1"}, 2, []string{`"-1" for flag -egress-rate`}},
+		"rate of a word":    {[]string{"endpoints", "set-bandwidth", "c2", "--egress-rate", "M"}, 2, []string{`"M" for flag -egress-rate`}},
+		"rate of no number": {[]string{"endpoints", "set-bandwidth", "c2", "--egress-rate", "NaN"}, 2, []string{`"NaN" for flag -egress-rate`}},
+		"part of a bit":     {[]string{"endpoints", "set-bandwidth", "c2", "--egress-rate", "0.5"}, 2, []string{`"0.5" for flag -egress-rate`}},
+		"rate elsewhere":    {[]string{"endpoints", "--egress-rate", "1"}, 2, []string{"-egress-rate is no flag of endpoints"}},
 		"limit is negative": {[]string{"flows", "--limit", "-1"}, 2, []string{"not a number from 1 to 100000"}},
 	}
 	for name, test := range tests {

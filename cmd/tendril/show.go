@@ -43,6 +43,7 @@ func (c call) printStatus(s api.Status) error {
 	head := newTable("Agent", fmt.Sprintf("%s, pid %d, up %s", s.Version, s.PID, age(c.now().Sub(s.Started))))
 	head.row("Health", health)
 	head.row("Kernel", fmt.Sprintf("%s, attaches by %s", s.Kernel, s.Attach))
+	head.row("Bandwidth", "held by "+s.Bandwidth)
 	head.row("BPF root", s.BPFRoot)
 	head.row("Endpoints", strconv.Itoa(s.Endpoints))
 
@@ -87,14 +88,25 @@ func endpoints(c call) error {
 	if c.json {
 		return c.printJSON(list)
 	}
-	t := newTable("ID", "CONTAINER", "INTERFACE", "NETWORK", "STATE", "ADDRESSES", "HOST DEVICE", "AGE")
+	head := []string{"ID", "CONTAINER", "INTERFACE", "NETWORK", "STATE", "ADDRESSES", "HOST DEVICE", "AGE"}
+	limits := slices.ContainsFunc(list, func(e api.Endpoint) bool { return !e.Bandwidth.IsZero() })
+	if limits {
+		head = append(head, "GETS", "SENDS")
+	}
+	t := newTable(head...)
 	for _, e := range list {
 		var addresses []string
 		for _, a := range e.Addresses {
 			addresses = append(addresses, a.Address.Addr().String())
 		}
-		t.row(strconv.Itoa(int(e.ID)), short(e.ContainerID), e.IfName, e.Network, string(e.State),
-			strings.Join(addresses, ","), cmp.Or(e.HostIfName, e.Parent), age(c.now().Sub(e.Created)))
+		row := []string{
+			strconv.Itoa(int(e.ID)), short(e.ContainerID), e.IfName, e.Network, string(e.State),
+			strings.Join(addresses, ","), cmp.Or(e.HostIfName, e.Parent), age(c.now().Sub(e.Created)),
+		}
+		if limits {
+			row = append(row, rate(e.Bandwidth.IngressRate), rate(e.Bandwidth.EgressRate))
+		}
+		t.row(row...)
 	}
 	return t.write(c.stdout)
 }

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/tendril-net/tendril/pkg/api"
+)
+
+// readBandwidth reads rates and bursts, by the names of the reference plugin bandwidth.
+func (c *config) readBandwidth(o object) (b api.Bandwidth) {
+	for _, number := range []struct {
+		key  string
+		dest *int64
+		rate bool
+	}{
+		{"ingressRate", &b.IngressRate, true},
+		{"ingressBurst", &b.IngressBurst, false},
+		{"egressRate", &b.EgressRate, true},
+		{"egressBurst", &b.EgressBurst, false},
+	} {
+		o.read(number.key, number.dest, "a whole number of bits")
+		n := *number.dest
+		switch {
+		case n < 0:
+			o.fault(number.key, fmt.Sprintf("%d is below 0", n))
+		case number.rate && n != 0 && (n < api.MinRate || n > api.MaxRate):
+			o.fault(number.key, fmt.Sprintf("%d is not 0, which is no limit, or from %d to %d bits per second", n, api.MinRate, int64(api.MaxRate)))
+		case number.rate && n != 0 && c.network.Driver == api.DriverMacvlan:
+			o.faults.add(faultf(types.ErrUnsupportedField, "%s: %d cannot be with the driver macvlan yet", o.at(number.key), n))
+		}
+	}
+	return b
+}
+
+// readRuntimeBandwidth reads the capability, which goes before the configuration's rates and
+// bursts, all of them. An empty one says nothing.
+func (c *config) readRuntimeBandwidth(o object) {
+	if !o.has("bandwidth") || empty(o.fields["bandwidth"]) {
+		return
+	}
+	asked := o.object("bandwidth")
+	asked.known("ingressRate", "ingressBurst", "egressRate", "egressBurst")
+	unshaped := c.bandwidth.UnshapedSubnets
+	c.bandwidth = c.readBandwidth(asked)
+	c.bandwidth.UnshapedSubnets = unshaped
+}
+
+// readPrefixes reads a list of prefixes.
+func readPrefixes(o object, key string) []netip.Prefix {
+	var written []string
+	var prefixes []netip.Prefix
+	o.read(key, &written, "a list of strings")
+	for i, one := range written {
+		p, err := netip.ParsePrefix(one)
+		if err != nil || p.Addr().Is4In6() {
+			o.fault(fmt.Sprintf("%s[%d]", key, i), fmt.Sprintf("%q is not an address and a prefix length", one))
+			continue
+		}
+		prefixes = append(prefixes, p.Masked())
+	}
+	return prefixes
+}
