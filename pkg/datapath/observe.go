@@ -133,18 +133,21 @@ func (e *epochs) get(endpoint uint16) uint32 {
 	return epoch
 }
 
-// each calls f for every entry of a hash map until it returns false, in batches.
-// Entries that come or go meanwhile may be missed.
+// each calls f for every entry of a hash map until it returns false, in batches that
+// grow with what they find: most maps hold little. Entries that come or go meanwhile may
+// be missed.
 func each[K, V any](m *ebpf.Map, f func(K, V) bool) error {
-	const batch = 4096
+	const first, most = 64, 4096
 	var (
 		cursor ebpf.MapBatchCursor
-		keys   = make([]K, min(batch, m.MaxEntries()))
+		keys   = make([]K, min(first, m.MaxEntries()))
 		values = make([]V, len(keys))
 	)
 	for {
 		n, err := m.BatchLookup(&cursor, keys, values, nil)
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		// The kernel returns whole chains of its table: one was longer than the batch.
+		short := errors.Is(err, unix.ENOSPC) && len(keys) < int(m.MaxEntries())
+		if err != nil && !short && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("read map %s: %w", m, err)
 		}
 		for i := range n {
@@ -152,8 +155,12 @@ func each[K, V any](m *ebpf.Map, f func(K, V) bool) error {
 				return nil
 			}
 		}
-		if err != nil {
+		if err != nil && !short {
 			return nil
+		}
+		if short || len(keys) < most {
+			keys = make([]K, min(4*len(keys), int(m.MaxEntries())))
+			values = make([]V, len(keys))
 		}
 	}
 }
