@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/maps"
@@ -26,7 +27,9 @@ type loaded struct {
 	cfg      Config
 	maps     *maps.Maps
 	programs *programs
-	used     bool
+	// sweep makes zeros of the large arrays, by map.
+	sweep map[ebpf.MapID]*ebpf.Program
+	used  bool
 }
 
 // pool has all that was loaded, until the process ends.
@@ -47,7 +50,7 @@ func borrow(t testing.TB, cfg Config) *loaded {
 	}
 	l := pool.all[i]
 	for _, m := range l.reached(t) {
-		if err := empty(m); err != nil {
+		if err := l.empty(m); err != nil {
 			t.Fatalf("%s: %v", m, err)
 		}
 	}
@@ -70,7 +73,7 @@ func load(t testing.TB, cfg Config) *loaded {
 	const noCookie = 0
 	programs, err := loadPrograms(cfg, shared, noCookie)
 	must(t, err)
-	return &loaded{cfg: cfg, maps: shared, programs: programs}
+	return &loaded{cfg: cfg, maps: shared, programs: programs, sweep: make(map[ebpf.MapID]*ebpf.Program)}
 }
 
 // datapath is what Open would return, without what concerns other agents and the sockets
@@ -113,11 +116,14 @@ func (l *loaded) reached(t testing.TB) []*ebpf.Map {
 }
 
 // empty removes what can be removed from a map and makes the rest zeros.
-func empty(m *ebpf.Map) error {
+func (l *loaded) empty(m *ebpf.Map) error {
 	switch kind := m.Type(); kind {
 	case ebpf.Hash, ebpf.LRUHash:
 		return inBatches(m, m.BatchLookupAndDelete, func(_, _ reflect.Value) error { return nil })
 	case ebpf.Array:
+		if size := m.ValueSize(); m.MaxEntries()%sweepEntries == 0 && (size == 4 || size == 8) {
+			return l.zero(m)
+		}
 		return inBatches(m, m.BatchLookup, func(key, value reflect.Value) error {
 			if value.IsZero() {
 				return nil
@@ -146,6 +152,67 @@ func empty(m *ebpf.Map) error {
 	default:
 		return fmt.Errorf("nobody knows how to empty a %s", kind)
 	}
+}
+
+// sweepEntries is how many entries of an array one run of its sweep makes zeros.
+const sweepEntries = 1024
+
+// zero makes zeros of an array of numbers. There is one for every endpoint that a node may
+// have, which the kernel lets a process walk in a hundred times what a program needs.
+func (l *loaded) zero(m *ebpf.Map) error {
+	info, err := m.Info()
+	if err != nil {
+		return err
+	}
+	id, _ := info.ID()
+	program := l.sweep[id]
+	if program == nil {
+		if program, err = newSweep(m); err != nil {
+			return fmt.Errorf("load sweep: %w", err)
+		}
+		l.sweep[id] = program
+	}
+	for first := uint32(0); first < m.MaxEntries(); first += sweepEntries {
+		// A test run wants a frame.
+		left, err := program.Run(&ebpf.RunOptions{Data: make([]byte, 14), Context: skBuff{Mark: first}})
+		if err == nil && left != 0 {
+			err = fmt.Errorf("sweep left entries from %d on", first)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// newSweep returns a program that makes zeros of as many entries of an array, from that on
+// which skb->mark names, and returns how many it could not reach.
+func newSweep(m *ebpf.Map) (*ebpf.Program, error) {
+	const offsetMark = 8
+	size := asm.Word
+	if m.ValueSize() == 8 {
+		size = asm.DWord
+	}
+	return ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "sweep", Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{
+			asm.LoadMem(asm.R6, asm.R1, offsetMark, asm.Word),
+			asm.Mov.Imm(asm.R7, sweepEntries),
+			asm.Mov.Imm(asm.R8, 0),
+			asm.StoreMem(asm.R10, -4, asm.R6, asm.Word).WithSymbol("entry"),
+			asm.LoadMapPtr(asm.R1, m.FD()),
+			asm.Mov.Reg(asm.R2, asm.R10),
+			asm.Add.Imm(asm.R2, -4),
+			asm.FnMapLookupElem.Call(),
+			asm.JEq.Imm(asm.R0, 0, "end"),
+			asm.StoreMem(asm.R0, 0, asm.R8, size),
+			asm.Add.Imm(asm.R6, 1),
+			asm.Sub.Imm(asm.R7, 1),
+			asm.JNE.Imm(asm.R7, 0, "entry"),
+			asm.Mov.Reg(asm.R0, asm.R7).WithSymbol("end"),
+			asm.Return(),
+		},
+	})
 }
 
 // inBatches calls f for each entry that lookup finds, many at a time.
