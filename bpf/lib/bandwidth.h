@@ -35,12 +35,35 @@
 #define BANDWIDTH_RECOVERY_TIME 1000000000LL
 
 /*
- * Small packets go on when the bucket is empty, and overdraw it by so many ns at most: they are
- * acknowledgements, handshakes and questions, and whoever asks little waits for nobody who
- * asks for much. They cost what others do.
+ * Small packets go on when the bucket is empty: they are acknowledgements, handshakes and
+ * questions, and whoever asks little waits for nobody who asks for much. They have half of the
+ * rate for that, with so many ns of credit, and cost what others do, so that the rate holds
+ * and neither can keep the other out.
  */
 #define BANDWIDTH_SMALL 256
-#define BANDWIDTH_RESERVE 10000000LL
+#define BANDWIDTH_SMALL_CREDIT 10000000ULL
+
+/* Of a packet, for the price: no more than a container can make of one by GSO. */
+#define BANDWIDTH_BYTES_MAX (1U << 20)
+
+/*
+ * Whether the packet is what a link needs to work: ARP, neighbour and router discovery. No limit
+ * counts for it, or a container at its limit would be lost to its neighbours.
+ */
+static __always_inline bool is_for_link(const struct __sk_buff *skb)
+{
+	__u8 protocol = 0, type = 0;
+
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return true;
+	if (skb->protocol != bpf_htons(ETH_P_IPV6) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, nexthdr), &protocol,
+			       sizeof(protocol)) ||
+	    protocol != IPPROTO_ICMPV6 ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(struct ipv6hdr), &type, sizeof(type)))
+		return false;
+	return type >= 133 && type <= 137; /* RFC 4861, section 4 */
+}
 
 /* Bytes of headers in front of each segment of a GSO packet. */
 static __always_inline __u32 segment_headers(const struct __sk_buff *skb)
@@ -112,10 +135,11 @@ static __noinline int is_beyond(struct __sk_buff *skb, __u32 ifindex, __u32 dire
 	bool beyond, mark;
 	__s64 overdrawn;
 
-	if (!limit || (limit->exempts && is_unshaped(skb, ifindex, direction)))
+	if (!limit || is_for_link(skb) || (limit->exempts && is_unshaped(skb, ifindex, direction)))
 		return false;
 	bytes = wire_bytes(skb);
-	price = bytes * limit->cost >> BANDWIDTH_COST_SHIFT;
+	price = (bytes < BANDWIDTH_BYTES_MAX ? bytes : BANDWIDTH_BYTES_MAX) * limit->cost >>
+		BANDWIDTH_COST_SHIFT;
 	at = bpf_ktime_get_ns();
 	bpf_spin_lock(&limit->lock);
 	credit = limit->burst;
@@ -126,7 +150,14 @@ static __noinline int is_beyond(struct __sk_buff *skb, __u32 ifindex, __u32 dire
 	if ((__s64)(limit->empty - (at - credit)) < 0)
 		limit->empty = at - credit;
 	overdrawn = limit->empty - at;
-	beyond = overdrawn > (bytes <= BANDWIDTH_SMALL ? BANDWIDTH_RESERVE : 0);
+	beyond = overdrawn > 0;
+	if (beyond && bytes <= BANDWIDTH_SMALL) {
+		if ((__s64)(limit->small - (at - BANDWIDTH_SMALL_CREDIT)) < 0)
+			limit->small = at - BANDWIDTH_SMALL_CREDIT;
+		beyond = (__s64)(limit->small - at) > 0;
+		if (!beyond)
+			limit->small += 2 * price;
+	}
 	mark = !beyond && overdrawn > -(__s64)(limit->burst / 2);
 	if (beyond) {
 		limit->dropped_at = at;

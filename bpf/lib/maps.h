@@ -255,8 +255,8 @@ struct {
 } bandwidth SEC(".maps");
 
 /*
- * Prefix of a device's endpoint -> 1, or 0 for not: with whom no limit counts. The agent
- * writes, the programs of endpoints that have a limit read.
+ * Prefix of a device's endpoint -> its length + 1, or 0 for not: with whom no limit counts. The
+ * agent writes, the programs of endpoints that have a limit read.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

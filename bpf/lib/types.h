@@ -176,19 +176,20 @@ struct limit_key {
  * on. So nothing has to fill the bucket, and it is never looked at between packets.
  */
 struct limit {
-	struct bpf_spin_lock lock; /* of empty, dropped_at and the sums */
+	struct bpf_spin_lock lock; /* of empty, small, dropped_at and the sums */
 	__u32 exempts;		   /* 1: unshaped is to be asked */
 	__u64 cost;		   /* of a byte, in units of 2^-20 ns */
 	__u64 burst;		   /* most credit after a silence, ns */
 	__u64 empty;	  /* when the bucket is empty, ns of the monotonic clock; later than now: it
 			     is overdrawn */
+	__u64 small;	  /* as empty, of what small packets have when that is overdrawn */
 	__u64 dropped_at; /* when a packet was dropped last, same clock */
 	__u64 packets;	  /* within the limit */
 	__u64 bytes;	  /* of their frames */
 	__u64 marked;	  /* of packets: as having met congestion (ECN) */
 	__u64 dropped;	  /* packets beyond the limit */
 };
-_Static_assert(sizeof(struct limit) == 72, "limit has no hidden padding");
+_Static_assert(sizeof(struct limit) == 80, "limit has no hidden padding");
 
 /* Whom a limit does not count, in an LPM trie. */
 struct unshaped_key {

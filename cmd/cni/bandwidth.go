@@ -37,17 +37,21 @@ func (c *config) readBandwidth(o object) (b api.Bandwidth) {
 	return b
 }
 
-// readRuntimeBandwidth reads the capability, which goes before the configuration's rates and
-// bursts, all of them. An empty one says nothing.
+// readRuntimeBandwidth reads the capability. Where the network limits a direction, that counts:
+// whoever runs a container does not lift what the node's owner has set.
 func (c *config) readRuntimeBandwidth(o object) {
 	if !o.has("bandwidth") || empty(o.fields["bandwidth"]) {
 		return
 	}
-	asked := o.object("bandwidth")
-	asked.known("ingressRate", "ingressBurst", "egressRate", "egressBurst")
-	unshaped := c.bandwidth.UnshapedSubnets
-	c.bandwidth = c.readBandwidth(asked)
-	c.bandwidth.UnshapedSubnets = unshaped
+	object := o.object("bandwidth")
+	object.known("ingressRate", "ingressBurst", "egressRate", "egressBurst")
+	asked := c.readBandwidth(object)
+	if c.bandwidth.IngressRate == 0 {
+		c.bandwidth.IngressRate, c.bandwidth.IngressBurst = asked.IngressRate, asked.IngressBurst
+	}
+	if c.bandwidth.EgressRate == 0 {
+		c.bandwidth.EgressRate, c.bandwidth.EgressBurst = asked.EgressRate, asked.EgressBurst
+	}
 }
 
 // readPrefixes reads a list of prefixes.

@@ -35,10 +35,11 @@ func (b *bits) Set(text string) error {
 	}
 	n, err := strconv.ParseFloat(number, 64)
 	n *= float64(factor)
-	if err != nil || strings.ContainsAny(number, "xXpP_") || n < 0 || n > 1<<53 || n != math.Trunc(n) {
+	whole := math.Round(n) // 8.2M is no float
+	if err != nil || strings.ContainsAny(number, "xXpP_") || !(n >= 0 && n <= 1<<53) || math.Abs(n-whole) > 1e-9*n {
 		return errors.New("neither 0 nor a number of bits such as 1000000, 10M or 2.5G")
 	}
-	b.n, b.given = int64(n), true
+	b.n, b.given = int64(whole), true
 	return nil
 }
 
@@ -78,11 +79,18 @@ func setBandwidth(c call) error {
 	if !f.ingressRate.given && !f.ingressBurst.given && !f.egressRate.given && !f.egressBurst.given {
 		return &usageError{"endpoints set-bandwidth: nothing to set: give --ingress-rate or --egress-rate"}
 	}
+	if c.args[0] == "" {
+		return &usageError{"endpoints set-bandwidth: CONTAINER is empty"}
+	}
 	e, err := c.oneEndpoint()
 	if err != nil {
 		return err
 	}
-	if e, err = c.client.SetBandwidth(c.ctx, e.Attachment, f.change(e.Bandwidth)); err != nil {
+	wanted := f.change(e.Bandwidth)
+	if (wanted.IngressBurst > 0 && wanted.IngressRate == 0) || (wanted.EgressBurst > 0 && wanted.EgressRate == 0) {
+		return &usageError{"endpoints set-bandwidth: a burst without a rate limits nothing"}
+	}
+	if e, err = c.client.SetBandwidth(c.ctx, e.Attachment, wanted); err != nil {
 		return err
 	}
 	if c.json {
@@ -108,11 +116,17 @@ func (c call) oneEndpoint() (api.Endpoint, error) {
 	if err != nil {
 		return api.Endpoint{}, err
 	}
-	var found []api.Endpoint
+	var found, exact []api.Endpoint
 	for _, e := range list {
+		if e.ContainerID == c.args[0] && (len(c.args) < 2 || e.IfName == c.args[1]) {
+			exact = append(exact, e)
+		}
 		if strings.HasPrefix(e.ContainerID, c.args[0]) && (len(c.args) < 2 || e.IfName == c.args[1]) {
 			found = append(found, e)
 		}
+	}
+	if len(exact) > 0 { // whose ID others may begin with
+		found = exact
 	}
 	switch len(found) {
 	case 0:
@@ -135,7 +149,7 @@ func rate(n int64) string {
 	return inBits(n) + "/s"
 }
 
-// inBits shows a number of bits with three digits at least, in powers of 1000.
+// inBits shows a number of bits, in powers of 1000.
 func inBits(n int64) string {
 	if n == 0 {
 		return ""

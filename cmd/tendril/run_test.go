@@ -348,6 +348,7 @@ func TestSetBandwidth(t *testing.T) {
 	}{
 		{[]string{"--ingress-rate", "10M"}, api.Bandwidth{IngressRate: 10_000_000, EgressRate: 1_000, EgressBurst: 10}},
 		{[]string{"--ingress-burst", "1k"}, api.Bandwidth{IngressRate: 2_500_000, IngressBurst: 1_000, EgressRate: 1_000, EgressBurst: 10}},
+		{[]string{"--egress-rate", "8.2M"}, api.Bandwidth{IngressRate: 2_500_000, IngressBurst: 25_000, EgressRate: 8_200_000}},
 		{[]string{"--egress-rate", "0"}, api.Bandwidth{IngressRate: 2_500_000, IngressBurst: 25_000}},
 		{[]string{"--egress-rate", "1T", "--egress-burst", "7"}, api.Bandwidth{IngressRate: 2_500_000, IngressBurst: 25_000, EgressRate: 1_000_000_000_000, EgressBurst: 7}},
 	} {
@@ -392,6 +393,12 @@ func TestErrors(t *testing.T) {
 			[]string{"--socket", serve(t, &agent{}), "endpoints", "set-bandwidth", "c", "--egress-rate", "1M"},
 			1,
 			[]string{`several endpoints are "c": "c2 e\x1b[31m0", "c3 eth0"`},
+		},
+		"bandwidth of all": {[]string{"endpoints", "set-bandwidth", "", "--egress-rate", "1M"}, 2, []string{"CONTAINER is empty"}},
+		"burst without a rate": {
+			[]string{"--socket", serve(t, &agent{}), "endpoints", "set-bandwidth", "c3", "--egress-burst", "1M"},
+			2,
+			[]string{"a burst without a rate limits nothing"},
 		},
 		"bandwidth of none": {
 			[]string{"--socket", serve(t, &agent{}), "endpoints", "set-bandwidth", "c2", "eth0", "--egress-rate", "1M"},

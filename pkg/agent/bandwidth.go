@@ -62,7 +62,7 @@ func parseBandwidth(b api.Bandwidth, driver string) (_ api.Bandwidth, notes []st
 }
 
 // bitsIn is how much passes at a rate in so many milliseconds, and at least one bit.
-func bitsIn(rate, milliseconds int64) int64 { return max(1, rate/1000*milliseconds) }
+func bitsIn(rate, milliseconds int64) int64 { return max(1, rate*milliseconds/1000) }
 
 // limit is what the datapath takes, of a rate and a burst that are in force.
 func limit(rate, burst int64) datapath.Limit {

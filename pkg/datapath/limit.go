@@ -25,7 +25,7 @@ type Limit struct {
 	Burst time.Duration
 }
 
-// leastRate keeps the price of the largest packet within 63 bits.
+// leastRate keeps the price of the largest packet (BANDWIDTH_BYTES_MAX) within 63 bits.
 const leastRate = 1000
 
 func (l Limit) validate() error {
@@ -122,7 +122,8 @@ func (e *Endpoint) unshapedEntries() map[maps.UnshapedKey]uint8 {
 		}
 	}
 	for _, p := range e.Unshaped {
-		entries[maps.NewUnshapedKey(e.IfIndex, p)] = 1
+		key := maps.NewUnshapedKey(e.IfIndex, p)
+		entries[key] = maps.UnshapedValue(key)
 	}
 	return entries
 }
@@ -155,19 +156,13 @@ func (d *Datapath) compareLimit(key maps.LimitKey, want maps.Limit) error {
 	return nil
 }
 
-// compareUnshaped is compare for a trie, where a lookup is answered by a shorter prefix, too.
+// compareUnshaped is compare for a trie, where a lookup is answered by a shorter prefix, too:
+// so the values are different.
 func (d *Datapath) compareUnshaped(e Endpoint) error {
-	want := e.unshapedEntries()
-	if len(want) == 0 {
-		return nil
-	}
-	have, err := d.unshapedOf(func(key maps.UnshapedKey) bool { return int(key.Ifindex) == e.IfIndex })
-	if err != nil {
-		return err
-	}
-	for key, value := range want {
-		if got, there := have[key]; !there || got != value {
-			return &MismatchError{What: unshapedEntry(key)}
+	for key, want := range e.unshapedEntries() {
+		var got uint8
+		if err := compare(d.maps.Unshaped, key, &got, want, unshapedEntry(key)); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -254,7 +249,8 @@ func (d *Datapath) removeLimits(e, but Endpoint) error {
 }
 
 // SetLimits has an attached endpoint, which was as before says, have the limits, and
-// exemptions, of another description of it. On failure it has some of both.
+// exemptions, of another description of it. A limit that is not as before begins anew, with all of its burst.
+// On failure it has some of both.
 func (d *Datapath) SetLimits(before, e Endpoint) error {
 	if err := e.validate(); err != nil {
 		return err
@@ -280,8 +276,9 @@ func (d *Datapath) SetLimits(before, e Endpoint) error {
 			return err
 		}
 	}
-	// What delivers to it was decided in its epoch.
-	if err := d.bumpEpoch(uint32(e.ID)); err != nil {
+	// What delivers to it was decided in its epoch; a program that runs meanwhile may have
+	// read the endpoint as it was, and the epoch as it is.
+	if err := errors.Join(d.bumpEpoch(uint32(e.ID)), waitForPrograms(), d.bumpEpoch(uint32(e.ID))); err != nil {
 		return err
 	}
 	return d.removeLimits(before, e)

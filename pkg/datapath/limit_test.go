@@ -54,13 +54,16 @@ func (n *node) bucket(t *testing.T, direction uint32, change func(*maps.Limit)) 
 	return value
 }
 
-// credit leaves so much in the bucket; below 0 it is overdrawn.
+// credit leaves so much in the bucket; below 0 it is overdrawn, by small packets, too.
 func (n *node) credit(t *testing.T, direction uint32, left time.Duration) {
 	t.Helper()
 	now := monotonic(t)
 	n.bucket(t, direction, func(l *maps.Limit) {
 		*l = bound(*l)
 		l.Empty = now - uint64(left)
+		if left < 0 {
+			l.Small = l.Empty
+		}
 	})
 }
 
@@ -87,22 +90,39 @@ func TestLimits(t *testing.T) {
 					// It may overdraw the bucket once.
 					step{"with credit", big, untouched()},
 					step{"without", big, drops(way.drop)},
-					step{"small, without", small, drops(way.drop)},
+					step{"small, without", small, untouched()},
+					step{"small, at their rate", small, drops(way.drop)},
 				)
 				got := n.bucket(t, way.direction, nil)
-				got.Empty, got.DroppedAt = 0, 0
+				if least := got.DroppedAt + priceOf(len(small.in)); got.Small < least {
+					t.Errorf("small packets may go on at %d, before %d", got.Small, least)
+				}
+				got.Empty, got.Small, got.DroppedAt = 0, 0, 0
 				want := slow.value(false)
-				want.Packets, want.Bytes, want.Dropped = 1, uint64(len(big.in)), 2
+				want.Packets, want.Bytes, want.Dropped = 2, uint64(len(big.in)+len(small.in)), 2
 				if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(maps.Limit{})); diff != "" {
 					t.Errorf("limit (-want +got):\n%s", diff)
 				}
-				n.credit(t, way.direction, -5*time.Millisecond)
-				n.story(t, step{"small, overdrawn by little", small, untouched()}, step{"and by much then", small, drops(way.drop)})
-			})
-			t.Run("ARP", func(t *testing.T) {
-				frame := meets(packet.New(packet.Eth(n.a.MAC, n.a.HostMAC), packet.ARPRequest(packet.Station{MAC: n.a.MAC, IP: v4().a}, v4().gateway())))
+				// They never wait for one that is large, and never keep it out.
 				n.credit(t, way.direction, -time.Hour)
-				n.story(t, step{"without credit", frame, drops(way.drop)})
+				n.bucket(t, way.direction, func(l *maps.Limit) { l.Small = 0 })
+				n.story(t, step{"small, overdrawn by much", small, untouched()}, step{"and more", small, drops(way.drop)})
+				n.bucket(t, way.direction, func(l *maps.Limit) { l.Empty = monotonic(t) - uint64(time.Second) })
+				n.story(t, step{"large, with credit", big, untouched()})
+			})
+			t.Run("what a link needs", func(t *testing.T) {
+				n.credit(t, way.direction, -time.Hour)
+				before := n.bucket(t, way.direction, nil)
+				f := v6()
+				n.story(t,
+					step{"ARP", meets(packet.New(packet.Eth(n.a.MAC, n.a.HostMAC), packet.ARPRequest(packet.Station{MAC: n.a.MAC, IP: v4().a}, v4().gateway()))), untouched()},
+					step{"neighbour solicitation", meets(sent(n.a, packet.IP(f.a, f.b, packet.TTL(255)), packet.NeighborSolicit(f.b))), untouched()},
+					step{"echo", meets(sent(n.a, packet.IP(f.a, f.b), packet.ICMP(128, 0, 0), packet.Payload(20))), drops(way.drop)},
+				)
+				got := n.bucket(t, way.direction, nil)
+				if got.Dropped -= before.Dropped; got.Dropped != 1 || got.Packets != before.Packets || got.Empty != before.Empty {
+					t.Errorf("before %+v, after %+v", before, got)
+				}
 			})
 			t.Run("segments", func(t *testing.T) { testLimitSegments(t, n, way.program, way.direction) })
 			t.Run("credit", func(t *testing.T) { testLimitCredit(t, n, way.program, way.direction) })

@@ -256,6 +256,7 @@ type kernelLimit struct {
 	Cost      uint64
 	Burst     uint64
 	Empty     uint64
+	Small     uint64
 	DroppedAt uint64
 	Packets   uint64
 	Bytes     uint64

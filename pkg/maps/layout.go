@@ -189,6 +189,9 @@ func NewUnshapedKey(ifindex int, p netip.Prefix) UnshapedKey {
 	return UnshapedKey{Length: ifindexBits + key.Length, Ifindex: uint32(ifindex), Address: key.Address}
 }
 
+// UnshapedValue is the value of a key that is meant: one that tells it from all shorter ones.
+func UnshapedValue(k UnshapedKey) uint8 { return uint8(k.Length-ifindexBits) + 1 }
+
 // UnshapedPrefix is the prefix of a key.
 func UnshapedPrefix(k UnshapedKey) netip.Prefix {
 	return Prefix(PrefixKey{Length: k.Length - ifindexBits, Address: k.Address})

@@ -56,7 +56,7 @@ func TestRefusedADD(t *testing.T) {
 			name: "typo", network: s.pods.With("drivr", "routed"),
 			want: refusal{
 				2, `drivr: "routed" is not supported: unknown key; did you mean "driver"?`,
-				"known keys are driver, socket, ipMasq, mtu, ingressPolicy, icc, routes, ipam, dns, cniVersion, cniVersions, name, type, capabilities, " +
+				"known keys are driver, socket, ipMasq, mtu, ingressPolicy, icc, routes, ipam, dns, ingressRate, ingressBurst, egressRate, egressBurst, unshapedSubnets, cniVersion, cniVersions, name, type, capabilities, " +
 					"runtimeConfig, args, prevResult, disableCheck, disableGC, loadOnlyInlinedPlugins",
 			},
 		},
