@@ -28,8 +28,8 @@ func (c *config) readBandwidth(o object) (b api.Bandwidth) {
 		switch {
 		case n < 0:
 			o.fault(number.key, fmt.Sprintf("%d is below 0", n))
-		case number.rate && n != 0 && (n < api.MinRate || n > api.MaxRate):
-			o.fault(number.key, fmt.Sprintf("%d is not 0, which is no limit, or from %d to %d bits per second", n, api.MinRate, int64(api.MaxRate)))
+		case number.rate && api.RateFault(n) != "":
+			o.fault(number.key, fmt.Sprintf("%d %s", n, api.RateFault(n)))
 		case number.rate && n != 0 && c.network.Driver == api.DriverMacvlan:
 			o.faults.add(faultf(types.ErrUnsupportedField, "%s: %d cannot be with the driver macvlan yet", o.at(number.key), n))
 		}

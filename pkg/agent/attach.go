@@ -11,8 +11,6 @@ import (
 	"net/netip"
 	"strconv"
 
-	"go.etcd.io/bbolt"
-
 	"github.com/tendril-net/tendril/internal/failpoint"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/datapath"
@@ -88,8 +86,7 @@ func (s *Service) attach(ready *record) error {
 	err := s.opts.Datapath.Endpoints.AttachEndpoint(served)
 	if err != nil {
 		err = attachError(ready, err)
-	} else if err = s.opts.DB.Update(func(tx *bbolt.Tx) error { return putRecord(tx, ready) }); err == nil {
-		s.put(ready)
+	} else if err = s.keep(ready); err == nil {
 		// From here on LinkGone finds the endpoint by its link; what happened
 		// before is found by looking again.
 		err = s.checkLink(ready)

@@ -10,8 +10,6 @@ import (
 	"strconv"
 	"time"
 
-	"go.etcd.io/bbolt"
-
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/datapath"
 )
@@ -29,9 +27,8 @@ func parseBandwidth(b api.Bandwidth, driver string) (_ api.Bandwidth, notes []st
 		rate, burst := *d.rate, *d.burst
 		value := func(n int64) string { return strconv.FormatInt(n, 10) }
 		switch {
-		case rate < 0 || (rate > 0 && rate < api.MinRate) || rate > api.MaxRate:
-			return b, nil, invalid("bandwidth."+d.name+"Rate", value(rate),
-				fmt.Sprintf("is not 0, which is no limit, or from %d to %d bits per second", api.MinRate, int64(api.MaxRate)))
+		case api.RateFault(rate) != "":
+			return b, nil, invalid("bandwidth."+d.name+"Rate", value(rate), api.RateFault(rate))
 		case burst < 0:
 			return b, nil, invalid("bandwidth."+d.name+"Burst", value(burst), "is not 0, which takes a default, or a number of bits")
 		case rate > 0 && driver == api.DriverMacvlan:
@@ -104,15 +101,6 @@ func (s *Service) SetBandwidth(_ context.Context, a api.Attachment, wanted api.B
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.index.shown(&r), nil
-}
-
-// keep stores a record in the place of the one before, and makes it known.
-func (s *Service) keep(r *record) error {
-	if err := s.opts.DB.Update(func(tx *bbolt.Tx) error { return putRecord(tx, r) }); err != nil {
-		return err
-	}
-	s.put(r)
-	return nil
 }
 
 // noteBandwidth logs what of an endpoint's bandwidth is not as it was asked for.

@@ -51,8 +51,8 @@ func TestParseBandwidth(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			got, notes, err := parseBandwidth(test.in, api.DriverRouted)
 			must(t, err)
-			if !got.Equal(test.want) {
-				t.Errorf("in force is %+v, not %+v", got, test.want)
+			if diff := cmp.Diff(test.want, got, equate...); diff != "" {
+				t.Errorf("in force (-want +got):\n%s", diff)
 			}
 			if diff := cmp.Diff(test.notes, notes); diff != "" {
 				t.Errorf("notes (-want +got):\n%s", diff)
@@ -111,15 +111,13 @@ func TestSetBandwidth(t *testing.T) {
 	}
 	delete(w.fail, "SetLimits")
 	wantLimits(datapath.Limit{}, before)
-	if got, err := s.Endpoint(ctx, a); err != nil || !got.Bandwidth.Equal(req.Bandwidth) {
-		t.Errorf("after what failed the bandwidth is %+v (%v)", got.Bandwidth, err)
-	}
+	wantBandwidth(t, s, a, req.Bandwidth)
 
 	want := api.Bandwidth{IngressRate: 2000, IngressBurst: 20}
 	got, err := s.SetBandwidth(ctx, a, api.Bandwidth{IngressRate: 2000})
 	must(t, err)
-	if !got.Bandwidth.Equal(want) {
-		t.Errorf("answered %+v, not %+v", got.Bandwidth, want)
+	if diff := cmp.Diff(want, got.Bandwidth, equate...); diff != "" {
+		t.Errorf("answer (-want +got):\n%s", diff)
 	}
 	after := datapath.Limit{Rate: 2000, Burst: 10 * time.Millisecond}
 	wantLimits(after, datapath.Limit{})
@@ -127,8 +125,15 @@ func TestSetBandwidth(t *testing.T) {
 	stop()
 	s, _ = w.boot(t)
 	wantLimits(after, datapath.Limit{})
-	if got, err := s.Endpoint(ctx, a); err != nil || !got.Bandwidth.Equal(want) {
-		t.Errorf("after a restart the bandwidth is %+v (%v)", got.Bandwidth, err)
+	wantBandwidth(t, s, a, want)
+}
+
+func wantBandwidth(t *testing.T, s *Service, a api.Attachment, want api.Bandwidth) {
+	t.Helper()
+	got, err := s.Endpoint(ctx, a)
+	must(t, err)
+	if diff := cmp.Diff(want, got.Bandwidth, equate...); diff != "" {
+		t.Errorf("bandwidth (-want +got):\n%s", diff)
 	}
 }
 

@@ -141,6 +141,15 @@ func (s *Service) put(r *record) {
 	s.index.put(r)
 }
 
+// keep stores a record in the place of the one before, and makes it known.
+func (s *Service) keep(r *record) error {
+	if err := s.opts.DB.Update(func(tx *bbolt.Tx) error { return putRecord(tx, r) }); err != nil {
+		return err
+	}
+	s.put(r)
+	return nil
+}
+
 // list returns the records for which keep holds, ordered by endpoint id.
 func (s *Service) list(keep func(*record) bool) []*record {
 	s.mu.Lock()

@@ -3,8 +3,8 @@
 package api
 
 import (
+	"fmt"
 	"net/netip"
-	"slices"
 )
 
 // Bandwidth is what an endpoint may get (ingress) and send (egress), in the words of the
@@ -34,14 +34,15 @@ const (
 	MaxUnshaped  = 256
 )
 
+// RateFault says why a rate cannot be one of a Bandwidth; empty if it can.
+func RateFault(rate int64) string {
+	if rate == 0 || (rate >= MinRate && rate <= MaxRate) {
+		return ""
+	}
+	return fmt.Sprintf("is not 0, which is no limit, or from %d to %d bits per second", MinRate, int64(MaxRate))
+}
+
 // IsZero says that nothing is limited.
 func (b Bandwidth) IsZero() bool {
 	return b.IngressRate == 0 && b.EgressRate == 0 && b.IngressBurst == 0 && b.EgressBurst == 0 && len(b.UnshapedSubnets) == 0
-}
-
-// Equal compares all of both.
-func (b Bandwidth) Equal(other Bandwidth) bool {
-	return b.IngressRate == other.IngressRate && b.EgressRate == other.EgressRate &&
-		b.IngressBurst == other.IngressBurst && b.EgressBurst == other.EgressBurst &&
-		slices.Equal(b.UnshapedSubnets, other.UnshapedSubnets)
 }

@@ -113,10 +113,8 @@ func (d *Datapath) attachEndpoint(e Endpoint) error {
 	if err := d.maps.Interfaces.Put(uint32(e.IfIndex), e.device()); err != nil {
 		return fmt.Errorf("write map interfaces: %w", err)
 	}
-	for _, a := range e.Addresses {
-		if err := d.maps.Endpoints.Put(maps.NewAddress(a), e.value()); err != nil {
-			return fmt.Errorf("write map endpoints: %w", err)
-		}
+	if err := d.writeAddresses(e); err != nil {
+		return err
 	}
 	if err := errors.Join(d.writePorts(e), d.writeLimits(e)); err != nil {
 		return err
@@ -138,6 +136,16 @@ func (d *Datapath) attachEndpoint(e Endpoint) error {
 		return nil
 	}
 	return d.bumpEpoch(0)
+}
+
+// writeAddresses says of each address of the endpoint who has it.
+func (d *Datapath) writeAddresses(e Endpoint) error {
+	for _, a := range e.Addresses {
+		if err := d.maps.Endpoints.Put(maps.NewAddress(a), e.value()); err != nil {
+			return fmt.Errorf("write map endpoints: %w", err)
+		}
+	}
+	return nil
 }
 
 // DetachEndpoint ends the service. The device may be gone already; if it is not,
@@ -291,7 +299,11 @@ func (d *Datapath) ReconcileEndpoints(desired []Endpoint) error {
 			addresses[maps.NewAddress(a)] = true
 		}
 	}
-	if err := d.prune(addresses, devices); err != nil {
+	attached, err := d.hooks.endpoints.list()
+	if err != nil {
+		return err
+	}
+	if err := d.prune(addresses, devices, attached); err != nil {
 		return err
 	}
 	if n, err := d.prunePorts(desired); err != nil {
@@ -299,7 +311,7 @@ func (d *Datapath) ReconcileEndpoints(desired []Endpoint) error {
 	} else if n > 0 {
 		d.log.Info("pruned ports of the host that lead to no endpoint", "entries", n)
 	}
-	if err := d.pruneLimits(desired); err != nil {
+	if err := d.pruneLimits(desired, attached); err != nil {
 		return err
 	}
 	// All at once: those that are served go on to be.
@@ -340,7 +352,7 @@ func (d *Datapath) Attached() ([]string, error) {
 	return names, err
 }
 
-func (d *Datapath) prune(addresses map[maps.Address]bool, devices map[uint32]bool) error {
+func (d *Datapath) prune(addresses map[maps.Address]bool, devices map[uint32]bool, attached []attachment) error {
 	var (
 		staleAddresses []maps.Address
 		staleDevices   []uint32
@@ -377,8 +389,6 @@ func (d *Datapath) prune(addresses map[maps.Address]bool, devices map[uint32]boo
 	for _, key := range staleDevices {
 		errs = append(errs, ignoreMissing(d.maps.Interfaces.Delete(key)))
 	}
-	attached, err := d.hooks.endpoints.list()
-	errs = append(errs, err)
 	for _, a := range attached {
 		if a.endpoint() && !devices[uint32(a.ifindex)] {
 			errs = append(errs, d.hooks.endpoints.abandon(a))

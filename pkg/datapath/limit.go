@@ -249,8 +249,8 @@ func (d *Datapath) removeLimits(e, but Endpoint) error {
 }
 
 // SetLimits has an attached endpoint, which was as before says, have the limits, and
-// exemptions, of another description of it. A limit that is not as before begins anew, with all of its burst.
-// On failure it has some of both.
+// exemptions, of another description of it. A limit that is not as before begins anew, with all
+// of its burst. On failure it has some of both.
 func (d *Datapath) SetLimits(before, e Endpoint) error {
 	if err := e.validate(); err != nil {
 		return err
@@ -260,10 +260,8 @@ func (d *Datapath) SetLimits(before, e Endpoint) error {
 	if err := d.writeLimits(e); err != nil {
 		return err
 	}
-	for _, a := range e.Addresses {
-		if err := d.maps.Endpoints.Put(maps.NewAddress(a), e.value()); err != nil {
-			return fmt.Errorf("write map endpoints: %w", err)
-		}
+	if err := d.writeAddresses(e); err != nil {
+		return err
 	}
 	for _, l := range e.limits() {
 		var err error
@@ -284,16 +282,18 @@ func (d *Datapath) SetLimits(before, e Endpoint) error {
 	return d.removeLimits(before, e)
 }
 
-// pruneLimits removes entries and programs of limits that no endpoint has.
-func (d *Datapath) pruneLimits(desired []Endpoint) error {
+// pruneLimits removes entries of limits that no endpoint has, and their programs, of those that are
+// attached to endpoints' devices.
+func (d *Datapath) pruneLimits(desired []Endpoint, attached []attachment) error {
 	limits := make(map[maps.LimitKey]bool)
 	programs := make(map[attachment]bool)
 	unshaped := make(map[maps.UnshapedKey]bool)
 	for _, e := range desired {
-		for _, l := range e.limits() {
-			if l.Limit != (Limit{}) {
-				limits[l.key], programs[l.at] = true, true
-			}
+		for _, a := range e.attachments() {
+			programs[a] = true
+		}
+		for key := range e.limitEntries() {
+			limits[key] = true
 		}
 		for key := range e.unshapedEntries() {
 			unshaped[key] = true
@@ -311,13 +311,9 @@ func (d *Datapath) pruneLimits(desired []Endpoint) error {
 	if err != nil {
 		return err
 	}
-	attached, err := d.hooks.endpoints.list()
-	if err != nil {
-		return err
-	}
 	var errs []error
 	for _, a := range attached {
-		if (a.program == limitIngress || a.program == limitEgress) && !programs[a] {
+		if a.limit() && !programs[a] {
 			errs = append(errs, d.hooks.endpoints.detach(a))
 		}
 	}

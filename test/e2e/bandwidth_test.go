@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/tendril-net/tendril/internal/nodetest"
 	"github.com/tendril-net/tendril/internal/nstest"
@@ -130,8 +131,8 @@ func wantBandwidth(t *testing.T, s *site, c *nodetest.Container, want api.Bandwi
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !e.Bandwidth.Equal(want) {
-		t.Errorf("bandwidth is %+v, not %+v", e.Bandwidth, want)
+	if diff := cmp.Diff(want, e.Bandwidth, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
+		t.Errorf("bandwidth (-want +got):\n%s", diff)
 	}
 }
 
