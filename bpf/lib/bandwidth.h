@@ -126,7 +126,7 @@ static __always_inline bool is_unshaped(const struct __sk_buff *skb, __u32 ifind
  * Whether the packet is beyond the limit of the endpoint at a device. Where it is not, it has
  * been counted, and marked if the credit runs short.
  */
-static __noinline int is_beyond(struct __sk_buff *skb, __u32 ifindex, __u32 direction)
+__noinline int is_beyond(struct __sk_buff *skb, __u32 ifindex, __u32 direction)
 {
 	struct limit_key key = { .ifindex = ifindex, .direction = direction };
 	struct limit *limit = bpf_map_lookup_elem(&bandwidth, &key);

@@ -182,14 +182,6 @@ func (d *Datapath) ensureChild(found []string, e Endpoint) ([]string, error) {
 	return append(found, missing...), err
 }
 
-// load loads a program that not every node needs.
-func (d *Datapath) load(name string) error {
-	if d.programs.byName[name] != nil {
-		return nil
-	}
-	return d.programs.load(name, d.maps)
-}
-
 // netnsInode is the inode number of the network namespace of the calling thread.
 func netnsInode() (uint32, error) {
 	var stat unix.Stat_t

@@ -253,10 +253,7 @@ func (d *Datapath) upgrade() error {
 		return err
 	}
 	for _, a := range attached {
-		if err := d.load(a.program); err != nil {
-			return err
-		}
-		if err := d.hooks.of(a).attach(a, d.programs.byName[a.program]); err != nil {
+		if err := d.attach(a); err != nil {
 			if errors.Is(err, errNoDevice) {
 				d.log.Info("device of a pinned link is gone", "ifindex", a.ifindex, "program", a.program)
 				if err := d.hooks.of(a).detach(a); err != nil {

@@ -121,7 +121,7 @@ func (d *Datapath) attachEndpoint(e Endpoint) error {
 	}
 	failpoint.Hit(failpoint.AgentAttachMaps)
 	for _, a := range e.attachments() {
-		if err := d.hooks.of(a).attach(a, d.programs.byName[a.program]); err != nil {
+		if err := d.attach(a); err != nil {
 			return err
 		}
 	}

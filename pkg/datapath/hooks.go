@@ -74,6 +74,23 @@ type hookSet struct {
 	endpoints, uplinks hooks
 }
 
+// attach puts a program where it belongs, and loads it first if it is one that not every node
+// needs.
+func (d *Datapath) attach(a attachment) error {
+	if err := d.load(a.program); err != nil {
+		return err
+	}
+	return d.hooks.of(a).attach(a, d.programs.byName[a.program])
+}
+
+// load loads a program unless it is loaded.
+func (d *Datapath) load(name string) error {
+	if d.programs.byName[name] != nil {
+		return nil
+	}
+	return d.programs.load(name, d.maps)
+}
+
 // newHooks chooses the kinds. force is "tcx", "clsact" or "".
 func newHooks(force, dir string) (hookSet, error) {
 	byLink, byFilter := newTCX(dir), &clsact{}

@@ -266,7 +266,7 @@ func (d *Datapath) SetLimits(before, e Endpoint) error {
 	for _, l := range e.limits() {
 		var err error
 		if l.Limit != (Limit{}) {
-			err = d.hooks.of(l.at).attach(l.at, d.programs.byName[l.at.program])
+			err = d.attach(l.at)
 		} else {
 			err = d.hooks.of(l.at).detach(l.at)
 		}

@@ -39,6 +39,7 @@ func withLimits(t *testing.T) *node {
 	before := n.a
 	n.a.Ingress, n.a.Egress = slow, slow
 	n.do(t, func() error { return errors.Join(n.SetLimits(before, n.a), n.CheckEndpoint(n.a)) })
+	n.preludes = newPreludes(t, n.Datapath) // of what has been loaded now, too
 	return n
 }
 

@@ -75,7 +75,7 @@ var objects = map[string]func() (*ebpf.CollectionSpec, error){
 }
 
 // loadPrograms loads programs once, with the settings as constants and the shared maps in
-// place of their own, but for those that only nodes with a macvlan child need. cookie is
+// place of their own, but for those that only nodes with a macvlan child or with a limit need. cookie is
 // of the agent's network namespace; without it those for sockets are not loaded.
 func loadPrograms(cfg Config, shared *maps.Maps, cookie uint64) (*programs, error) {
 	slots := shared.Allocations.MaxEntries()
@@ -106,7 +106,7 @@ func loadPrograms(cfg Config, shared *maps.Maps, cookie uint64) (*programs, erro
 	}
 	p := &programs{byName: make(map[string]*ebpf.Program), host: make(map[string]*ebpf.Program), settings: settings}
 	for name := range objects {
-		if name == fromParent || name == toParent {
+		if a := (attachment{program: name}); a.parent() || a.limit() {
 			continue
 		}
 		if err := p.load(name, shared); err != nil {

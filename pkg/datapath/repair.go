@@ -159,7 +159,7 @@ func (d *Datapath) ensureAttached(found []string, a attachment, device string) (
 	if ok || err != nil {
 		return found, err
 	}
-	err = d.hooks.of(a).attach(a, d.programs.byName[a.program])
+	err = d.attach(a)
 	if errors.Is(err, errNoDevice) {
 		return found, nil // gone again; whoever follows the links will say so
 	}
