@@ -97,8 +97,16 @@ func routerMAC() net.HardwareAddr { return packet.MAC("02:00:00:00:fe:fe") }
 
 // newNode makes a node with the configuration, in which it fills in the default of
 // MasqueradePorts, and sizes of maps that are walked in no time. Namespace and devices are
-// the test's own, programs and maps are borrowed.
+// the test's own, programs and maps are borrowed. The test has to be alone: newNodeBeside is
+// for those that run side by side.
 func newNode(t testing.TB, cfg Config) *node {
+	t.Helper()
+	n := newNodeBeside(t, cfg)
+	n.ns.Enter(t)
+	return n
+}
+
+func newNodeBeside(t testing.TB, cfg Config) *node {
 	t.Helper()
 	if cfg.MasqueradePorts == [2]uint16{} {
 		cfg.MasqueradePorts = [2]uint16{40960, 65535}

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command kernels runs the test binaries of Go packages as root on the kernels
-// that tendril supports: for each package and kernel it boots a Debian kernel
-// in a virtual machine, under emulation, with an initramfs that holds the test
-// binary, its testdata and a few tools.
+// that tendril supports: it boots each Debian kernel in a virtual machine, under
+// emulation, with an initramfs that holds the test binaries, their testdata and a few
+// tools, and runs the binaries there one after the other.
 //
 //	go run ./test/kernels [flags] package...
 //

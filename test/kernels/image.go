@@ -25,26 +25,9 @@ var initScript []byte
 // moduleDir is where a machine has the module root.
 const moduleDir = "/tendril"
 
-// job is a command that a machine runs.
-type job struct {
-	dir  string
-	env  []string // NAME=value
-	args []string
-}
-
-// script is the job for sh.
-func (j job) script() []byte {
-	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
-	line := "cd " + quote(j.dir) + " && exec env"
-	for _, word := range append(j.env, j.args...) {
-		line += " " + quote(word)
-	}
-	return []byte(line + "\n")
-}
-
 // writeImage writes an initramfs: the modules of k, busybox, tools of this
-// host, the files of p and job.
-func writeImage(ctx context.Context, file string, k *kernel, p program, tools []string, job job) (err error) {
+// host, files of the module, the programs and a script that runs them.
+func writeImage(ctx context.Context, file string, k *kernel, programs []program, s *settings, script []byte) (err error) {
 	f, err := os.Create(file)
 	if err != nil {
 		return err
@@ -65,7 +48,7 @@ func writeImage(ctx context.Context, file string, k *kernel, p program, tools []
 		a.dir(dir)
 	}
 	a.file("init", 0o755, initScript)
-	a.file("job", 0o644, job.script())
+	a.file("jobs", 0o644, script)
 	a.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\n"))
 	a.file("etc/group", 0o644, []byte("root:x:0:\n"))
 	a.file("etc/hosts", 0o644, []byte("127.0.0.1 localhost\n::1 localhost\n"))
@@ -77,7 +60,7 @@ func writeImage(ctx context.Context, file string, k *kernel, p program, tools []
 		return err
 	}
 	a.copy("bin/busybox", busybox)
-	for _, tool := range tools {
+	for _, tool := range s.tools {
 		files, err := closure(ctx, tool)
 		if err != nil {
 			return err
@@ -87,9 +70,14 @@ func writeImage(ctx context.Context, file string, k *kernel, p program, tools []
 			a.copy(library, library)
 		}
 	}
-	a.copy(path.Join(job.dir, filepath.Base(p.binary)), p.binary)
-	for _, name := range p.files {
-		a.tree(path.Join(moduleDir, name), filepath.Join(p.root, name))
+	for _, name := range s.with {
+		a.tree(path.Join(moduleDir, name), filepath.Join(programs[0].root, name))
+	}
+	for _, p := range programs {
+		a.copy(path.Join(moduleDir, p.path, filepath.Base(p.binary)), p.binary)
+		if p.testdata != "" {
+			a.tree(path.Join(moduleDir, p.testdata), filepath.Join(p.root, p.testdata))
+		}
 	}
 	return a.close()
 }

@@ -141,34 +141,31 @@ func prepare(ctx context.Context, s *settings) (map[string]*kernel, error) {
 	return kernels, nil
 }
 
-// testAll runs each program in each setup, s.jobs machines at a time. What a setup
+// testAll runs the programs in each setup, s.jobs machines at a time. What a setup
 // has to say comes in one piece when it has ended, or at once where there is one
 // machine at a time.
 func testAll(ctx context.Context, out io.Writer, s *settings, kernels map[string]*kernel, programs []program) ([]*result, error) {
-	results := make([][]*result, len(s.setups)*len(programs))
+	results := make([][]*result, len(s.setups))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(max(1, s.jobs/len(s.setups[0])))
 	var printing sync.Mutex
-	// Those of one program side by side: the longest come first.
-	for i, p := range programs {
-		for j, setup := range s.setups {
-			group.Go(func() error {
-				said := &bytes.Buffer{}
-				to := io.Writer(said)
-				if s.jobs == 1 && !s.wire {
-					to = out
-				}
-				found, err := testSetup(ctx, to, s, seats(setup, kernels), p)
-				if err != nil {
-					return err
-				}
-				results[j*len(programs)+i] = found
-				printing.Lock()
-				defer printing.Unlock()
-				_, err = out.Write(said.Bytes())
+	for i, setup := range s.setups {
+		group.Go(func() error {
+			said := &bytes.Buffer{}
+			to := io.Writer(said)
+			if s.jobs == 1 && !s.wire {
+				to = out
+			}
+			found, err := testSetup(ctx, to, s, seats(setup, kernels), programs)
+			if err != nil {
 				return err
-			})
-		}
+			}
+			results[i] = found
+			printing.Lock()
+			defer printing.Unlock()
+			_, err = out.Write(said.Bytes())
+			return err
+		})
 	}
 	err := group.Wait()
 	return slices.Concat(results...), err
@@ -178,12 +175,12 @@ func testAll(ctx context.Context, out io.Writer, s *settings, kernels map[string
 type program struct {
 	path   string // of the package, relative to the module root
 	binary string // absolute
-	files  []string
-	root   string // of the module
+	// testdata is the package's, relative to the module root, "" where it has none.
+	testdata string
+	root     string // of the module
 }
 
-// build compiles the tests of every package. Files that a machine gets are the
-// binary, the package's testdata and what -with names.
+// build compiles the tests of every package.
 func build(ctx context.Context, s *settings) ([]program, error) {
 	list := exec.CommandContext(ctx, "go", append([]string{"list", "-f", "{{.Module.Dir}}\t{{.Dir}}"}, s.packages...)...)
 	list.Stderr = os.Stderr
@@ -211,33 +208,17 @@ func build(ctx context.Context, s *settings) ([]program, error) {
 		if _, err := os.Stat(p.binary); err != nil {
 			return nil, fmt.Errorf("package %s has no tests", path)
 		}
-		p.files = append(p.files, s.with...)
 		if _, err := os.Stat(filepath.Join(dir, "testdata")); err == nil {
-			p.files = append(p.files, filepath.Join(path, "testdata"))
+			p.testdata = filepath.Join(path, "testdata")
 		}
 		programs = append(programs, p)
 	}
 	return programs, nil
 }
 
-// test runs p at a seat. A failing test is no error of test's.
-func test(ctx context.Context, out io.Writer, s *settings, at seat, p program) (*result, error) {
-	fmt.Fprintf(out, "=== %s on Linux %s\n", p.path, at.release)
-	r := &result{kernel: at.title(), pkg: p.path}
-	if err := r.take(ctx, out, s, at, p); err != nil {
-		return nil, fmt.Errorf("test %s on Linux %s: %w", p.path, at.name, err)
-	}
-	fmt.Fprintln(out, r.line())
-	return r, nil
-}
-
-// take runs p at a seat and takes in how that went.
-func (r *result) take(ctx context.Context, out io.Writer, s *settings, at seat, p program) error {
-	dir := filepath.Join(filepath.Dir(p.binary), at.title())
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	job := job{
+// job runs a program at a seat.
+func (p program) job(s *settings, at seat) job {
+	j := job{
 		dir: path.Join(moduleDir, p.path),
 		// There is memory enough to collect garbage seldom, which is a quarter of what tests cost here.
 		env: []string{"TENDRIL_TEST_PRIVILEGED=1", "GOGC=800"},
@@ -246,25 +227,79 @@ func (r *result) take(ctx context.Context, out io.Writer, s *settings, at seat, 
 			"-test.run=" + s.run, "-test.skip=" + s.skip,
 		},
 	}
-	// The binary gives up first, and says where it stood.
-	limit := s.timeout + time.Minute
-	m := machine{
-		kernel: at.kernel, memory: s.memory, cpus: s.cpus, timeout: limit, port: at.port,
-		initrd: filepath.Join(dir, "initrd"), console: filepath.Join(dir, "console"), code: filepath.Join(dir, "code"),
+	if at.port != nil {
+		j.env = append(j.env, "TENDRIL_TEST_WIRE="+at.port.role)
 	}
-	boot := m.boot
+	return j
+}
+
+// test runs the programs at a seat, one after the other. A failing test is no error of test's.
+func test(ctx context.Context, out io.Writer, s *settings, at seat, programs []program) ([]*result, error) {
+	// A binary gives up first, and says where it stood.
+	limit := s.timeout + time.Minute
+	var jobs []job
+	for _, p := range programs {
+		jobs = append(jobs, p.job(s, at))
+	}
+	boots := make([]boot, len(programs))
+	console := ""
 	if s.vagrant {
-		boot = remote{at.kernel, p, job, limit}.run
-	} else {
-		if at.port != nil {
-			job.env = append(job.env, "TENDRIL_TEST_WIRE="+at.port.role)
+		for i, p := range programs {
+			boots[i] = remote{at.kernel, p, jobs[i], limit}.run
 		}
-		if err := writeImage(ctx, m.initrd, at.kernel, p, s.tools, job); err != nil {
-			return fmt.Errorf("make initramfs: %w", err)
+	} else {
+		dir := filepath.Join(programs[0].root, "bin/kernels/machines", at.title())
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+		m := machine{
+			kernel: at.kernel, memory: s.memory, cpus: s.cpus, timeout: limit * time.Duration(len(programs)), port: at.port,
+			initrd: filepath.Join(dir, "initrd"), console: filepath.Join(dir, "console"),
+		}
+		console = m.console
+		if err := writeImage(ctx, m.initrd, at.kernel, programs, s, jobsScript(jobs)); err != nil {
+			return nil, fmt.Errorf("make initramfs: %w", err)
 		}
 		defer func() { _ = os.Remove(m.initrd) }()
+		said := newOutputs(len(programs))
+		for i := range programs {
+			boots[i] = said.read(i)
+		}
+		limited, cancel := context.WithCancel(ctx)
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			said.end(m.boot(limited, said))
+		}()
+		defer func() {
+			cancel()
+			said.close()
+			<-ended
+		}()
 	}
+	var results []*result
+	for i, p := range programs {
+		fmt.Fprintf(out, "=== %s on Linux %s\n", p.path, at.release)
+		r := &result{kernel: at.title(), pkg: p.path}
+		if err := r.take(ctx, out, s.verbose, p, boots[i]); err != nil {
+			return nil, fmt.Errorf("test %s on Linux %s: %w", p.path, at.name, err)
+		}
+		if r.died && (i == 0 || !results[i-1].died) {
+			messages, _ := os.ReadFile(console)
+			fmt.Fprintf(out, "%s\n", messages)
+		}
+		fmt.Fprintln(out, r.line())
+		results = append(results, r)
+	}
+	return results, nil
+}
 
+// take takes in how p goes.
+func (r *result) take(ctx context.Context, out io.Writer, verbose bool, p program, run boot) error {
+	dir := filepath.Join(filepath.Dir(p.binary), r.kernel)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
 	log, err := os.Create(filepath.Join(dir, "output"))
 	if err != nil {
 		return err
@@ -284,24 +319,17 @@ func (r *result) take(ctx context.Context, out io.Writer, s *settings, at seat, 
 		return err
 	}
 	started := time.Now()
-	booted := make(chan error, 1)
+	ran := make(chan error, 1)
 	go func() {
-		booted <- boot(ctx, io.MultiWriter(log, output))
+		ran <- run(ctx, io.MultiWriter(log, output))
 		_ = output.Close() // ends test2json, and with it the events
 	}()
-	if err := r.read(events, out, s.verbose); err != nil {
+	if err := r.read(events, out, verbose); err != nil {
 		return err
 	}
 	if err := convert.Wait(); err != nil {
 		return fmt.Errorf("read test output: %w", err)
 	}
-	r.end(<-booted, time.Since(started))
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if r.died {
-		messages, _ := os.ReadFile(m.console)
-		fmt.Fprintf(out, "%s\n", messages)
-	}
-	return nil
+	r.end(<-ran, time.Since(started))
+	return ctx.Err()
 }

@@ -73,24 +73,23 @@ func (s seat) title() string {
 	return s.name + "+" + s.peer
 }
 
-// testSetup runs p at all seats of a setup at once.
-func testSetup(ctx context.Context, out io.Writer, s *settings, setup []seat, p program) ([]*result, error) {
+// testSetup runs programs at all seats of a setup at once.
+func testSetup(ctx context.Context, out io.Writer, s *settings, setup []seat, programs []program) ([]*result, error) {
 	if len(setup) == 1 {
-		r, err := test(ctx, out, s, setup[0], p)
-		return []*result{r}, err
+		return test(ctx, out, s, setup[0], programs)
 	}
 	wire, err := os.MkdirTemp("", "tendril-wire-")
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = os.RemoveAll(wire) }()
-	said, results := make([]bytes.Buffer, len(setup)), make([]*result, len(setup))
+	said, results := make([]bytes.Buffer, len(setup)), make([][]*result, len(setup))
 	group, ctx := errgroup.WithContext(ctx)
 	for i, port := range newWire(wire) {
 		at := setup[i]
 		at.port = port
 		group.Go(func() (err error) {
-			results[i], err = test(ctx, &said[i], s, at, p)
+			results[i], err = test(ctx, &said[i], s, at, programs)
 			return err
 		})
 	}
@@ -99,5 +98,5 @@ func testSetup(ctx context.Context, out io.Writer, s *settings, setup []seat, p 
 		_, e := said[i].WriteTo(out)
 		err = errors.Join(err, e)
 	}
-	return results, err
+	return slices.Concat(results...), err
 }

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -57,13 +56,13 @@ type remote struct {
 	timeout time.Duration
 }
 
-// run runs the job and returns what machine.boot does.
+// run is a boot for the job.
 func (r remote) run(ctx context.Context, out io.Writer) error {
 	limited, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	r.job.args[0] = path.Join(moduleDir, "bin/kernels", r.program.path, path.Base(r.program.binary))
 	command := exec.CommandContext(limited, "ssh", "-F", r.kernel.ssh, vagrantHost(r.kernel.name), "sudo sh")
-	command.Stdin = bytes.NewReader(r.job.script())
+	command.Stdin = strings.NewReader(r.job.script())
 	command.Stdout, command.Stderr = out, out
 	err := command.Run()
 	if ctx.Err() != nil {

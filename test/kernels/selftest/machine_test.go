@@ -7,10 +7,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
+	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
+	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -51,6 +54,49 @@ func TestPinnedMap(t *testing.T) {
 	var got uint32
 	if err := again.Lookup(uint32(1), &got); err != nil || got != 2 {
 		t.Errorf("value of the pinned map: got %d, %v, want 2", got, err)
+	}
+}
+
+// Enter moves all threads and those to come, and moves them back.
+func TestEnter(t *testing.T) {
+	namespaces := func(t *testing.T) map[string]bool {
+		t.Helper()
+		const threads = 8
+		found := make(chan string)
+		var ready sync.WaitGroup
+		ready.Add(threads)
+		for range threads {
+			go func() {
+				runtime.LockOSThread() // ends with its thread
+				ready.Done()
+				ready.Wait()
+				name, err := os.Readlink("/proc/thread-self/ns/net")
+				if err != nil {
+					t.Error(err)
+				}
+				found <- name
+			}()
+		}
+		all := make(map[string]bool)
+		for range threads {
+			all[<-found] = true
+		}
+		return all
+	}
+	before := namespaces(t)
+	t.Run("entered", func(t *testing.T) {
+		n := nstest.New(t, "entered")
+		var within string
+		n.Do(t, func() { within, _ = os.Readlink("/proc/thread-self/ns/net") })
+		if !n.Enter(t) {
+			t.Skip("this process has cgo in it")
+		}
+		if diff := cmp.Diff(map[string]bool{within: true}, namespaces(t)); diff != "" {
+			t.Errorf("namespaces of threads (-want +got):\n%s", diff)
+		}
+	})
+	if diff := cmp.Diff(before, namespaces(t)); diff != "" {
+		t.Errorf("namespaces of threads, afterwards (-want +got):\n%s", diff)
 	}
 }
 
