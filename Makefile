@@ -96,7 +96,7 @@ check: ## run the tests that need no privilege
 .PHONY: test
 test: ## run every test (as root)
 	$(DEPS) build test
-	TENDRIL_TEST_PRIVILEGED=1 $(GO) test -race -timeout 15m $(TESTFLAGS) ./...
+	TENDRIL_TEST_PRIVILEGED=1 $(GO) test -race -timeout 25m $(TESTFLAGS) ./...
 
 .PHONY: test-kernels
 test-kernels: ## run the tests of the datapath on other kernels, in virtual machines (VAGRANT=1: those of the Vagrantfile)
@@ -129,7 +129,7 @@ mutations: ## put faults into the programs, one by one, and see that a test catc
 
 .PHONY: stories
 stories: ## show the programs mutated packets for ten minutes, always the same, and judge what becomes of them (as root)
-	TENDRIL_TEST_PRIVILEGED=1 TENDRIL_TEST_STORIES=$(STORIES) $(GO) test -count=1 -timeout 30m -run '^TestStories$$' ./pkg/datapath
+	TENDRIL_TEST_PRIVILEGED=1 TENDRIL_TEST_STORIES=$(STORIES) $(GO) test -v -count=1 -timeout 11m -run '^TestStories$$' ./pkg/datapath
 
 .PHONY: soak
 soak: build ## load and disturb a node for SOAKTIME, then see that nothing leaked and no flow was mistranslated (as root)
