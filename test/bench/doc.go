@@ -38,6 +38,13 @@
 //     nobody answers is none to conntrack. "packets" come from the CIDR in the middle.
 //     Programs and loading are measured on one node, which gets the policies in turn,
 //     traffic on a node each; none has an agent meanwhile.
+//   - bandwidth: what arrives of 10, 100 and 1,000 Mbit/s, to and from a limited container, with
+//     the world and with another container of the node at the other end; in bytes of frames, by
+//     CUBIC and UDP. The 99th percentile of the round trips of a small connection beside a
+//     stream in the same limit, of 50 Mbit/s. Then containers without a limit, on a node that
+//     has limits of others beside one that has none. "bandwidth" is the reference plugin of that
+//     name behind ptp, "htb" HTB in the places where that plugin has TBF; all are asked for a
+//     burst of 10 ms. Windows are four to ten times as long as others, rounds three at most.
 //   - cni: latency of ADD and DEL, each plugin executed as container runtimes do;
 //     again for containers with 1 and with 100 mapped ports. The chain maps 100
 //     in a tenth of the rounds only.

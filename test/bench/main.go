@@ -136,7 +136,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 
 // others are what tendril is compared with.
 func others() []string {
-	return []string{rawVeth, redirect, chain, ptp, bridge, nftRules, nftSet, iptables}
+	return []string{rawVeth, redirect, chain, ptp, bridge, nftRules, nftSet, iptables, limited, htb}
 }
 
 // some splits a list of names, each of which must be known.
@@ -163,6 +163,7 @@ func sections() []section {
 		{"masquerade", (*bench).masquerade},
 		{"ports", (*bench).mappedPorts},
 		{"policy", (*bench).firewall},
+		{"bandwidth", (*bench).bandwidth},
 		{"cni", (*bench).cni},
 		{"memory", (*bench).memory},
 	}

@@ -98,11 +98,16 @@ func (n *namespace) do(f func() error) error {
 func (n *namespace) start(c *exec.Cmd) error { return n.do(c.Start) }
 
 // ip runs the command ip.
-func (n *namespace) ip(line string) error {
-	c := exec.Command("ip", strings.Fields(line)...)
+func (n *namespace) ip(line string) error { return n.command("ip", line) }
+
+// tc runs the command tc.
+func (n *namespace) tc(line string) error { return n.command("tc", line) }
+
+func (n *namespace) command(name, line string) error {
+	c := exec.Command(name, strings.Fields(line)...)
 	return n.do(func() error {
 		if text, err := c.CombinedOutput(); err != nil {
-			return fmt.Errorf("in %s: ip %s: %w: %s", n.path, line, err, text)
+			return fmt.Errorf("in %s: %s %s: %w: %s", n.path, name, line, err, text)
 		}
 		return nil
 	})

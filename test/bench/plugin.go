@@ -40,6 +40,8 @@ type container struct {
 	ns *namespace
 	// ports of the host that lead to it: what the runtime passes as portMappings.
 	ports []object
+	// bandwidth is what the runtime passes as such, nil for no limit.
+	bandwidth object
 }
 
 // add attaches a container and returns its address.
@@ -84,8 +86,16 @@ func (n *network) execute(ctx context.Context, command string, plugin object, c 
 	if previous != nil {
 		config["prevResult"] = previous
 	}
-	if plugin["capabilities"] != nil && len(c.ports) > 0 {
-		config["runtimeConfig"] = object{"portMappings": c.ports}
+	capabilities, _ := plugin["capabilities"].(object)
+	runtime := object{}
+	if capabilities["portMappings"] != nil && len(c.ports) > 0 {
+		runtime["portMappings"] = c.ports
+	}
+	if capabilities["bandwidth"] != nil && c.bandwidth != nil {
+		runtime["bandwidth"] = c.bandwidth
+	}
+	if len(runtime) > 0 {
+		config["runtimeConfig"] = runtime
 	}
 	text, err := json.Marshal(config)
 	if err != nil {
@@ -131,10 +141,15 @@ func ptpPlugins(name string) []object {
 	return []object{{"type": "ptp", "ipMasq": true, "ipam": hostLocal(name)}}
 }
 
+// limitPlugins is ptp and what limits it.
+func limitPlugins(name string) []object {
+	return append(ptpPlugins(name), object{"type": "bandwidth", "capabilities": object{"bandwidth": true}})
+}
+
 func tendrilPlugins(socket string) []object {
 	return []object{{
 		"type": "tendril-cni", "driver": "routed", "socket": socket, "ipMasq": true,
 		"ipam":         object{"type": "tendril", "ranges": [][]object{{{"subnet": podSubnet}}}},
-		"capabilities": object{"portMappings": true},
+		"capabilities": object{"portMappings": true, "bandwidth": true},
 	}}
 }

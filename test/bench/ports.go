@@ -106,7 +106,7 @@ func (b *bench) wirePorts(ctx context.Context, kind string, ports int) (_ *candi
 			return nil, err
 		}
 		mappings := portMappings("tcp", firstPort+i, min(portsEach, ports-1-i))
-		if _, err := c.network.add(ctx, container{c.name + "-" + role, ns, mappings}); err != nil {
+		if _, err := c.network.add(ctx, container{id: c.name + "-" + role, ns: ns, ports: mappings}); err != nil {
 			return nil, err
 		}
 	}
@@ -116,7 +116,7 @@ func (b *bench) wirePorts(ctx context.Context, kind string, ports int) (_ *candi
 	}
 	// The last: where ports are rules, its rule is behind all others.
 	mappings := append(portMappings("tcp", serverPort, 1), portMappings("udp", serverPort, 1)...)
-	inside, err := c.network.add(ctx, container{c.name + "-server", server, mappings})
+	inside, err := c.network.add(ctx, container{id: c.name + "-server", ns: server, ports: mappings})
 	if err != nil {
 		return nil, err
 	}

@@ -35,7 +35,7 @@ type metric struct {
 type goal struct {
 	// Of is "ratio" or "median".
 	Of string `json:"of"`
-	// AtLeast or AtMost is set.
+	// AtLeast or AtMost is set, or both.
 	AtLeast float64 `json:"atLeast,omitempty"`
 	AtMost  float64 `json:"atMost,omitempty"`
 }
@@ -44,6 +44,8 @@ func (g goal) String() string {
 	switch {
 	case g.Of == "":
 		return ""
+	case g.AtLeast != 0 && g.AtMost != 0:
+		return fmt.Sprintf("%s %s to %s", g.Of, figure(g.AtLeast), figure(g.AtMost))
 	case g.AtLeast != 0:
 		return fmt.Sprintf("%s >= %s", g.Of, figure(g.AtLeast))
 	default:

@@ -22,6 +22,6 @@ func TestParseRefuses(t *testing.T) {
 }
 
 const (
-	allSections = "packet, same-node, masquerade, ports, policy, cni, memory"
-	allOthers   = "raw, redirect, chain, ptp, bridge, nft, nft-set, iptables"
+	allSections = "packet, same-node, masquerade, ports, policy, bandwidth, cni, memory"
+	allOthers   = "raw, redirect, chain, ptp, bridge, nft, nft-set, iptables, bandwidth, htb"
 )

@@ -38,6 +38,10 @@ type job struct {
 	At netip.AddrPort
 	// Ports is how many of them it has; the client takes them in turn.
 	Ports int
+	// Streams is how many streams there are at a time.
+	Streams int
+	// Rate is what datagrams are sent at, in bytes of payload per second.
+	Rate int64
 	// Sources are the client's addresses, taken in turn; with none the kernel chooses.
 	Sources []netip.Addr
 	Warmup  time.Duration
@@ -53,6 +57,8 @@ type outcome struct {
 	Sent int64
 	// Stalls counts transactions that took 100 ms or more: something was lost.
 	Stalls int64
+	// P99 is the 99th percentile of round-trip times.
+	P99 time.Duration
 }
 
 // rate is the count per second.
@@ -71,7 +77,7 @@ func work(out io.Writer, args []string) error {
 	if err := json.Unmarshal([]byte(args[0]), &j); err != nil {
 		return fmt.Errorf("read job: %w", err)
 	}
-	runtime.GOMAXPROCS(j.Ports + 1)
+	runtime.GOMAXPROCS(max(j.Ports, j.Streams) + 1)
 	runtime.LockOSThread()
 	var (
 		o   outcome
@@ -82,12 +88,22 @@ func work(out io.Writer, args []string) error {
 		o, err = receiveStream(out, j)
 	case j.Serve && j.Traffic == packets:
 		o, err = receivePackets(out, j)
+	case j.Serve && j.Traffic == streams:
+		o, err = receiveStreams(out, j)
+	case j.Serve && j.Traffic == datagrams:
+		o, err = receiveDatagrams(out, j)
 	case j.Serve:
 		return answer(out, j)
 	case j.Traffic == throughput:
 		err = sendStream(j)
 	case j.Traffic == packets:
 		o, err = sendPackets(j)
+	case j.Traffic == streams:
+		err = sendStreams(j)
+	case j.Traffic == datagrams:
+		err = sendDatagrams(j)
+	case j.Traffic == trips:
+		o, err = measureTrips(j)
 	default:
 		o, err = ask(j)
 	}
@@ -159,6 +175,11 @@ func sendStream(j job) error {
 	if err != nil {
 		return err
 	}
+	return fill(conn)
+}
+
+// fill sends as much as goes.
+func fill(conn int) error {
 	buffer := make([]byte, streamBuffer)
 	for {
 		_, err := send(conn, buffer)

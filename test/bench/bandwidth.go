@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+// What limits are compared with, beside ptp.
+const (
+	limited = "bandwidth" // the reference plugin of that name: TBF, and an IFB device for what is sent
+	htb     = "htb"       // HTB by hand in the same places
+)
+
+const mbit = 1_000_000
+
+// Rates of the limited containers in bit/s: tripRate is that of the one whose round trips are
+// measured.
+var rates = []int64{10 * mbit, 100 * mbit, 1000 * mbit}
+
+const tripRate = 50 * mbit
+
+// limitRounds are enough, since windows are long: a stream has to settle.
+const limitRounds = 3
+
+// Bytes of a frame with 1500 of IP, and of payload in it.
+const (
+	frameBytes    = 1514
+	streamPayload = 1448 // with timestamps
+	packetHeaders = 14 + 20 + 8
+)
+
+// limits is a node with limited containers, one that is not, and the world.
+type limits struct {
+	*candidate
+	// byRate are containers, and addresses their addresses.
+	byRate    map[int64]*namespace
+	addresses map[int64]netip.Addr
+	free      *namespace
+	freeAt    netip.Addr
+}
+
+// burst is what is asked for beside a rate: 10 ms, or ten frames.
+func burst(rate int64) int64 { return max(rate/100, 10*8*frameBytes) }
+
+// bandwidth compares limits: how near the rate is, what a small connection meets that goes
+// through the same limit, and what containers without a limit pay.
+func (b *bench) bandwidth(ctx context.Context) (err error) {
+	var nodes []*limits
+	defer func() {
+		for _, n := range nodes {
+			err = errors.Join(err, n.close())
+		}
+	}()
+	for _, kind := range []string{tendril, limited, htb} {
+		if kind != tendril && !slices.Contains(b.against, kind) {
+			continue
+		}
+		n, err := b.wireLimits(ctx, kind)
+		if err != nil {
+			return fmt.Errorf("wire limits of %s: %w", kind, err)
+		}
+		nodes = append(nodes, n)
+	}
+	for round := range min(b.rounds, limitRounds) {
+		for _, rate := range rates {
+			for _, way := range ways {
+				for _, n := range nodes {
+					if err := b.atRate(ctx, n, rate, way); err != nil {
+						return fmt.Errorf("measure limits of %s: %w", n.name, err)
+					}
+				}
+			}
+		}
+		for _, way := range ways {
+			for _, n := range nodes {
+				if err := b.throughLimit(ctx, n, way); err != nil {
+					return fmt.Errorf("measure limits of %s: %w", n.name, err)
+				}
+			}
+		}
+		b.progress("bandwidth: round %d of %d", round+1, min(b.rounds, limitRounds))
+	}
+	return b.besideLimits(ctx, nodes[0])
+}
+
+// way is a direction of the limited container, and the other end.
+type way struct {
+	sends bool
+	world bool
+}
+
+var ways = []way{{true, true}, {true, false}, {false, true}, {false, false}}
+
+func (w way) String() string {
+	switch w {
+	case way{true, true}:
+		return "to the world"
+	case way{true, false}:
+		return "to a container"
+	case way{false, true}:
+		return "from the world"
+	default:
+		return "from a container"
+	}
+}
+
+// path is the way of what is limited.
+func (n *limits) path(rate int64, w way) path {
+	other, address := n.free, n.freeAt
+	if w.world {
+		other, address = n.toWorld.server, worldAddress
+	}
+	if w.sends {
+		return path{client: n.byRate[rate], server: other, address: address}
+	}
+	return path{client: other, server: n.byRate[rate], address: n.addresses[rate]}
+}
+
+// atRate measures the share of the rate that arrives, in bytes of frames.
+func (b *bench) atRate(ctx context.Context, n *limits, rate int64, w way) error {
+	for _, one := range []struct {
+		name string
+		job  job
+		// frame and payload are bytes.
+		frame, payload float64
+		goal           goal
+	}{
+		// A bucket gives a stream that loses what it missed in its silence: only the mean is steady.
+		{"TCP, 1 stream", job{Traffic: streams, Streams: 1, Warmup: time.Second, Window: 10 * b.window}, frameBytes, streamPayload, goal{"median", 0.95, 1.05}},
+		{"TCP, 8 streams", job{Traffic: streams, Streams: 8, Warmup: time.Second, Window: 10 * b.window}, frameBytes, streamPayload, goal{"median", 0.97, 1.03}},
+		{"UDP at twice the rate", job{Traffic: datagrams, Rate: 2 * rate / 8, Warmup: 200 * time.Millisecond}, datagramSize + packetHeaders, datagramSize, goal{"median", 0.97, 1.03}},
+		{"UDP, first 200 ms", job{Traffic: datagrams, Rate: 2 * rate / 8, Window: 200 * time.Millisecond}, datagramSize + packetHeaders, datagramSize, goal{}},
+	} {
+		if one.job.Window == 0 {
+			one.job.Window = 4 * b.window
+		}
+		o, err := b.exchange(ctx, n.path(rate, w), one.job)
+		if err != nil {
+			return fmt.Errorf("%s %s at %d Mbit/s: %w", one.name, w, rate/mbit, err)
+		}
+		b.book.add(metric{
+			Section: "bandwidth", Name: fmt.Sprintf("%d Mbit/s %s, %s", rate/mbit, w, one.name), Unit: "of the rate", goal: one.goal,
+		}, n.name, o.rate()*8*one.frame/one.payload/float64(rate))
+	}
+	return nil
+}
+
+// throughLimit measures round trips of a small connection while a stream fills the limit.
+func (b *bench) throughLimit(ctx context.Context, n *limits, w way) error {
+	p := n.path(tripRate, w)
+	bulk := job{Traffic: streams, Streams: 1, Window: 8*b.window + time.Second}
+	filled := make(chan error, 1)
+	go func() {
+		_, err := b.exchange(ctx, p, bulk)
+		filled <- err
+	}()
+	o, err := b.exchangeAt(ctx, p, serverPort+1, job{Traffic: trips, Warmup: time.Second, Window: 8 * b.window})
+	if err = errors.Join(err, <-filled); err != nil {
+		return fmt.Errorf("round trips %s: %w", w, err)
+	}
+	b.book.add(metric{
+		Section: "bandwidth", Name: fmt.Sprintf("99th percentile of round trips beside a stream, %d Mbit/s %s", tripRate/mbit, w),
+		Unit: "ms", against: limited, goal: goal{Of: "ratio", AtMost: 0.5},
+	}, n.name, milliseconds(o.P99))
+	return nil
+}
+
+// besideLimits compares containers without a limit on a node that has limits with such on one
+// that has none.
+func (b *bench) besideLimits(ctx context.Context, with *limits) error {
+	plain, err := b.wireNamed(ctx, "tendril-no-limits", tendril)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = plain.close() }()
+	second, err := with.namespace("free-client")
+	if err != nil {
+		return err
+	}
+	if _, err := with.network.add(ctx, container{id: "free-client", ns: second}); err != nil {
+		return err
+	}
+	with.sameNode = path{client: second, server: with.free, address: with.freeAt}
+	plain.label, with.label = "tendril, no limits", "tendril, limits of others"
+	return b.compare(ctx, scene{
+		section: "bandwidth", about: "no limit, ", candidates: []*candidate{plain, with.candidate},
+		over: func(c *candidate) path { return c.sameNode }, against: plain.label, subject: with.label,
+	}, []comparison{
+		{throughput, "Gbit/s", 1e9 / 8, ratio(0.97)},
+		{packets, "k/s", 1e3, ratio(0.97)},
+		{requestResponse, "k/s", 1e3, ratio(0.97)},
+	})
+}
+
+// exchange runs both ends of a job and returns what the one that counts says.
+func (b *bench) exchange(ctx context.Context, p path, j job) (outcome, error) {
+	return b.exchangeAt(ctx, p, serverPort, j)
+}
+
+func (b *bench) exchangeAt(ctx context.Context, p path, port uint16, j job) (outcome, error) {
+	// Nothing takes longer than this but what hangs.
+	ctx, cancel := context.WithTimeout(ctx, j.Warmup+j.Window+10*time.Second)
+	defer cancel()
+	j.At, j.Ports = netip.AddrPortFrom(p.address, port), 1
+	serve := j
+	serve.Serve = true
+	server, err := startWorker(ctx, p.server, 1, serve)
+	if err != nil {
+		return outcome{}, err
+	}
+	defer server.kill()
+	if err := server.awaitReady(); err != nil {
+		return outcome{}, err
+	}
+	client, err := startWorker(ctx, p.client, 0, j)
+	if err != nil {
+		return outcome{}, err
+	}
+	defer client.kill()
+	if j.Traffic == trips {
+		return client.outcome()
+	}
+	return server.outcome()
+}
+
+// wireLimits makes a node with a container for each rate and one without a limit.
+func (b *bench) wireLimits(ctx context.Context, kind string) (_ *limits, err error) {
+	c, err := newNode(kind + "-limits")
+	if err != nil {
+		return nil, err
+	}
+	n := &limits{candidate: c, byRate: make(map[int64]*namespace), addresses: make(map[int64]netip.Addr)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.close())
+		}
+	}()
+	c.name = kind
+	if kind == tendril {
+		err = b.join(ctx, c, tendril)
+	} else {
+		c.network = &network{node: c.node, name: kind + "-limits", folder: b.plugins, plugins: ptpPlugins(kind + "-limits")}
+		if kind == limited {
+			c.network.plugins = limitPlugins(kind + "-limits")
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	// The plugins leave the way back to a container by ptp to masquerade, which stands between
+	// the world and a container only for what the container begins.
+	if err := c.toWorld.server.ip("route add " + podSubnet + " via " + nodeAddress.String()); err != nil {
+		return nil, err
+	}
+	for _, rate := range append(slices.Clone(rates), tripRate) {
+		role := fmt.Sprintf("limited-%d", rate/mbit)
+		ns, err := n.namespace(role)
+		if err != nil {
+			return nil, err
+		}
+		n.byRate[rate] = ns
+		before, err := hostDevices(c.node)
+		if err != nil {
+			return nil, err
+		}
+		n.addresses[rate], err = c.network.add(ctx, container{id: role, ns: ns, bandwidth: object{
+			"ingressRate": rate, "ingressBurst": burst(rate), "egressRate": rate, "egressBurst": burst(rate),
+		}})
+		if err != nil {
+			return nil, err
+		}
+		if kind == htb {
+			if err := n.limitByHand(before, rate); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if n.free, err = n.namespace("free"); err != nil {
+		return nil, err
+	}
+	n.freeAt, err = c.network.add(ctx, container{id: "free", ns: n.free})
+	b.progress("bandwidth: limits of %s are there", kind)
+	return n, err
+}
+
+func hostDevices(node *namespace) (map[string]bool, error) {
+	links, err := node.handle.LinkList()
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[string]bool)
+	for _, l := range links {
+		names[l.Attrs().Name] = true
+	}
+	return names, nil
+}
+
+// limitByHand limits both directions at the host's side of the container that was not there
+// before.
+func (n *limits) limitByHand(before map[string]bool, rate int64) error {
+	after, err := hostDevices(n.node)
+	if err != nil {
+		return err
+	}
+	for name := range after {
+		if before[name] {
+			continue
+		}
+		ifb := fmt.Sprintf("ifb-%d", rate/mbit)
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.TxQLen = ifb, 1000
+		if err := n.node.handle.LinkAdd(&netlink.Ifb{LinkAttrs: attrs}); err != nil {
+			return fmt.Errorf("make %s: %w", ifb, err)
+		}
+		if err := n.node.ip("link set " + ifb + " up"); err != nil {
+			return err
+		}
+		for _, device := range []string{name, ifb} {
+			for _, line := range []string{
+				"qdisc add dev " + device + " root handle 1: htb default 1",
+				fmt.Sprintf("class add dev %s parent 1: classid 1:1 htb rate %dbit burst %db", device, rate, burst(rate)/8),
+			} {
+				if err := n.node.tc(line); err != nil {
+					return err
+				}
+			}
+		}
+		for _, line := range []string{
+			"qdisc add dev " + name + " ingress",
+			"filter add dev " + name + " parent ffff: protocol all u32 match u32 0 0 action mirred egress redirect dev " + ifb,
+		} {
+			if err := n.node.tc(line); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return errors.New("ptp made no device")
+}
