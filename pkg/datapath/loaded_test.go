@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -20,6 +22,19 @@ import (
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
+
+// Programs of other folders are tried in place of those that are built in: with a fault in
+// each (test/mutations).
+func init() {
+	for _, dir := range filepath.SplitList(os.Getenv("TENDRIL_TEST_PROGRAMS")) {
+		for name := range objects {
+			file := filepath.Join(dir, strings.ReplaceAll(name, "_", "")+"_bpfel.o")
+			if _, err := os.Stat(file); err == nil {
+				objects[name] = func() (*ebpf.CollectionSpec, error) { return ebpf.LoadCollectionSpec(file) }
+			}
+		}
+	}
+}
 
 // loaded are programs with their maps. To load them is nearly all that a node costs, seconds
 // where all is emulated, so nodes of one configuration have the same, one after the other.
