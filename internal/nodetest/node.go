@@ -19,7 +19,7 @@ import (
 
 // Patience bounds every wait for an event. It is no measure of anything: what
 // has not happened by then, on the slowest of machines, never will.
-const Patience = 60 * time.Second
+const Patience = 3 * time.Minute
 
 // Options say what a Node is like.
 type Options struct {

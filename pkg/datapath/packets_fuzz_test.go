@@ -51,7 +51,7 @@ func TestStories(t *testing.T) {
 	nstest.Root(t)
 	count := 4000
 	if nstest.Emulated() {
-		count = 100
+		count = 40
 	}
 	if text := os.Getenv("TENDRIL_TEST_STORIES"); text != "" {
 		var err error

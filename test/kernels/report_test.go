@@ -144,7 +144,7 @@ func TestJobScript(t *testing.T) {
 		t.Fatal(err)
 	}
 	j := job{dir: dir, env: []string{"A=x  y"}, args: []string{"sh", "-c", `printf '%s|' "$PWD" "$A" "$@"`, "sh", "(a|b)$", "", "don't"}}
-	got, err := exec.Command("sh", "-c", string(j.script())).Output()
+	got, err := exec.Command("sh", "-c", j.script()).Output()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,7 @@ import (
 
 // patience bounds every wait for the other machine. It may be a slow one that has
 // another kernel's programs to verify. One that fails hangs up.
-const patience = 3 * nodetest.Patience
+const patience = nodetest.Patience
 
 // peerPort is where node a waits for node b.
 const peerPort = 7
