@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -226,12 +227,7 @@ func (d *Datapath) CheckEndpoint(e Endpoint) error {
 			return err
 		}
 	}
-	for key, want := range e.limitEntries() {
-		if err := d.compareLimit(key, want); err != nil {
-			return err
-		}
-	}
-	if err := d.compareUnshaped(e); err != nil {
+	if err := cmp.Or(append(d.compareLimits(e), d.compareUnshaped(e))...); err != nil {
 		return err
 	}
 	for _, a := range e.attachments() {

@@ -140,20 +140,35 @@ func unshapedEntry(key maps.UnshapedKey) string {
 	return fmt.Sprintf("entry of %s and interface %d in map unshaped", maps.UnshapedPrefix(key), key.Ifindex)
 }
 
-// compareLimit is compare for what an entry says, whatever has passed.
+// compareLimit is compare for what an entry says, whatever has passed. The zero value is no
+// limit, which has no entry.
 func (d *Datapath) compareLimit(key maps.LimitKey, want maps.Limit) error {
 	var got maps.Limit
+	none := want == maps.Limit{}
 	err := d.maps.Bandwidth.Lookup(key, &got)
 	switch {
+	case errors.Is(err, ebpf.ErrKeyNotExist) && none:
+		return nil
 	case errors.Is(err, ebpf.ErrKeyNotExist):
 		return &MismatchError{What: limitEntry(key)}
 	case err != nil:
 		return fmt.Errorf("read %s: %w", limitEntry(key), err)
+	case none:
+		return &MismatchError{What: limitEntry(key), Difference: "is there without a limit"}
 	}
 	if got = bound(got); got != want {
 		return &MismatchError{What: limitEntry(key), Difference: difference(reflect.ValueOf(got), reflect.ValueOf(want))}
 	}
 	return nil
+}
+
+// compareLimits compares both directions.
+func (d *Datapath) compareLimits(e Endpoint) (errs []error) {
+	wanted := e.limitEntries()
+	for _, l := range e.limits() {
+		errs = append(errs, d.compareLimit(l.key, wanted[l.key]))
+	}
+	return errs
 }
 
 // compareUnshaped is compare for a trie, where a lookup is answered by a shorter prefix, too:
@@ -213,21 +228,26 @@ func (d *Datapath) unshapedError(e Endpoint, err error) error {
 	}, err)
 }
 
-// ensureLimits puts back what others took from an endpoint's limits, and adds to found what
-// was there instead.
+// ensureLimits puts an endpoint's limits in order, and adds to found what was there instead.
 func (d *Datapath) ensureLimits(found []string, e Endpoint) ([]string, error) {
-	errs := []error{d.compareUnshaped(e)}
-	for key, want := range e.limitEntries() {
-		errs = append(errs, d.compareLimit(key, want))
-	}
-	for _, err := range errs {
+	before := len(found)
+	for _, err := range append(d.compareLimits(e), d.compareUnshaped(e)) {
 		if mismatch := (*MismatchError)(nil); errors.As(err, &mismatch) {
 			found = append(found, mismatch.Error())
 		} else if err != nil {
 			return found, err
 		}
 	}
-	return found, d.writeLimits(e)
+	if len(found) == before {
+		return found, nil
+	}
+	errs := []error{d.writeLimits(e)}
+	for _, l := range e.limits() {
+		if l.Limit == (Limit{}) {
+			errs = append(errs, ignoreMissing(d.maps.Bandwidth.Delete(l.key)))
+		}
+	}
+	return found, errors.Join(errs...)
 }
 
 // removeLimits removes the entries of an endpoint's limits, but for those that another

@@ -4,6 +4,7 @@ package datapath
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -43,10 +44,15 @@ func withLimits(t *testing.T) *node {
 	return n
 }
 
-// bucket sets, and returns, what a limit has been used.
+// bucket sets, and returns, what a's limit has been used.
 func (n *node) bucket(t *testing.T, direction uint32, change func(*maps.Limit)) maps.Limit {
 	t.Helper()
-	key, value := maps.LimitKey{Ifindex: uint32(n.a.IfIndex), Direction: direction}, maps.Limit{}
+	return n.bucketOf(t, n.a, direction, change)
+}
+
+func (n *node) bucketOf(t *testing.T, e Endpoint, direction uint32, change func(*maps.Limit)) maps.Limit {
+	t.Helper()
+	key, value := maps.LimitKey{Ifindex: uint32(e.IfIndex), Direction: direction}, maps.Limit{}
 	must(t, n.maps.Bandwidth.Lookup(key, &value))
 	if change != nil {
 		change(&value)
@@ -55,11 +61,16 @@ func (n *node) bucket(t *testing.T, direction uint32, change func(*maps.Limit)) 
 	return value
 }
 
-// credit leaves so much in the bucket; below 0 it is overdrawn, by small packets, too.
+// credit leaves so much in a's bucket; below 0 it is overdrawn, by small packets, too.
 func (n *node) credit(t *testing.T, direction uint32, left time.Duration) {
 	t.Helper()
+	n.creditOf(t, n.a, direction, left)
+}
+
+func (n *node) creditOf(t *testing.T, e Endpoint, direction uint32, left time.Duration) {
+	t.Helper()
 	now := monotonic(t)
-	n.bucket(t, direction, func(l *maps.Limit) {
+	n.bucketOf(t, e, direction, func(l *maps.Limit) {
 		*l = bound(*l)
 		l.Empty = now - uint64(left)
 		if left < 0 {
@@ -298,19 +309,26 @@ func testLimitChanges(t *testing.T, n *node) {
 	n.story(t, step{"limited again", there, drops("decided", "bandwidth_ingress")})
 	wantAttached(fromContainer, limitEgress, limitIngress, toContainer)
 
-	// What others take, CHECK misses and the repair puts back.
+	// CHECK finds what is not as it should be, and the repair puts it in order.
 	key := maps.LimitKey{Ifindex: uint32(n.a.IfIndex), Direction: maps.LimitIngress}
 	wrong := slow.value(false)
 	wrong.Cost++
-	for what, spoil := range map[string]func() error{
-		"egress entry of interface": func() error {
+	for what, one := range map[string]struct {
+		is    Endpoint
+		spoil func() error
+	}{
+		"egress entry of interface": {limited, func() error {
 			return n.maps.Bandwidth.Delete(maps.LimitKey{Ifindex: key.Ifindex, Direction: maps.LimitEgress})
-		},
-		"ingress entry of interface": func() error { return n.maps.Bandwidth.Put(key, wrong) },
-		"program limit_egress":       func() error { return n.hooks.endpoints.detach(attachment{n.a.IfIndex, limitEgress}) },
+		}},
+		"ingress entry of interface": {limited, func() error { return n.maps.Bandwidth.Put(key, wrong) }},
+		"program limit_egress":       {limited, func() error { return n.hooks.endpoints.detach(attachment{n.a.IfIndex, limitEgress}) }},
+		// As a change leaves it that failed, and could not be undone.
+		fmt.Sprintf("ingress entry of interface %d in map bandwidth is there without a limit", key.Ifindex): {egress, func() error { return n.maps.Bandwidth.Put(key, wrong) }},
 	} {
 		t.Run(what, func(t *testing.T) {
-			n.do(t, spoil)
+			set(limited, one.is)
+			defer set(one.is, limited)
+			n.do(t, one.spoil)
 			n.do(t, func() error {
 				mismatch := (*MismatchError)(nil)
 				if err := n.CheckEndpoint(n.a); !errors.As(err, &mismatch) {
@@ -370,6 +388,50 @@ func testUnshaped(t *testing.T, n *node) {
 }
 
 // What goes straight from port to port of a bridge is held to the limit, too.
+// What comes by a mapped port is held to what its container may get, wherever it comes from.
+func TestLimitPorts(t *testing.T) {
+	n := withPorts(t, Config{Masquerade: true})
+	before := n.b
+	n.b.Ingress = slow
+	n.do(t, func() error { return n.SetLimits(before, n.b) })
+	eachFamily(t, func(t *testing.T, f family) {
+		for _, way := range []struct {
+			name string
+			ask  run
+			got  []packet.Layer
+		}{
+			{
+				"from the world", n.fromWorld(ip(f.world, f.host, 58, udp(low, hostPort)...)...),
+				ip(f.world, f.b, 57, udp(low, server)...),
+			},
+			{
+				"from an endpoint", n.fromA(ip(f.a, f.host, 58, udp(low, hostPort)...)...),
+				ip(f.a, f.b, 57, udp(low, server)...),
+			},
+		} {
+			t.Run(way.name, func(t *testing.T) {
+				n.forget(t)
+				n.creditOf(t, n.b, maps.LimitIngress, time.Millisecond)
+				n.story(t, step{"with credit", way.ask, deliveredAs(delivered(n.b, way.got...), "decided")})
+				n.creditOf(t, n.b, maps.LimitIngress, -time.Hour)
+				n.story(t, step{"without", way.ask, drops("bandwidth_ingress")})
+				n.forget(t)
+				n.story(t, step{"a new flow without", way.ask, drops("decided", "bandwidth_ingress")})
+			})
+		}
+		t.Run("of itself", func(t *testing.T) {
+			n.forget(t)
+			n.creditOf(t, n.b, maps.LimitIngress, time.Millisecond)
+			ask := n.from(n.b, ip(f.b, f.host, 58, udp(low, hostPort)...)...)
+			if got := n.run(t, ask); got.verdict != redirect {
+				t.Fatalf("verdict: got %d, want %d", got.verdict, redirect)
+			}
+			n.creditOf(t, n.b, maps.LimitIngress, -time.Hour)
+			n.story(t, step{"without", ask, drops("bandwidth_ingress")})
+		})
+	})
+}
+
 func TestLimitBridge(t *testing.T) {
 	n := withBridge(t, Config{Masquerade: true})
 	before := n.a
