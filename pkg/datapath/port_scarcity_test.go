@@ -11,12 +11,14 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
 // TestPortsScarce has more clients than an endpoint may hold translations, which is two.
 func TestPortsScarce(t *testing.T) {
+	nstest.Halve(t, 0)
 	n := withPorts(t, Config{Masquerade: true, FlowsMax: 256, TranslationsMax: 8, EndpointTranslations: 2})
 	eachFamily(t, func(t *testing.T, f family) {
 		t.Run("clients that ask once", func(t *testing.T) { testOneShots(t, n, f) })

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
@@ -558,6 +559,7 @@ func testPortAstray(t *testing.T, n *node, f family, p mappedProtocol) {
 // TestPortsAndMasquerade: a port that leads to one endpoint is not taken for another;
 // the endpoint itself calls from it where it has the same number.
 func TestPortsAndMasquerade(t *testing.T) {
+	nstest.Halve(t, 1)
 	n := newNode(t, Config{Masquerade: true, MasqueradePorts: [2]uint16{hostPort, onePort}})
 	n.b.Ports = []Port{
 		{netip.IPv4Unspecified(), hostPort, unix.IPPROTO_UDP, v4().b, server},
@@ -698,6 +700,7 @@ func (n *node) connection(t *testing.T, p mappedProtocol, from, to netip.AddrPor
 // TestPortShutWithoutMasquerade: that nobody is masqueraded does not open what is shut,
 // but for those who are of the same cluster.
 func TestPortShutWithoutMasquerade(t *testing.T) {
+	nstest.Halve(t, 0)
 	n := withPorts(t, Config{})
 	eachFamily(t, func(t *testing.T, f family) {
 		for _, p := range mappedProtocols() {

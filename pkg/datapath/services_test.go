@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
@@ -151,6 +152,7 @@ func testServiceError(t *testing.T, n *node, f family) {
 
 // TestServicesFull: what needs no translation goes on when there is no room to note it.
 func TestServicesFull(t *testing.T) {
+	nstest.Halve(t, 1)
 	n := newNode(t, Config{FlowsMax: 1024, TranslationsMax: 64})
 	eachFamily(t, func(t *testing.T, f family) {
 		n.forget(t)
