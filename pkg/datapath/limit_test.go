@@ -387,7 +387,6 @@ func testUnshaped(t *testing.T, n *node) {
 	)
 }
 
-// What goes straight from port to port of a bridge is held to the limit, too.
 // What comes by a mapped port is held to what its container may get, wherever it comes from.
 func TestLimitPorts(t *testing.T) {
 	n := withPorts(t, Config{Masquerade: true})
@@ -432,6 +431,7 @@ func TestLimitPorts(t *testing.T) {
 	})
 }
 
+// What goes straight from port to port of a bridge is held to the limit, too.
 func TestLimitBridge(t *testing.T) {
 	n := withBridge(t, Config{Masquerade: true})
 	before := n.a

@@ -45,7 +45,7 @@ func FuzzPackets(f *testing.F) {
 }
 
 // TestStories tells stories made from the seeds by chance: always the same, so that what
-// fails can be told again. TENDRIL_TEST_STORIES is their number, if not 4,000 (100 where
+// fails can be told again. TENDRIL_TEST_STORIES is their number, if not 4,000 (40 where
 // all is emulated); ten minutes of them are part of .ci/run. FuzzPackets looks for others.
 func TestStories(t *testing.T) {
 	nstest.Root(t)
@@ -73,6 +73,9 @@ func TestStories(t *testing.T) {
 			for told := range count / shards {
 				if time.Now().After(end) {
 					t.Logf("%d of %d stories told in the time", told, count/shards)
+					if told == 0 {
+						t.Error("there was no time for a story")
+					}
 					return
 				}
 				input := stray(chance, seeds, len(teller.firewalls))

@@ -134,6 +134,8 @@ func (o *outputs) close() {
 func (o *outputs) read(i int) boot {
 	return func(_ context.Context, out io.Writer) error {
 		_, err := io.Copy(out, o.readers[i])
+		// Whoever writes must not wait for a reader that has gone.
+		_ = o.readers[i].CloseWithError(err)
 		return err
 	}
 }
