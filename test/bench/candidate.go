@@ -146,8 +146,10 @@ func (b *bench) join(ctx context.Context, c *candidate, kind string) (err error)
 	switch kind {
 	case chain:
 		c.network.plugins = chainPlugins(c.name)
-	case ptp:
+	case ptp, htb:
 		c.network.plugins = ptpPlugins(c.name)
+	case limited:
+		c.network.plugins = limitPlugins(c.name)
 	case bridge:
 		c.network.plugins = bridgePlugins(c.name)
 	default:

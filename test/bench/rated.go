@@ -91,12 +91,9 @@ func sendStreams(j job) error {
 
 // receiveDatagrams counts from the first packet on.
 func receiveDatagrams(out io.Writer, j job) (outcome, error) {
-	socket, err := listen(unix.SOCK_DGRAM, j.At)
+	socket, err := listenPackets(j.At)
 	if err != nil {
 		return outcome{}, err
-	}
-	if err := unix.SetsockoptInt(socket, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20); err != nil {
-		return outcome{}, fmt.Errorf("set receive buffer: %w", err)
 	}
 	fmt.Fprint(out, ready)
 	buffer := make([]byte, 2*datagramSize)

@@ -119,6 +119,20 @@ func listen(kind int, at netip.AddrPort) (int, error) {
 	return s, nil
 }
 
+// listenPackets returns a UDP socket bound to at, with room for a burst: that must wait for the
+// scheduler, not be lost.
+func listenPackets(at netip.AddrPort) (int, error) {
+	s, err := listen(unix.SOCK_DGRAM, at)
+	if err != nil {
+		return -1, err
+	}
+	// FORCE is beyond rmem_max.
+	if err := unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20); err != nil {
+		return -1, fmt.Errorf("set receive buffer: %w", err)
+	}
+	return s, nil
+}
+
 const (
 	batchSize   = 64
 	payloadSize = 64 // bytes of a UDP packet

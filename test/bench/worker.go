@@ -193,13 +193,9 @@ func fill(conn int) error {
 }
 
 func receivePackets(out io.Writer, j job) (outcome, error) {
-	socket, err := listen(unix.SOCK_DGRAM, j.At)
+	socket, err := listenPackets(j.At)
 	if err != nil {
 		return outcome{}, err
-	}
-	// A burst must wait for the scheduler, not be lost. FORCE is beyond rmem_max.
-	if err := unix.SetsockoptInt(socket, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20); err != nil {
-		return outcome{}, fmt.Errorf("set receive buffer: %w", err)
 	}
 	fmt.Fprint(out, ready)
 	batch := newBatch()

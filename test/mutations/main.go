@@ -168,12 +168,12 @@ func (b *bench) try(ctx context.Context, m mutation, last catch) (catch, error) 
 	if first == "" || err != nil {
 		return catch{}, err
 	}
-	found, err := b.narrow(ctx, programs, first)
-	if err != nil || found.Test == "" {
+	test, err := b.narrow(ctx, programs, first)
+	if err != nil || test == "" {
 		return catch{}, cmp.Or(err, fmt.Errorf("%s fails, but not alone, or without a fault too", first))
 	}
-	found.Program, err = b.decisive(ctx, programs, found.Test)
-	return found, err
+	program, err := b.decisive(ctx, programs, test)
+	return catch{test, program}, err
 }
 
 // decisive returns the source of a program that has to have the fault for a test to fail, ""
@@ -190,19 +190,19 @@ func (b *bench) decisive(ctx context.Context, programs map[string]string, test s
 
 // narrow returns the innermost test around one that fails with the programs, and passes
 // without a fault, when it is alone: some need those before them.
-func (b *bench) narrow(ctx context.Context, programs map[string]string, test string) (catch, error) {
+func (b *bench) narrow(ctx context.Context, programs map[string]string, test string) (string, error) {
 	for ; test != ""; test = parent(test) {
 		harmed, err := b.firstFailure(ctx, programs, pattern(test))
 		if err != nil {
-			return catch{}, err
+			return "", err
 		}
 		unharmed, err := b.firstFailure(ctx, nil, pattern(test))
 		if err != nil {
-			return catch{}, err
+			return "", err
 		}
 		if harmed != "" && unharmed == "" {
-			return catch{Test: test}, nil
+			return test, nil
 		}
 	}
-	return catch{}, nil
+	return "", nil
 }
