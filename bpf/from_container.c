@@ -444,8 +444,11 @@ static __always_inline int take(struct __sk_buff *skb)
 	struct flow *flow;
 	int verdict;
 
-	if (skb->tc_index)
+	if (skb->tc_index) {
 		skb->tc_index = SEEN_NOT;
+		/* Of what the pacer held back; of what a container has just sent it is 0. */
+		skb->mark = 0;
+	}
 	if (skb->vlan_present)
 		return drop(skb, FROM_CONTAINER, DROP_VLAN);
 	switch (parse(skb, &packet)) {

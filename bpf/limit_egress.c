@@ -13,9 +13,13 @@
 SEC("tc")
 int limit_egress(struct __sk_buff *skb)
 {
-	return is_beyond(skb, skb->ifindex, LIMIT_EGRESS)
-		       ? drop(skb, FROM_CONTAINER, DROP_BANDWIDTH_EGRESS)
-		       : TC_ACT_UNSPEC;
+	/*
+	 * Of what a container has just sent the mark is 0: the pacer has held this back.
+	 * from_container clears both.
+	 */
+	if (skb->mark == skb->ifindex && skb->tc_index == paced_index(LIMIT_EGRESS, FROM_CONTAINER))
+		return TC_ACT_UNSPEC;
+	return meet_limit(skb, skb->ifindex, LIMIT_EGRESS, FROM_CONTAINER);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -14,9 +14,7 @@
 SEC("tc")
 int limit_ingress(struct __sk_buff *skb)
 {
-	return is_beyond(skb, skb->ifindex, LIMIT_INGRESS)
-		       ? drop(skb, TO_CONTAINER, DROP_BANDWIDTH_INGRESS)
-		       : TC_ACT_UNSPEC;
+	return meet_limit(skb, skb->ifindex, LIMIT_INGRESS, TO_CONTAINER);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

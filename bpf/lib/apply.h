@@ -171,8 +171,12 @@ static __always_inline int apply(struct __sk_buff *skb, struct packet *packet, s
 	}
 	if (is_child(flow->out_ifindex))
 		return into_child(skb, journey, flow->out_ifindex);
-	if (flow->limited && is_beyond(skb, flow->out_ifindex, LIMIT_INGRESS))
-		return drop(skb, journey, DROP_BANDWIDTH_INGRESS);
+	if (flow->limited) {
+		int action = meet_limit(skb, flow->out_ifindex, LIMIT_INGRESS, journey);
+
+		if (action != TC_ACT_UNSPEC)
+			return action;
+	}
 	count(skb, journey, COUNTER_DELIVERED);
 	return bpf_redirect_peer(flow->out_ifindex, 0);
 }

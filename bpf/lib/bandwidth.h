@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Limits of bandwidth: whether a packet is beyond what its endpoint may send or get. There is no
- * queue to hold it back, so it is marked (ECN) when the credit runs short, and dropped when
- * there is none.
+ * Limits of bandwidth: what becomes of a packet that is beyond what its endpoint may send or get.
+ * Where the kernel has fq it goes by the pacer, which holds it back (pacer_out.c). Elsewhere
+ * there is no queue, so it is marked (ECN) when the credit runs short, and dropped when there
+ * is none.
  *
+ * Of limits without a pacer:
  * Measured with TCP over a veth pair, where the round trip is 50 us: no window is small enough
  * for 10 Mbit/s, so whatever the bucket holds is sent at once, the rest of the window is lost,
  * and the sender waits for its timeout of 200 ms or more. What it could not send then is what a
@@ -21,6 +23,7 @@
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
@@ -123,53 +126,110 @@ static __always_inline bool is_unshaped(const struct __sk_buff *skb, __u32 ifind
 }
 
 /*
- * Whether the packet is beyond the limit of the endpoint at a device. Where it is not, it has
- * been counted, and marked if the credit runs short.
+ * What the pacer's programs have to know of a packet that goes by it: skb->mark is the ifindex of
+ * the endpoint's host side, and skb->tc_index says where it was met. A container can set neither
+ * for its way back: the mark is gone when a packet leaves a network namespace.
  */
-__noinline int is_beyond(struct __sk_buff *skb, __u32 ifindex, __u32 direction)
+#define PACED_BASE 0x7e60
+#define PACED_DIRECTION_SHIFT 3
+_Static_assert(JOURNEY_MAX <= 1 << PACED_DIRECTION_SHIFT, "a journey has room in tc_index");
+
+static __always_inline __u16 paced_index(enum limit_direction direction, enum journey journey)
 {
-	struct limit_key key = { .ifindex = ifindex, .direction = direction };
-	struct limit *limit = bpf_map_lookup_elem(&bandwidth, &key);
-	__u32 bytes, packets = segments(skb);
-	__u64 at, price, credit;
+	return PACED_BASE | direction << PACED_DIRECTION_SHIFT | journey;
+}
+
+/* The price of bytes, as time. */
+static __always_inline __u64 price_of(const struct limit *limit, __u32 bytes)
+{
+	return (bytes < BANDWIDTH_BYTES_MAX ? bytes : BANDWIDTH_BYTES_MAX) * limit->cost >>
+	       BANDWIDTH_COST_SHIFT;
+}
+
+/* Whether a small packet may go although there is no credit, which pays for it. Under the lock. */
+static __always_inline bool small_passes(struct limit *limit, __u32 bytes, __u64 price, __u64 at)
+{
+	if (bytes > BANDWIDTH_SMALL)
+		return false;
+	if ((__s64)(limit->small - (at - BANDWIDTH_SMALL_CREDIT)) < 0)
+		limit->small = at - BANDWIDTH_SMALL_CREDIT;
+	if ((__s64)(limit->small - at) > 0)
+		return false;
+	limit->small += 2 * price;
+	return true;
+}
+
+/* What is no longer there after a silence. Under the lock. */
+static __always_inline void bound_credit(struct limit *limit, __u64 at, __u64 credit)
+{
+	if ((__s64)(limit->empty - (at - credit)) < 0)
+		limit->empty = at - credit;
+}
+
+static __always_inline void account_limit(struct limit *limit, __u64 price, __u32 packets,
+					  __u32 bytes)
+{
+	limit->empty += price;
+	limit->packets += packets;
+	limit->bytes += bytes;
+}
+
+/* Only a packet whose sender understands it is marked (RFC 3168). */
+static __always_inline void mark_congestion(struct __sk_buff *skb, struct limit *limit)
+{
+	if (bpf_skb_ecn_set_ce(skb) > 0)
+		__sync_fetch_and_add(&limit->marked, segments(skb));
+}
+
+/* Whether the packet is beyond a limit without a pacer. */
+static __always_inline bool is_beyond(struct __sk_buff *skb, struct limit *limit)
+{
+	__u32 bytes = wire_bytes(skb), packets = segments(skb);
+	__u64 at, price = price_of(limit, bytes), credit = limit->burst;
 	bool beyond, mark;
 	__s64 overdrawn;
 
-	if (!limit || is_for_link(skb) || (limit->exempts && is_unshaped(skb, ifindex, direction)))
-		return false;
-	bytes = wire_bytes(skb);
-	price = (bytes < BANDWIDTH_BYTES_MAX ? bytes : BANDWIDTH_BYTES_MAX) * limit->cost >>
-		BANDWIDTH_COST_SHIFT;
 	at = bpf_ktime_get_ns();
 	bpf_spin_lock(&limit->lock);
-	credit = limit->burst;
 	/* Another CPU may have read its clock later, and come first. */
 	if ((__s64)(at - limit->dropped_at) < BANDWIDTH_RECOVERY_TIME &&
 	    credit < BANDWIDTH_RECOVERY)
 		credit = BANDWIDTH_RECOVERY;
-	if ((__s64)(limit->empty - (at - credit)) < 0)
-		limit->empty = at - credit;
+	bound_credit(limit, at, credit);
 	overdrawn = limit->empty - at;
-	beyond = overdrawn > 0;
-	if (beyond && bytes <= BANDWIDTH_SMALL) {
-		if ((__s64)(limit->small - (at - BANDWIDTH_SMALL_CREDIT)) < 0)
-			limit->small = at - BANDWIDTH_SMALL_CREDIT;
-		beyond = (__s64)(limit->small - at) > 0;
-		if (!beyond)
-			limit->small += 2 * price;
-	}
+	beyond = overdrawn > 0 && !small_passes(limit, bytes, price, at);
 	mark = !beyond && overdrawn > -(__s64)(limit->burst / 2);
 	if (beyond) {
 		limit->dropped_at = at;
 		limit->dropped += packets;
 	} else {
-		limit->empty += price;
-		limit->packets += packets;
-		limit->bytes += bytes;
+		account_limit(limit, price, packets, bytes);
 	}
 	bpf_spin_unlock(&limit->lock);
-	/* Only a packet whose sender understands it is marked (RFC 3168). */
-	if (mark && bpf_skb_ecn_set_ce(skb) > 0)
-		__sync_fetch_and_add(&limit->marked, packets);
+	if (mark)
+		mark_congestion(skb, limit);
 	return beyond;
+}
+
+/*
+ * Has the packet meet the limit of the endpoint at a device. Returns TC_ACT_UNSPEC when it may
+ * go on at once, and is counted for the limit; otherwise what becomes of it: it is dropped, or
+ * goes by the pacer.
+ */
+__noinline int meet_limit(struct __sk_buff *skb, __u32 ifindex, __u32 direction, __u32 journey)
+{
+	struct limit_key key = { .ifindex = ifindex, .direction = direction };
+	struct limit *limit = bpf_map_lookup_elem(&bandwidth, &key);
+
+	if (!limit || is_for_link(skb) || (limit->exempts && is_unshaped(skb, ifindex, direction)))
+		return TC_ACT_UNSPEC;
+	if (limit->pacer) {
+		skb->mark = ifindex;
+		skb->tc_index = paced_index(direction, journey);
+		return bpf_redirect(limit->pacer, 0);
+	}
+	if (!is_beyond(skb, limit))
+		return TC_ACT_UNSPEC;
+	return drop(skb, journey,
+		    direction == LIMIT_EGRESS ? DROP_BANDWIDTH_EGRESS : DROP_BANDWIDTH_INGRESS);
 }

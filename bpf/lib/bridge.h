@@ -122,8 +122,12 @@ static __always_inline int cross(struct __sk_buff *skb, const struct packet *pac
 {
 	if (packet->length > flow->mtu)
 		return pass(skb, FROM_CONTAINER, COUNTER_TOO_BIG);
-	if (flow->limited && is_beyond(skb, flow->out_ifindex, LIMIT_INGRESS))
-		return drop(skb, FROM_CONTAINER, DROP_BANDWIDTH_INGRESS);
+	if (flow->limited) {
+		int action = meet_limit(skb, flow->out_ifindex, LIMIT_INGRESS, FROM_CONTAINER);
+
+		if (action != TC_ACT_UNSPEC)
+			return action;
+	}
 	/* The stack of the receiver would drop it as another's. */
 	if (bpf_skb_change_type(skb, PACKET_HOST))
 		return drop(skb, FROM_CONTAINER, DROP_REWRITE);

@@ -23,7 +23,7 @@ type Status struct {
 	Kernel  string    `json:"kernel"`
 	// Attach is how uplinks are attached: "tcx" or "clsact".
 	Attach string `json:"attach"`
-	// Bandwidth is how limits of bandwidth are kept: "token-bucket".
+	// Bandwidth is how limits of bandwidth are kept: "fq" or "token-bucket".
 	Bandwidth string `json:"bandwidth"`
 	BPFRoot   string `json:"bpfRoot"`
 	Endpoints int    `json:"endpoints"`

@@ -39,7 +39,7 @@ func (a attachment) priority() uint16 {
 		return limitEgressPriority
 	case a.program == limitIngress:
 		return limitIngressPriority
-	case a.endpoint():
+	case a.endpoint(), a.pacer():
 		return endpointPriority
 	case a.program == toParent:
 		return toParentPriority

@@ -51,6 +51,7 @@ type Datapath struct {
 	maps     *maps.Maps
 	programs *programs
 	hooks    hookSet
+	pacer    pacer
 	sockets  *socketHooks
 	lock     *os.File
 	alone    net.Listener
@@ -193,6 +194,9 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	if d.hooks, err = newHooks(cfg.Attach, filepath.Join(cfg.Root, "links")); err != nil {
 		return nil, err
 	}
+	if err := d.pacer.adopt(); err != nil {
+		return nil, err
+	}
 	if err := d.accept(cfg); err != nil {
 		return nil, err
 	}
@@ -298,6 +302,9 @@ func Remove(root string) error {
 				return err
 			}
 		}
+	}
+	if err := (&pacer{}).remove(); err != nil {
+		return err
 	}
 	if err := (&socketHooks{dir: filepath.Join(root, socketLinks), held: make(map[string]link.Link)}).detach(); err != nil {
 		return err

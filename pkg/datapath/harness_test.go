@@ -91,6 +91,8 @@ type want struct {
 	counters []string
 	// seen is skb->tc_index after, mark is skb->mark.
 	seen, mark uint32
+	// departure is skb->tstamp after, in ns; 0 for none.
+	departure uint64
 }
 
 // step is a packet and what it shall become.
@@ -142,7 +144,7 @@ func (n *node) execute(r run) (result, error) {
 		return result{}, err
 	}
 	counts, err := p.counts()
-	return result{r, want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen], mark: after.Mark}, counts}, err
+	return result{r, want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen], mark: after.Mark, departure: after.Timestamp}, counts}, err
 }
 
 // compare compares verdict, frame, mark and all counters. Where a packet was right
@@ -167,6 +169,9 @@ func (got result) compare(t *testing.T, w want) {
 		}
 		if got.want.mark != w.mark {
 			t.Errorf("mark: got %#x, want %#x", got.want.mark, w.mark)
+		}
+		if got.want.departure != w.departure {
+			t.Errorf("departure: got %d, want %d", got.want.departure, w.departure)
 		}
 		if err := packet.Verify(got.out); err != nil && packet.Verify(got.in) == nil {
 			t.Errorf("packet out is wrong: %v\n%s", err, packet.Summary(got.out))

@@ -22,7 +22,7 @@ type attachment struct {
 // ingress says on which side of the device the program sits.
 func (a attachment) ingress() bool {
 	switch a.program {
-	case fromContainer, fromUplink, fromParent, limitEgress:
+	case fromContainer, fromUplink, fromParent, limitEgress, pacerIn:
 		return true
 	}
 	return false
@@ -35,6 +35,9 @@ func (a attachment) endpoint() bool {
 
 // limit says whether the program is one that only endpoints with a limit have.
 func (a attachment) limit() bool { return a.program == limitIngress || a.program == limitEgress }
+
+// pacer says whether the program is one of the pacer's devices.
+func (a attachment) pacer() bool { return a.program == pacerOut || a.program == pacerIn }
 
 // parent says whether the program is one of a device that macvlan children ride on, which
 // may be an uplink besides.
@@ -72,6 +75,7 @@ type hooks interface {
 // either). The price is one to four hundredths of the round trips.
 type hookSet struct {
 	endpoints, uplinks hooks
+	pacer              clsact // whose devices are ours, as those of endpoints
 }
 
 // attach puts a program where it belongs, and loads it first if it is one that not every node
@@ -110,13 +114,16 @@ func newHooks(force, dir string) (hookSet, error) {
 
 // of returns the hooks for an attachment.
 func (h hookSet) of(a attachment) hooks {
-	if a.endpoint() {
+	switch {
+	case a.endpoint():
 		return h.endpoints
+	case a.pacer():
+		return &h.pacer
 	}
 	return h.uplinks
 }
 
-// list asks what is attached, endpoints' devices and uplinks each in their way.
+// list asks what is attached, to each kind of device in its way.
 func (h hookSet) list() ([]attachment, error) {
 	atEndpoints, err := h.endpoints.list()
 	if err != nil {
@@ -126,8 +133,15 @@ func (h hookSet) list() ([]attachment, error) {
 	if err != nil {
 		return nil, err
 	}
-	foreign := func(endpoint bool) func(attachment) bool {
-		return func(a attachment) bool { return a.endpoint() != endpoint }
+	atPacer, err := h.pacer.list()
+	if err != nil {
+		return nil, err
 	}
-	return append(slices.DeleteFunc(atEndpoints, foreign(true)), slices.DeleteFunc(atUplinks, foreign(false))...), nil
+	only := func(all []attachment, is func(attachment) bool) []attachment {
+		return slices.DeleteFunc(all, func(a attachment) bool { return !is(a) })
+	}
+	return slices.Concat(
+		only(atEndpoints, attachment.endpoint), only(atPacer, attachment.pacer),
+		only(atUplinks, func(a attachment) bool { return !a.endpoint() && !a.pacer() }),
+	), nil
 }

@@ -43,8 +43,9 @@ func (l Limit) validate() error {
 // costShift is BANDWIDTH_COST_SHIFT of bpf/lib/bandwidth.h.
 const costShift = 20
 
-// value is the limit as an entry of the map that has not been used.
-func (l Limit) value(exempts bool) maps.Limit {
+// value is the limit as an entry of the map that has not been used. pacer is the interface index of
+// the device that holds packets back, 0 for none.
+func (l Limit) value(exempts bool, pacer int) maps.Limit {
 	// 8 * 10^9 * 2^20 takes 53 bits; what is divided is rounded to the next.
 	high, low := bits.Mul64(8*uint64(time.Second), 1<<costShift)
 	low, carry := bits.Add64(low, l.Rate/2, 0)
@@ -53,12 +54,17 @@ func (l Limit) value(exempts bool) maps.Limit {
 	if exempts {
 		value.Exempts = 1
 	}
+	if pacer != 0 {
+		value.Pacer, value.Horizon = uint32(pacer), uint32(l.horizon()/time.Microsecond)
+	}
 	return value
 }
 
 // bound is what of an entry says how much may pass, without how much has.
 func bound(value maps.Limit) maps.Limit {
-	return maps.Limit{Cost: value.Cost, Burst: value.Burst, Exempts: value.Exempts}
+	return maps.Limit{
+		Cost: value.Cost, Burst: value.Burst, Exempts: value.Exempts, Pacer: value.Pacer, Horizon: value.Horizon,
+	}
 }
 
 // limit is that of one direction of an endpoint.
@@ -100,11 +106,11 @@ func (e *Endpoint) validateLimits() error {
 }
 
 // limitEntries are the entries of map bandwidth that the endpoint has.
-func (e *Endpoint) limitEntries() map[maps.LimitKey]maps.Limit {
+func (d *Datapath) limitEntries(e Endpoint) map[maps.LimitKey]maps.Limit {
 	entries := make(map[maps.LimitKey]maps.Limit)
 	for _, l := range e.limits() {
 		if l.Limit != (Limit{}) {
-			entries[l.key] = l.value(len(e.Unshaped) > 0)
+			entries[l.key] = l.value(len(e.Unshaped) > 0, d.pacer.out)
 		}
 	}
 	return entries
@@ -164,7 +170,10 @@ func (d *Datapath) compareLimit(key maps.LimitKey, want maps.Limit) error {
 
 // compareLimits compares both directions.
 func (d *Datapath) compareLimits(e Endpoint) (errs []error) {
-	wanted := e.limitEntries()
+	if e.isLimited() && d.pacer.able {
+		errs = append(errs, d.checkPacer())
+	}
+	wanted := d.limitEntries(e)
 	for _, l := range e.limits() {
 		errs = append(errs, d.compareLimit(l.key, wanted[l.key]))
 	}
@@ -196,12 +205,17 @@ func (d *Datapath) unshapedOf(wanted func(maps.UnshapedKey) bool) (map[maps.Unsh
 // writeLimits makes the entries of an endpoint's limits. How much has been used of one that
 // stays as it is stays, too.
 func (d *Datapath) writeLimits(e Endpoint) error {
+	if e.isLimited() {
+		if _, err := d.ensurePacer(); err != nil {
+			return err
+		}
+	}
 	for key, value := range e.unshapedEntries() {
 		if err := d.maps.Unshaped.Put(key, value); err != nil {
 			return d.unshapedError(e, err)
 		}
 	}
-	for key, value := range e.limitEntries() {
+	for key, value := range d.limitEntries(e) {
 		err := d.compareLimit(key, value)
 		if err == nil {
 			continue
@@ -254,8 +268,8 @@ func (d *Datapath) ensureLimits(found []string, e Endpoint) ([]string, error) {
 // description of it has.
 func (d *Datapath) removeLimits(e, but Endpoint) error {
 	var errs []error
-	limits, unshaped := but.limitEntries(), but.unshapedEntries()
-	for key := range e.limitEntries() {
+	limits, unshaped := d.limitEntries(but), but.unshapedEntries()
+	for key := range d.limitEntries(e) {
 		if _, stays := limits[key]; !stays {
 			errs = append(errs, ignoreMissing(d.maps.Bandwidth.Delete(key)))
 		}
@@ -264,6 +278,9 @@ func (d *Datapath) removeLimits(e, but Endpoint) error {
 		if _, stays := unshaped[key]; !stays {
 			errs = append(errs, ignoreMissing(d.maps.Unshaped.Delete(key)))
 		}
+	}
+	if e.isLimited() {
+		errs = append(errs, d.removeIdlePacer())
 	}
 	return errors.Join(errs...)
 }
@@ -312,7 +329,7 @@ func (d *Datapath) pruneLimits(desired []Endpoint, attached []attachment) error 
 		for _, a := range e.attachments() {
 			programs[a] = true
 		}
-		for key := range e.limitEntries() {
+		for key := range d.limitEntries(e) {
 			limits[key] = true
 		}
 		for key := range e.unshapedEntries() {
@@ -343,9 +360,15 @@ func (d *Datapath) pruneLimits(desired []Endpoint, attached []attachment) error 
 	for key := range others {
 		errs = append(errs, ignoreMissing(d.maps.Unshaped.Delete(key)))
 	}
-	return errors.Join(errs...)
+	return errors.Join(errors.Join(errs...), d.removeIdlePacer())
 }
 
-// BandwidthKind is how limits are kept: "token-bucket". A bucket has no queue, so what is
-// beyond a limit is marked (ECN) first, and dropped when that does not do.
-func (d *Datapath) BandwidthKind() string { return "token-bucket" }
+// BandwidthKind is how limits are kept. "fq" holds packets back until they are due, and drops what
+// would be too late. "token-bucket", where the kernel has no fq, has no queue: what is beyond a limit
+// is marked (ECN) first, and dropped when that does not do.
+func (d *Datapath) BandwidthKind() string {
+	if d.pacer.able {
+		return "fq"
+	}
+	return "token-bucket"
+}

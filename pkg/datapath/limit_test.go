@@ -110,7 +110,7 @@ func TestLimits(t *testing.T) {
 					t.Errorf("small packets may go on at %d, before %d", got.Small, least)
 				}
 				got.Empty, got.Small, got.DroppedAt = 0, 0, 0
-				want := slow.value(false)
+				want := slow.value(false, 0)
 				want.Packets, want.Bytes, want.Dropped = 2, uint64(len(big.in)+len(small.in)), 2
 				if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(maps.Limit{})); diff != "" {
 					t.Errorf("limit (-want +got):\n%s", diff)
@@ -193,7 +193,7 @@ func testLimitCredit(t *testing.T, n *node, program string, direction uint32) {
 		})
 		return now
 	}
-	t.Cleanup(func() { n.bucket(t, direction, func(l *maps.Limit) { *l = slow.value(false) }) })
+	t.Cleanup(func() { n.bucket(t, direction, func(l *maps.Limit) { *l = slow.value(false, 0) }) })
 	now := set(time.Millisecond, time.Hour, time.Hour)
 	n.check(t, r, untouched())
 	if got, least := n.bucket(t, direction, nil).Empty, now-uint64(time.Millisecond)+price; got < least || got > monotonic(t)+price {
@@ -311,7 +311,7 @@ func testLimitChanges(t *testing.T, n *node) {
 
 	// CHECK finds what is not as it should be, and the repair puts it in order.
 	key := maps.LimitKey{Ifindex: uint32(n.a.IfIndex), Direction: maps.LimitIngress}
-	wrong := slow.value(false)
+	wrong := slow.value(false, 0)
 	wrong.Cost++
 	for what, one := range map[string]struct {
 		is    Endpoint
@@ -456,7 +456,7 @@ func TestLimitValue(t *testing.T) {
 		{1000, 8_000_000 << 20}, {10_000_000, 800 << 20}, {1_000_000_000, 8 << 20}, {3_000_000_000, 2796203}, {1_000_000_000_000_000, 8},
 	} {
 		want := maps.Limit{Cost: test.cost, Burst: uint64(time.Millisecond), Exempts: 1}
-		if got := (Limit{test.rate, time.Millisecond}).value(true); got != want {
+		if got := (Limit{test.rate, time.Millisecond}).value(true, 0); got != want {
 			t.Errorf("%d bit/s: %+v, want %+v", test.rate, got, want)
 		}
 	}

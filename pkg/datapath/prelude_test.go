@@ -156,7 +156,7 @@ func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journeys []int
 // journeysOf are those that a program counts for.
 func journeysOf(program string) []string {
 	switch program {
-	case toParent:
+	case toParent, pacerOut:
 		return []string{fromContainer, toContainer}
 	case fromParent, limitIngress:
 		return []string{toContainer}

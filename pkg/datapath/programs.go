@@ -21,6 +21,8 @@ const (
 	toParent      = "to_parent"
 	limitIngress  = "limit_ingress"
 	limitEgress   = "limit_egress"
+	pacerOut      = "pacer_out"
+	pacerIn       = "pacer_in"
 	reclaim       = "reclaim"
 )
 
@@ -71,6 +73,8 @@ var objects = map[string]func() (*ebpf.CollectionSpec, error){
 	toParent:      loadToParent,
 	limitIngress:  loadLimitIngress,
 	limitEgress:   loadLimitEgress,
+	pacerOut:      loadPacerOut,
+	pacerIn:       loadPacerIn,
 	reclaim:       loadReclaim,
 }
 
@@ -106,7 +110,7 @@ func loadPrograms(cfg Config, shared *maps.Maps, cookie uint64) (*programs, erro
 	}
 	p := &programs{byName: make(map[string]*ebpf.Program), host: make(map[string]*ebpf.Program), settings: settings}
 	for name := range objects {
-		if a := (attachment{program: name}); a.parent() || a.limit() {
+		if a := (attachment{program: name}); a.parent() || a.limit() || a.pacer() {
 			continue
 		}
 		if err := p.load(name, shared); err != nil {

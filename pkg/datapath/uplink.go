@@ -85,7 +85,7 @@ func (d *Datapath) pruneUplinks(want map[uint32]bool) error {
 	former := make(map[int]time.Time)
 	stale := make(map[attachment]time.Time)
 	for _, a := range attached {
-		if a.endpoint() || a.parent() || want[uint32(a.ifindex)] {
+		if a.endpoint() || a.parent() || a.pacer() || want[uint32(a.ifindex)] {
 			continue
 		}
 		since, lingers := d.lingers(a)

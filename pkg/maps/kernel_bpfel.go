@@ -253,6 +253,8 @@ type kernelLimit struct {
 		Val uint32
 	}
 	Exempts   uint32
+	Pacer     uint32
+	Horizon   uint32
 	Cost      uint64
 	Burst     uint64
 	Empty     uint64
@@ -262,6 +264,8 @@ type kernelLimit struct {
 	Bytes     uint64
 	Marked    uint64
 	Dropped   uint64
+	Held      uint64
+	Busy      [32]uint64
 }
 
 type kernelLimitDirection uint32

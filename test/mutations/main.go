@@ -26,7 +26,7 @@ import (
 const (
 	firewallTests = "TestPolicy$|TestPolicyMore|TestPolicyWays|TestBridge"
 	childTests    = "TestChild"
-	limitTests    = "TestLimits$|TestLimitBridge"
+	limitTests    = "TestLimits$|TestLimitBridge|TestLimitPorts|TestPacer"
 	allTests      = "TestPackets|TestServicesFull|TestScarcity|TestPorts|TestClientOfPortGone|TestChild$|TestChildPorts|" + limitTests + "|" + firewallTests
 )
 
@@ -34,7 +34,7 @@ const (
 var ownTests = map[string]string{
 	"lib/policy.h": firewallTests, "lib/track.h": firewallTests,
 	"to_parent.c": childTests, "from_parent.c": childTests, "lib/child.h": childTests,
-	"lib/bandwidth.h": limitTests,
+	"lib/bandwidth.h": limitTests, "limit_egress.c": limitTests, "pacer_out.c": limitTests, "pacer_in.c": limitTests,
 }
 
 func main() {

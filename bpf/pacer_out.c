@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Into the pacer: egress of the first of its two devices, before its fq. Says of each packet when
+ * it leaves (the departure time, which fq keeps), or drops it where that would be too late.
+ * The other device, where pacer_in is, gets it then.
+ *
+ * A packet leaves when those before it, with it, are paid for. Small ones of a flow that has
+ * nothing held back go at once, within what small packets may have: a question need not wait
+ * behind bulk, and a flow stays in order.
+ */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_helpers.h>
+
+#include "lib/bandwidth.h"
+#include "lib/count.h"
+
+#define NSEC_PER_USEC 1000
+
+/* The share of the horizon from which on packets that are held back are marked. */
+#define MARK_FROM 8
+
+SEC("tc")
+int pacer_out(struct __sk_buff *skb)
+{
+	__u32 where = skb->tc_index ^ PACED_BASE, bytes, packets = segments(skb);
+	struct limit_key key = { .ifindex = skb->mark,
+				 .direction = where >> PACED_DIRECTION_SHIFT };
+	enum journey journey = where & ((1 << PACED_DIRECTION_SHIFT) - 1);
+	struct limit *limit;
+	__u64 at, price, departure = 0, *busy;
+	__s64 wait, horizon;
+	bool late = false;
+
+	/* What the host itself says here concerns nobody. */
+	if (!key.ifindex || key.direction > LIMIT_EGRESS)
+		return TC_ACT_SHOT;
+	limit = bpf_map_lookup_elem(&bandwidth, &key);
+	if (limit) {
+		bytes = wire_bytes(skb);
+		price = price_of(limit, bytes);
+		horizon = (__u64)limit->horizon * NSEC_PER_USEC;
+		busy = &limit->busy[bpf_get_hash_recalc(skb) % LIMIT_FLOWS];
+		at = bpf_ktime_get_ns();
+		bpf_spin_lock(&limit->lock);
+		bound_credit(limit, at, limit->burst);
+		wait = limit->empty - at;
+		if (wait > 0 &&
+		    ((__s64)(*busy - at) > 0 || !small_passes(limit, bytes, price, at))) {
+			late = wait > horizon;
+			departure = limit->empty;
+		}
+		if (late) {
+			limit->dropped += packets;
+		} else {
+			if (departure) {
+				*busy = departure;
+				limit->held += packets;
+			}
+			account_limit(limit, price, packets, bytes);
+		}
+		bpf_spin_unlock(&limit->lock);
+		if (late)
+			return drop(skb, journey,
+				    key.direction == LIMIT_EGRESS ? DROP_BANDWIDTH_EGRESS
+								  : DROP_BANDWIDTH_INGRESS);
+		if (departure && wait > horizon / MARK_FROM)
+			mark_congestion(skb, limit);
+	}
+	/* What the stack brings, and what leaves a container, is counted by others. */
+	if (key.direction == LIMIT_INGRESS && journey != TO_CONTAINER)
+		count(skb, journey, COUNTER_DELIVERED);
+	skb->tstamp = departure;
+	return TC_ACT_UNSPEC; /* TC_ACT_OK overwrites tc_index */
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

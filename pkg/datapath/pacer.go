@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// pacer is a veth pair of the host that what is limited goes by: in at pacerOut, where fq holds it
+// back until the time that pacer_out says, and out at pacerIn. It is there while there are limits.
+type pacer struct {
+	// able says that the kernel has fq.
+	able bool
+	// out is the interface index of the first device; 0 while there is no pair.
+	out int
+}
+
+// Names of the devices of the pacer.
+const (
+	pacerOutDevice = "tendril-pacer0"
+	pacerInDevice  = "tendril-pacer1"
+)
+
+const (
+	// pacerPackets is how many are held back for all endpoints: 50 ms of 8 Gbit/s in frames of
+	// 1500 bytes. fq drops what is more, which is counted at the device.
+	pacerPackets = 1 << 15
+	// pacerMTU is the most that a veth device has.
+	pacerMTU = 65535
+	// addrGenNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
+	addrGenNone = 1
+)
+
+// Of what is held back for one limit. TCP that shares a queue with nobody else finds its rate with
+// some milliseconds of it, and with some packets, whatever their time.
+const (
+	horizon      = 50 * time.Millisecond
+	horizonBytes = 16 << 10
+	horizonMax   = 2 * time.Second // fq drops what is to leave in 10 s
+)
+
+// horizon is how long a packet is held back at most.
+func (l Limit) horizon() time.Duration {
+	some := time.Duration(horizonBytes * 8 * float64(time.Second) / float64(l.Rate))
+	return min(max(horizon, some), horizonMax)
+}
+
+// haveFQ asks for fq with a setting that there cannot be: the kernel, which loads the module, says that
+// it is wrong, or that it knows no fq. Nothing is changed. Where the loopback device has a queueing
+// discipline of somebody's, it says neither, and that counts as not.
+func haveFQ() bool {
+	const loopback = 1
+	wrong := pacerQdisc(loopback)
+	wrong.Buckets = 32 // as a power of two
+	err := netlink.QdiscAdd(wrong)
+	if err == nil {
+		_ = netlink.QdiscDel(wrong)
+	}
+	return errors.Is(err, unix.EINVAL)
+}
+
+// pacerQdisc is fq that keeps departure times and paces nothing by itself: it would tell the
+// sockets whose packets it sees to leave pacing to it, and what a container's socket (of BBR) says
+// of its packets is gone when they leave the container.
+func pacerQdisc(ifindex int) *netlink.Fq {
+	return &netlink.Fq{
+		QdiscAttrs:  netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
+		PacketLimit: pacerPackets, FlowPacketLimit: pacerPackets,
+	}
+}
+
+// links are the devices of the pacer, nil where there are none.
+func (p *pacer) links() (out, in netlink.Link, err error) {
+	var found [2]netlink.Link
+	for i, name := range []string{pacerOutDevice, pacerInDevice} {
+		link, err := netlinksafe.LinkByName(name)
+		if absent := (netlink.LinkNotFoundError{}); errors.As(err, &absent) {
+			continue
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("look for %s: %w", name, err)
+		}
+		if link.Type() != "veth" {
+			return nil, nil, fmt.Errorf("device %s is a %s of somebody else", name, link.Type())
+		}
+		found[i] = link
+	}
+	out, in = found[0], found[1]
+	if (out == nil) != (in == nil) || out != nil && out.Attrs().ParentIndex != in.Attrs().Index {
+		return nil, nil, fmt.Errorf("devices %s and %s are no pair", pacerOutDevice, pacerInDevice)
+	}
+	return out, in, nil
+}
+
+func (p *pacer) attachments(out, in netlink.Link) []attachment {
+	return []attachment{{out.Attrs().Index, pacerOut}, {in.Attrs().Index, pacerIn}}
+}
+
+// checkPacer compares the pacer with what there should be. A difference is a *MismatchError.
+func (d *Datapath) checkPacer() error {
+	out, in, err := d.pacer.links()
+	if err != nil {
+		return err
+	}
+	if out == nil || out.Attrs().Index != d.pacer.out {
+		return &MismatchError{What: "device " + pacerOutDevice}
+	}
+	for _, link := range []netlink.Link{out, in} {
+		if link.Attrs().RawFlags&unix.IFF_UP == 0 {
+			return &MismatchError{What: "device " + link.Attrs().Name, Difference: "is down"}
+		}
+	}
+	qdiscs, err := netlinksafe.QdiscList(out)
+	if err != nil {
+		return fmt.Errorf("list qdiscs of %s: %w", pacerOutDevice, err)
+	}
+	if !slices.ContainsFunc(qdiscs, func(q netlink.Qdisc) bool {
+		fq, ok := q.(*netlink.Fq)
+		return ok && fq.Attrs().Parent == netlink.HANDLE_ROOT && fq.Pacing == 0
+	}) {
+		return &MismatchError{What: "qdisc fq on interface " + pacerOutDevice}
+	}
+	for _, a := range d.pacer.attachments(out, in) {
+		if ok, err := d.hooks.of(a).has(a); err != nil {
+			return err
+		} else if !ok {
+			return a.missing(pacerOutDevice)
+		}
+	}
+	return nil
+}
+
+// ensurePacer makes the pacer, or what is missing of it, and returns what was.
+func (d *Datapath) ensurePacer() (found string, err error) {
+	if !d.pacer.able {
+		return "", nil
+	}
+	err = d.checkPacer()
+	mismatch := (*MismatchError)(nil)
+	if !errors.As(err, &mismatch) {
+		return "", err
+	}
+	if err := d.makePacer(); err != nil {
+		return "", fmt.Errorf("make pacer: %w", err)
+	}
+	return mismatch.Error(), nil
+}
+
+func (d *Datapath) makePacer() (err error) {
+	out, in, err := d.pacer.links()
+	if err != nil {
+		return err
+	}
+	if out == nil {
+		attributes := netlink.NewLinkAttrs()
+		attributes.Name = pacerOutDevice
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: pacerInDevice}); err != nil {
+			return fmt.Errorf("add %s: %w", pacerOutDevice, err)
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, d.pacer.remove())
+			}
+		}()
+		if out, in, err = d.pacer.links(); err != nil {
+			return err
+		}
+	}
+	// The programs come first: the host must not speak by these devices.
+	for _, a := range d.pacer.attachments(out, in) {
+		if err := d.attach(a); err != nil {
+			return err
+		}
+	}
+	if err := netlink.QdiscReplace(pacerQdisc(out.Attrs().Index)); err != nil {
+		return fmt.Errorf("add fq to %s: %w", pacerOutDevice, err)
+	}
+	for _, link := range []netlink.Link{out, in} {
+		name := link.Attrs().Name
+		for what, set := range map[string]func() error{
+			"MTU":                   func() error { return netlink.LinkSetMTU(link, pacerMTU) },
+			"no ARP":                func() error { return netlink.LinkSetARPOff(link) },
+			"no link-local address": func() error { return ignoreNoIPv6(netlink.LinkSetIP6AddrGenMode(link, addrGenNone)) },
+		} {
+			if err := set(); err != nil {
+				return fmt.Errorf("set %s of %s: %w", what, name, err)
+			}
+		}
+	}
+	for _, link := range []netlink.Link{in, out} {
+		if err := netlink.LinkSetUp(link); err != nil {
+			return fmt.Errorf("set %s up: %w", link.Attrs().Name, err)
+		}
+	}
+	d.pacer.out = out.Attrs().Index
+	return d.repointLimits()
+}
+
+// ignoreNoIPv6 is for a node whose kernel has no IPv6, or has it switched off.
+func ignoreNoIPv6(err error) error {
+	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return err
+}
+
+// repointLimits has the limits that are in force use the pacer.
+func (d *Datapath) repointLimits() error {
+	stale := make(map[maps.LimitKey]maps.Limit)
+	if _, err := walk(d.maps.Bandwidth, func(key maps.LimitKey, value maps.Limit) {
+		if int(value.Pacer) != d.pacer.out {
+			value.Pacer = uint32(d.pacer.out)
+			stale[key] = value
+		}
+	}); err != nil {
+		return err
+	}
+	for key, value := range stale {
+		if err := d.maps.Bandwidth.Put(key, value); err != nil {
+			return fmt.Errorf("write map bandwidth: %w", err)
+		}
+	}
+	return nil
+}
+
+// adopt finds the pacer that a former agent has made.
+func (p *pacer) adopt() error {
+	p.able = haveFQ()
+	out, _, err := p.links()
+	if err == nil && out != nil {
+		p.out = out.Attrs().Index
+	}
+	return err
+}
+
+// remove removes the pair, and all that hangs on it.
+func (p *pacer) remove() error {
+	p.out = 0
+	out, _, err := p.links()
+	if err != nil || out == nil {
+		return err
+	}
+	if err := netlink.LinkDel(out); err != nil {
+		return fmt.Errorf("remove %s: %w", pacerOutDevice, err)
+	}
+	return nil
+}
+
+// removeIdlePacer removes the pacer when there is no limit any more.
+func (d *Datapath) removeIdlePacer() error {
+	if d.pacer.out == 0 {
+		return nil
+	}
+	var key maps.LimitKey
+	err := d.maps.Bandwidth.NextKey(nil, &key)
+	if err == nil {
+		return nil
+	}
+	if err := ignoreMissing(err); err != nil {
+		return fmt.Errorf("read map bandwidth: %w", err)
+	}
+	return d.pacer.remove()
+}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/tendril-net/tendril/internal/packet"
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// Values of skb->tc_index on the way by the pacer (paced_index of bpf/lib/bandwidth.h).
+const (
+	pacedIn     = 0x7e60          // what an endpoint gets, from another
+	pacedStack  = pacedIn | 1     // from the host's stack
+	pacedUplink = pacedIn | 2     // from the world
+	pacedSent   = pacedIn | 1<<3  // what an endpoint sends
+	pacedWrong  = pacedIn | 1<<15 // of somebody else
+)
+
+// withPacer makes a node whose endpoint a is held to slow, both ways, by a pacer that has the index
+// of a device which is none.
+func withPacer(t *testing.T) *node {
+	t.Helper()
+	n := withLimits(t)
+	n.do(t, func() error { return errors.Join(n.load(pacerOut), n.load(pacerIn)) })
+	n.preludes = newPreludes(t, n.Datapath)
+	return n
+}
+
+// paceAt has a's limit overdrawn by so much, and hold back for a longest time. It returns when a
+// packet leaves that is held back.
+func (n *node) paceAt(t *testing.T, direction uint32, overdrawn, longest time.Duration) (departure uint64) {
+	t.Helper()
+	n.credit(t, direction, -overdrawn)
+	return n.bucket(t, direction, func(l *maps.Limit) {
+		l.Pacer, l.Horizon = uint32(n.other.Attrs().Index), uint32(longest/time.Microsecond)
+	}).Empty
+}
+
+func byPacer(device int, seen uint32) want {
+	return want{verdict: redirect, mark: uint32(device), seen: seen}
+}
+
+// What meets a limit goes by the pacer, wherever it is met, and comes back from it.
+func TestPacerWays(t *testing.T) {
+	n := withPacer(t)
+	n.paceAt(t, maps.LimitEgress, time.Hour, time.Hour)
+	n.paceAt(t, maps.LimitIngress, time.Hour, time.Hour)
+	eachFamily(t, func(t *testing.T, f family) {
+		n.forget(t)
+		frame := sent(n.a, ip(f.a, f.world, 64, udp(low, server)...)...)
+		sends := func(mark, seen uint32) run {
+			return run{program: limitEgress, device: n.a.IfIndex, in: frame, mark: mark, seen: seen}
+		}
+		comes := func(mark, seen uint32) run {
+			return run{program: pacerIn, device: n.other.Attrs().Index, in: frame, mark: mark, seen: seen}
+		}
+		a := uint32(n.a.IfIndex)
+		back := untouched()
+		back.mark = a
+		toA := ip(f.b, f.a, 63, udp(low, server)...)
+		arrives := byPacer(n.a.IfIndex, pacedIn)
+		arrives.out, arrives.counters = delivered(n.a, toA...), []string{"decided"}
+		again := arrives
+		again.counters = nil
+		n.story(t,
+			step{"sent", sends(0, 0), byPacer(n.a.IfIndex, pacedSent)},
+			step{"sent, and back", sends(a, pacedSent), back},
+			step{"sent, with the mark alone", sends(a, 0), byPacer(n.a.IfIndex, pacedSent)},
+			step{"sent, with another's mark", sends(a+1, pacedSent), byPacer(n.a.IfIndex, pacedSent)},
+			step{"sent, as if to be had", sends(a, pacedIn), byPacer(n.a.IfIndex, pacedSent)},
+			step{"from the stack", run{program: limitIngress, device: n.a.IfIndex, in: frame}, byPacer(n.a.IfIndex, pacedStack)},
+			step{"from another", n.from(n.b, ip(f.b, f.a, 64, udp(low, server)...)...), arrives},
+			step{"from another, as decided", n.from(n.b, ip(f.b, f.a, 64, udp(low, server)...)...), again},
+			step{"out, sent", comes(a, pacedSent), want{verdict: redirect, mark: a, seen: pacedSent}},
+			step{"out, to be had", comes(a, pacedIn), want{verdict: redirect, seen: pacedIn}},
+			step{"out, of the host", comes(0, 0), drops()},
+			step{"out, without a mark", comes(0, pacedSent), drops()},
+			step{"out, of somebody else", comes(a, pacedWrong), drops()},
+			step{"out, with the mark alone", comes(a, 0), drops()},
+		)
+		n.forget(t)
+		held := n.fromA(ip(f.a, f.world, 64, udp(inside, server)...)...)
+		held.mark, held.seen = a, pacedSent
+		n.check(t, held, forwarded(sent(n.a, ip(f.host, f.world, 63, udp(inside, server)...)...), "decided"))
+		answer := byPacer(n.a.IfIndex, pacedUplink)
+		answer.out, answer.counters = delivered(n.a, ip(f.world, f.a, 59, udp(server, inside)...)...), []string{"decided"}
+		n.check(t, n.fromWorld(ip(f.world, f.host, 60, udp(server, inside)...)...), answer)
+	})
+}
+
+// When the pacer lets what leave.
+func TestPacerDeparture(t *testing.T) {
+	n := withPacer(t)
+	for _, way := range []struct {
+		name      string
+		direction uint32
+		seen      uint32
+		counted   []string
+		drop      string
+	}{
+		{"sent", maps.LimitEgress, pacedSent, nil, "from_container bandwidth_egress"},
+		{"from another", maps.LimitIngress, pacedIn, []string{"from_container delivered"}, "from_container bandwidth_ingress"},
+		{"from the stack", maps.LimitIngress, pacedStack, nil, "to_container bandwidth_ingress"},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			eachFamily(t, func(t *testing.T, f family) {
+				frame := func(class uint8, size int) run {
+					return run{
+						program: pacerOut, device: n.other.Attrs().Index, mark: uint32(n.a.IfIndex), seen: way.seen,
+						in: sent(n.a, packet.IP(f.a, f.world, packet.TOS(class)), packet.UDP(low, server), packet.Payload(size)),
+					}
+				}
+				leaves := func(at uint64) want {
+					return want{verdict: passOn, mark: uint32(n.a.IfIndex), seen: way.seen, counters: way.counted, departure: at}
+				}
+				big, small := frame(0, 900), frame(0, 100)
+				wantLimit := func(departure uint64, held uint64, runs ...run) {
+					t.Helper()
+					got := n.bucket(t, way.direction, nil)
+					want := bound(got)
+					want.Empty, want.Held = departure, held
+					for _, r := range runs {
+						want.Empty += priceOf(len(r.in))
+						want.Packets++
+						want.Bytes += uint64(len(r.in))
+					}
+					if diff := gocmp.Diff(want, got, cmpopts.IgnoreUnexported(maps.Limit{}), cmpopts.IgnoreFields(maps.Limit{}, "Busy", "Small")); diff != "" {
+						t.Errorf("limit (-want +got):\n%s", diff)
+					}
+				}
+
+				// One after the other, each when those before are paid for.
+				at := n.paceAt(t, way.direction, time.Minute, time.Hour)
+				n.bucket(t, way.direction, func(l *maps.Limit) { l.Small = 0 })
+				n.story(t,
+					step{"held back", big, leaves(at)},
+					step{"behind it", big, leaves(at + priceOf(len(big.in)))},
+					step{"small, behind its own", small, leaves(at + 2*priceOf(len(big.in)))},
+				)
+				wantLimit(at, 3, big, big, small)
+
+				// A small one whose flow has nothing held back goes at once, and is paid for.
+				at = n.paceAt(t, way.direction, time.Minute, time.Hour)
+				n.bucket(t, way.direction, func(l *maps.Limit) { l.Small = 0 })
+				n.story(t,
+					step{"small, of a flow that waits for nothing", small, leaves(0)},
+					step{"small, beyond what small ones have", small, leaves(at + priceOf(len(small.in)))},
+				)
+				wantLimit(at, 1, small, small)
+
+				// Too late is dropped, and is not paid for.
+				at = n.paceAt(t, way.direction, time.Minute, time.Second)
+				n.story(t, step{"too late", big, drops(way.drop)}, step{"small, too late", small, drops(way.drop)})
+				if got := n.bucket(t, way.direction, nil); got.Empty != at || got.Dropped != 2 || got.Packets != 0 {
+					t.Errorf("after two that are too late: %+v", got)
+				}
+
+				// Who understands it is told when it has to wait.
+				const able, met = 2, 3 // codepoints of RFC 3168, section 5
+				at = n.paceAt(t, way.direction, time.Minute, 9*time.Minute)
+				n.story(t, step{"a short wait", frame(able, 900), leaves(at)})
+				at = n.paceAt(t, way.direction, time.Minute, 7*time.Minute)
+				marked := leaves(at)
+				marked.out = frame(met, 900).in
+				n.story(t, step{"a long wait", frame(able, 900), marked})
+				if got := n.bucket(t, way.direction, nil); got.Marked != 1 {
+					t.Errorf("%d are marked, not one", got.Marked)
+				}
+
+				// With credit it goes at once; a silence gives no more than the burst.
+				n.paceAt(t, way.direction, -2*time.Hour, time.Hour)
+				before := monotonic(t)
+				n.story(t, step{"with credit", big, leaves(0)})
+				if got, least := n.bucket(t, way.direction, nil).Empty, before-uint64(slow.Burst)+priceOf(len(big.in)); got < least {
+					t.Errorf("after a silence the bucket is empty at %d, not from %d on", got, least)
+				}
+			})
+		})
+	}
+	t.Run("without a limit any more", func(t *testing.T) {
+		f := v4()
+		frame := sent(n.c, ip(f.c, f.world, 64, udp(low, server)...)...)
+		goes := func(mark, seen uint32) run {
+			return run{program: pacerOut, device: n.other.Attrs().Index, in: frame, mark: mark, seen: seen}
+		}
+		c := uint32(n.c.IfIndex)
+		n.story(t,
+			step{"sent", goes(c, pacedSent), want{verdict: passOn, mark: c, seen: pacedSent}},
+			step{"from another", goes(c, pacedIn), want{verdict: passOn, mark: c, seen: pacedIn, counters: []string{"from_container delivered"}}},
+			step{"of the host", goes(0, 0), drops()},
+			step{"of the host, as if sent", goes(0, pacedSent), drops()},
+			step{"of somebody else", goes(c, pacedWrong), drops()},
+		)
+	})
+}
+
+// How long packets are held back at most.
+func TestPacerHorizon(t *testing.T) {
+	for rate, want := range map[uint64]time.Duration{
+		1000: 2 * time.Second, 100_000: 1310720 * time.Microsecond, 1_000_000: 131072 * time.Microsecond,
+		10_000_000: 50 * time.Millisecond, 1_000_000_000_000_000: 50 * time.Millisecond,
+	} {
+		if got := (Limit{Rate: rate, Burst: 1}).horizon(); got != want {
+			t.Errorf("%d bit/s: %v, want %v", rate, got, want)
+		}
+	}
+	got := (Limit{Rate: 1_000_000, Burst: time.Millisecond}).value(false, 7)
+	want := maps.Limit{Cost: 8000 << 20, Burst: uint64(time.Millisecond), Pacer: 7, Horizon: 131072}
+	if got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
