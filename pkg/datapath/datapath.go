@@ -194,9 +194,7 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	if d.hooks, err = newHooks(cfg.Attach, filepath.Join(cfg.Root, "links")); err != nil {
 		return nil, err
 	}
-	if err := d.pacer.adopt(); err != nil {
-		return nil, err
-	}
+	d.pacer.adopt()
 	if err := d.accept(cfg); err != nil {
 		return nil, err
 	}

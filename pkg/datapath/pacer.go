@@ -232,14 +232,13 @@ func (d *Datapath) repointLimits() error {
 	return nil
 }
 
-// adopt finds the pacer that a former agent has made.
-func (p *pacer) adopt() error {
-	p.able = haveFQ()
-	out, _, err := p.links()
-	if err == nil && out != nil {
+// adopt finds out whether there can be a pacer, and finds that which a former agent has made. What
+// has the devices' names and is none matters to those alone who ask for a limit.
+func (p *pacer) adopt() {
+	if out, _, err := p.links(); err == nil && out != nil {
 		p.out = out.Attrs().Index
 	}
-	return err
+	p.able = p.out != 0 || haveFQ()
 }
 
 // remove removes the pair, and all that hangs on it.

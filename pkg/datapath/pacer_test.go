@@ -4,12 +4,16 @@ package datapath
 
 import (
 	"errors"
+	"net"
+	"net/netip"
+	"path/filepath"
 	"testing"
 	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
@@ -199,6 +203,112 @@ func TestPacerDeparture(t *testing.T) {
 			step{"of somebody else", goes(c, pacedWrong), drops()},
 		)
 	})
+}
+
+// The pair is there while there are limits, whatever becomes of the agent; a device of somebody else
+// in its place is named to who asks for one.
+func TestPacerPair(t *testing.T) {
+	nstest.Halve(t, 1)
+	nstest.Root(t)
+	ns, far := nstest.New(t, "node"), nstest.New(t, "far")
+	nstest.Veth(t, ns, "tdla", far, "tdla")
+	device, err := ns.Handle.LinkByName("tdla")
+	must(t, err)
+	root := filepath.Join(nstest.BPFFS(t), "tendril")
+	var d *Datapath
+	open := func() {
+		t.Helper()
+		var err error
+		ns.Do(t, func() { d, err = Open(Config{Root: root, FlowsMax: 256, TranslationsMax: 256}) })
+		must(t, err)
+	}
+	open()
+	t.Cleanup(func() { _ = d.Close() })
+	if !d.pacer.able {
+		t.Skip("needs a kernel with fq (CONFIG_NET_SCH_FQ)")
+	}
+	do := func(f func() error) {
+		t.Helper()
+		var err error
+		ns.Do(t, func() { err = f() })
+		must(t, err)
+	}
+	// pair is the index of the first device, 0 when there is none of the two.
+	pair := func() (index int) {
+		t.Helper()
+		do(func() error {
+			out, _, err := d.pacer.links()
+			if out != nil {
+				index = out.Attrs().Index
+			}
+			return err
+		})
+		return index
+	}
+	wantPair := func(when string, want int) {
+		t.Helper()
+		if got := pair(); got != want {
+			t.Errorf("%s the pair has index %d, not %d", when, got, want)
+		}
+	}
+	free := Endpoint{
+		ID: 1, IfIndex: device.Attrs().Index, IfName: "tdla", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1},
+		HostMAC: device.Attrs().HardwareAddr, Addresses: []netip.Addr{v4().a}, MTU: 1500,
+	}
+	limited := free
+	limited.Egress = slow
+	do(func() error { return d.AttachEndpoint(free) })
+	wantPair("without a limit", 0)
+
+	ns.Run(t, "ip", "link", "add", pacerInDevice, "type", "bridge")
+	var refused error
+	ns.Do(t, func() { refused = d.SetLimits(free, limited) })
+	if want := "device tendril-pacer1 is a bridge of somebody else"; refused == nil || refused.Error() != want {
+		t.Errorf("got %v, want %s", refused, want)
+	}
+	if got, err := walked[maps.LimitKey, maps.Limit](d.maps.Bandwidth); got != 0 || err != nil {
+		t.Errorf("%d entries are left in map bandwidth, %v", got, err)
+	}
+	ns.Run(t, "ip", "link", "del", pacerInDevice)
+
+	do(func() error { return errors.Join(d.SetLimits(free, limited), d.CheckEndpoint(limited)) })
+	first := pair()
+	if first == 0 {
+		t.Fatal("there is no pair for a limit")
+	}
+	must(t, d.Close())
+	wantPair("without an agent", first)
+	open()
+	do(func() error { return errors.Join(d.ReconcileEndpoints([]Endpoint{limited}), d.CheckEndpoint(limited)) })
+	wantPair("with another agent", first)
+
+	// One that is made anew is used by limits that nobody has looked at.
+	other := limited
+	other.Ingress = slow
+	do(func() error { return d.SetLimits(limited, other) })
+	ns.Run(t, "ip", "link", "del", pacerOutDevice)
+	do(func() error {
+		_, err := d.ensurePacer()
+		return errors.Join(err, d.CheckEndpoint(other))
+	})
+	second := pair()
+	if second == 0 || second == first {
+		t.Errorf("the new pair has index %d, the old one had %d", second, first)
+	}
+	do(func() error { return d.SetLimits(other, limited) })
+	wantPair("with a limit less", second)
+	do(func() error { return d.SetLimits(limited, free) })
+	wantPair("after the last limit", 0)
+
+	do(func() error { return d.SetLimits(free, limited) })
+	must(t, d.Close())
+	open()
+	do(func() error { return d.ReconcileEndpoints([]Endpoint{free}) })
+	wantPair("with an agent that knows of no limit", 0)
+	do(func() error { return d.SetLimits(free, limited) })
+	must(t, d.Close())
+	do(func() error { return Remove(root) })
+	wantPair("after the cleanup", 0)
 }
 
 // How long packets are held back at most.

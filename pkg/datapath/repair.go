@@ -92,7 +92,7 @@ func makePinFolder(path string) error {
 
 // RepairEndpoint puts back what others took from an endpoint that AttachEndpoint
 // has served: entries of maps that are missing or wrong, and programs that are not
-// attached. It returns what was found, in words, and decisions are taken anew. Where all
+// attached; a limit that it is not to have is removed. It returns what was found, in words, and decisions are taken anew. Where all
 // is well it costs what CheckEndpoint does. A device that is gone is no error:
 // whoever follows the links will say so.
 func (d *Datapath) RepairEndpoint(e Endpoint) (found []string, err error) {
