@@ -47,7 +47,9 @@ int pacer_out(struct __sk_buff *skb)
 		wait = limit->empty - at;
 		if (wait > 0 &&
 		    ((__s64)(*busy - at) > 0 || !small_passes(limit, bytes, price, at))) {
-			late = wait > horizon;
+			if ((__s64)(limit->crowded - at) < 0)
+				limit->crowded = at;
+			late = wait > horizon || (__s64)(limit->crowded - at) > horizon;
 			departure = limit->empty;
 		}
 		if (late) {
@@ -56,6 +58,7 @@ int pacer_out(struct __sk_buff *skb)
 			if (departure) {
 				*busy = departure;
 				limit->held += packets;
+				limit->crowded += limit->spacing;
 			}
 			account_limit(limit, price, packets, bytes);
 		}
@@ -70,6 +73,7 @@ int pacer_out(struct __sk_buff *skb)
 	/* What the stack brings, and what leaves a container, is counted by others. */
 	if (key.direction == LIMIT_INGRESS && journey != TO_CONTAINER)
 		count(skb, journey, COUNTER_DELIVERED);
+	skb->priority = 0; /* fq holds back nothing of TC_PRIO_CONTROL */
 	skb->tstamp = departure;
 	return TC_ACT_UNSPEC; /* TC_ACT_OK overwrites tc_index */
 }

@@ -127,8 +127,9 @@ static __always_inline bool is_unshaped(const struct __sk_buff *skb, __u32 ifind
 
 /*
  * What the pacer's programs have to know of a packet that goes by it: skb->mark is the ifindex of
- * the endpoint's host side, and skb->tc_index says where it was met. A container can set neither
- * for its way back: the mark is gone when a packet leaves a network namespace.
+ * the endpoint's host side, and skb->tc_index says where it was met. A container that cannot load
+ * programs itself cannot set the former: the mark is gone when a packet leaves its network
+ * namespace.
  */
 #define PACED_BASE 0x7e60
 #define PACED_DIRECTION_SHIFT 3
@@ -212,6 +213,19 @@ static __always_inline bool is_beyond(struct __sk_buff *skb, struct limit *limit
 }
 
 /*
+ * Whether a frame is for the container at a device alone. A bridge floods what is for groups, and
+ * for stations that it does not know: the pacer would deliver that as if it were the container's.
+ */
+static __always_inline bool is_for(const struct __sk_buff *skb, __u32 ifindex)
+{
+	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+	struct mac receiver;
+
+	return interface && !bpf_skb_load_bytes(skb, 0, &receiver, sizeof(receiver)) &&
+	       same_mac(&receiver, &interface->mac);
+}
+
+/*
  * Has the packet meet the limit of the endpoint at a device. Returns TC_ACT_UNSPEC when it may
  * go on at once, and is counted for the limit; otherwise what becomes of it: it is dropped, or
  * goes by the pacer.
@@ -223,7 +237,7 @@ __noinline int meet_limit(struct __sk_buff *skb, __u32 ifindex, __u32 direction,
 
 	if (!limit || is_for_link(skb) || (limit->exempts && is_unshaped(skb, ifindex, direction)))
 		return TC_ACT_UNSPEC;
-	if (limit->pacer) {
+	if (limit->pacer && (journey != TO_CONTAINER || is_for(skb, ifindex))) {
 		skb->mark = ifindex;
 		skb->tc_index = paced_index(direction, journey);
 		return bpf_redirect(limit->pacer, 0);

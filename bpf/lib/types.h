@@ -178,12 +178,13 @@ struct limit_key {
  * on. So nothing has to fill the bucket, and it is never looked at between packets.
  */
 struct limit {
-	struct bpf_spin_lock lock; /* of empty, small, dropped_at, busy and the sums */
+	struct bpf_spin_lock lock; /* of what programs write */
 	__u32 exempts;		   /* 1: unshaped is to be asked */
 	__u32 pacer;		   /* ifindex of the device that holds packets back; 0: none does */
 	__u32 horizon;		   /* how long it holds one back at most, us */
 	__u64 cost;		   /* of a byte, in units of 2^-20 ns */
 	__u64 burst;		   /* most credit after a silence, ns */
+	__u64 spacing;		   /* the least that a packet counts for the horizon, ns */
 	__u64 empty;	  /* when the bucket is empty, ns of the monotonic clock; later than now: it
 			     is overdrawn */
 	__u64 small;	  /* as empty, of what small packets have when that is overdrawn */
@@ -193,10 +194,11 @@ struct limit {
 	__u64 marked;	  /* of packets: as having met congestion (ECN) */
 	__u64 dropped;	  /* packets beyond the limit */
 	__u64 held;	  /* of packets: for later */
+	__u64 crowded;	  /* as empty, of spacing: so many are held back at most */
 	__u64 busy[LIMIT_FLOWS]; /* until when a packet of a flow is held back, by hash, same clock
 				  */
 };
-_Static_assert(sizeof(struct limit) == 96 + 8 * LIMIT_FLOWS, "limit has no hidden padding");
+_Static_assert(sizeof(struct limit) == 112 + 8 * LIMIT_FLOWS, "limit has no hidden padding");
 
 /* Whom a limit does not count, in an LPM trie. */
 struct unshaped_key {

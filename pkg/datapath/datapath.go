@@ -301,9 +301,6 @@ func Remove(root string) error {
 			}
 		}
 	}
-	if err := (&pacer{}).remove(); err != nil {
-		return err
-	}
 	if err := (&socketHooks{dir: filepath.Join(root, socketLinks), held: make(map[string]link.Link)}).detach(); err != nil {
 		return err
 	}
@@ -314,5 +311,5 @@ func Remove(root string) error {
 		}
 	}
 	_ = os.Remove(root)
-	return nil
+	return (&pacer{}).remove()
 }

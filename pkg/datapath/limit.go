@@ -56,6 +56,7 @@ func (l Limit) value(exempts bool, pacer int) maps.Limit {
 	}
 	if pacer != 0 {
 		value.Pacer, value.Horizon = uint32(pacer), uint32(l.horizon()/time.Microsecond)
+		value.Spacing = uint64(l.spacing())
 	}
 	return value
 }
@@ -63,7 +64,7 @@ func (l Limit) value(exempts bool, pacer int) maps.Limit {
 // bound is what of an entry says how much may pass, without how much has.
 func bound(value maps.Limit) maps.Limit {
 	return maps.Limit{
-		Cost: value.Cost, Burst: value.Burst, Exempts: value.Exempts, Pacer: value.Pacer, Horizon: value.Horizon,
+		Cost: value.Cost, Burst: value.Burst, Exempts: value.Exempts, Pacer: value.Pacer, Horizon: value.Horizon, Spacing: value.Spacing,
 	}
 }
 
@@ -279,9 +280,6 @@ func (d *Datapath) removeLimits(e, but Endpoint) error {
 			errs = append(errs, ignoreMissing(d.maps.Unshaped.Delete(key)))
 		}
 	}
-	if e.isLimited() {
-		errs = append(errs, d.removeIdlePacer())
-	}
 	return errors.Join(errs...)
 }
 
@@ -359,6 +357,9 @@ func (d *Datapath) pruneLimits(desired []Endpoint, attached []attachment) error 
 	}
 	for key := range others {
 		errs = append(errs, ignoreMissing(d.maps.Unshaped.Delete(key)))
+	}
+	if len(limits) == 0 {
+		d.pacer.idle = true // whoever held a limit is gone
 	}
 	return errors.Join(errors.Join(errs...), d.removeIdlePacer())
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/pkg/maps"
@@ -22,6 +23,8 @@ type pacer struct {
 	able bool
 	// out is the interface index of the first device; 0 while there is no pair.
 	out int
+	// idle says that no limit used it the last time that somebody looked.
+	idle bool
 }
 
 // Names of the devices of the pacer.
@@ -31,27 +34,39 @@ const (
 )
 
 const (
-	// pacerPackets is how many are held back for all endpoints: 50 ms of 8 Gbit/s in frames of
-	// 1500 bytes. fq drops what is more, which is counted at the device.
-	pacerPackets = 1 << 15
+	// pacerPackets is more than limits let in (their spacing).
+	pacerPackets = 1 << 24
+	// pacerFlows is the mask of the hashes by which fq tells apart what no socket of the
+	// node has sent. A flow whose first packet is not due holds up all that is in it.
+	pacerFlows = 1<<24 - 1
 	// pacerMTU is the most that a veth device has.
 	pacerMTU = 65535
 	// addrGenNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
 	addrGenNone = 1
 )
 
-// Of what is held back for one limit. TCP that shares a queue with nobody else finds its rate with
-// some milliseconds of it, and with some packets, whatever their time.
+// Of what is held back for one limit: TCP finds its rate with some milliseconds of it, and with the
+// largest packet, whatever that takes.
 const (
 	horizon      = 50 * time.Millisecond
-	horizonBytes = 16 << 10
+	horizonBytes = 64 << 10
 	horizonMax   = 2 * time.Second // fq drops what is to leave in 10 s
+	// leastHeld is how many packets are held back at any rate; more are at rates that make
+	// more of frames of 1500 bytes.
+	leastHeld = 512
 )
 
 // horizon is how long a packet is held back at most.
 func (l Limit) horizon() time.Duration {
 	some := time.Duration(horizonBytes * 8 * float64(time.Second) / float64(l.Rate))
 	return min(max(horizon, some), horizonMax)
+}
+
+// spacing is the share of the horizon that a packet takes at least, which bounds how many are held
+// back: twice as many as are frames of 1500 bytes.
+func (l Limit) spacing() time.Duration {
+	frames := float64(l.Rate) * l.horizon().Seconds() / (8 * 1500)
+	return max(1, time.Duration(float64(l.horizon())/max(leastHeld, 2*frames)))
 }
 
 // haveFQ asks for fq with a setting that there cannot be: the kernel, which loads the module, says that
@@ -78,7 +93,29 @@ func pacerQdisc(ifindex int) *netlink.Fq {
 	}
 }
 
-// links are the devices of the pacer, nil where there are none.
+// addPacerQdisc puts fq in the place of whatever is there.
+func addPacerQdisc(out netlink.Link) error {
+	fq := pacerQdisc(out.Attrs().Index)
+	// Nothing to remove where it is the kernel's own.
+	if err := netlink.QdiscDel(&netlink.GenericQdisc{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: fq.LinkIndex, Parent: netlink.HANDLE_ROOT}}); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	if err := netlink.QdiscAdd(fq); err != nil {
+		return err
+	}
+	// The mask is no setting that the library knows.
+	request := nl.NewNetlinkRequest(unix.RTM_NEWQDISC, unix.NLM_F_ACK)
+	request.AddData(&nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(fq.LinkIndex), Handle: fq.Handle, Parent: fq.Parent})
+	request.AddData(nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated(fq.Type())))
+	options := nl.NewRtAttr(nl.TCA_OPTIONS, nil)
+	options.AddRtAttr(nl.TCA_FQ_ORPHAN_MASK, nl.Uint32Attr(pacerFlows))
+	request.AddData(options)
+	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// links are the devices of the pacer by name, nil where there are none. What has such a name and is
+// no veth device is of somebody else: that is the error.
 func (p *pacer) links() (out, in netlink.Link, err error) {
 	var found [2]netlink.Link
 	for i, name := range []string{pacerOutDevice, pacerInDevice} {
@@ -94,11 +131,12 @@ func (p *pacer) links() (out, in netlink.Link, err error) {
 		}
 		found[i] = link
 	}
-	out, in = found[0], found[1]
-	if (out == nil) != (in == nil) || out != nil && out.Attrs().ParentIndex != in.Attrs().Index {
-		return nil, nil, fmt.Errorf("devices %s and %s are no pair", pacerOutDevice, pacerInDevice)
-	}
-	return out, in, nil
+	return found[0], found[1], nil
+}
+
+// isPair says whether two devices are there, and are each other's ends.
+func isPair(out, in netlink.Link) bool {
+	return out != nil && in != nil && out.Attrs().ParentIndex == in.Attrs().Index
 }
 
 func (p *pacer) attachments(out, in netlink.Link) []attachment {
@@ -111,12 +149,15 @@ func (d *Datapath) checkPacer() error {
 	if err != nil {
 		return err
 	}
-	if out == nil || out.Attrs().Index != d.pacer.out {
+	if !isPair(out, in) || out.Attrs().Index != d.pacer.out {
 		return &MismatchError{What: "device " + pacerOutDevice}
 	}
 	for _, link := range []netlink.Link{out, in} {
 		if link.Attrs().RawFlags&unix.IFF_UP == 0 {
 			return &MismatchError{What: "device " + link.Attrs().Name, Difference: "is down"}
+		}
+		if mtu := link.Attrs().MTU; mtu != pacerMTU {
+			return &MismatchError{What: "device " + link.Attrs().Name, Difference: fmt.Sprintf("has MTU %d, want %d", mtu, pacerMTU)}
 		}
 	}
 	qdiscs, err := netlinksafe.QdiscList(out)
@@ -160,7 +201,10 @@ func (d *Datapath) makePacer() (err error) {
 	if err != nil {
 		return err
 	}
-	if out == nil {
+	if !isPair(out, in) {
+		if err := d.pacer.remove(); err != nil { // half of one
+			return err
+		}
 		attributes := netlink.NewLinkAttrs()
 		attributes.Name = pacerOutDevice
 		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: pacerInDevice}); err != nil {
@@ -181,7 +225,7 @@ func (d *Datapath) makePacer() (err error) {
 			return err
 		}
 	}
-	if err := netlink.QdiscReplace(pacerQdisc(out.Attrs().Index)); err != nil {
+	if err := addPacerQdisc(out); err != nil {
 		return fmt.Errorf("add fq to %s: %w", pacerOutDevice, err)
 	}
 	for _, link := range []netlink.Link{out, in} {
@@ -217,7 +261,8 @@ func ignoreNoIPv6(err error) error {
 func (d *Datapath) repointLimits() error {
 	stale := make(map[maps.LimitKey]maps.Limit)
 	if _, err := walk(d.maps.Bandwidth, func(key maps.LimitKey, value maps.Limit) {
-		if int(value.Pacer) != d.pacer.out {
+		// One that has no horizon yet is about to be written.
+		if int(value.Pacer) != d.pacer.out && value.Horizon != 0 {
 			value.Pacer = uint32(d.pacer.out)
 			stale[key] = value
 		}
@@ -235,26 +280,35 @@ func (d *Datapath) repointLimits() error {
 // adopt finds out whether there can be a pacer, and finds that which a former agent has made. What
 // has the devices' names and is none matters to those alone who ask for a limit.
 func (p *pacer) adopt() {
-	if out, _, err := p.links(); err == nil && out != nil {
+	if out, in, err := p.links(); err == nil && isPair(out, in) {
 		p.out = out.Attrs().Index
 	}
 	p.able = p.out != 0 || haveFQ()
 }
 
-// remove removes the pair, and all that hangs on it.
+// remove removes the pair, or what there is of it, and all that hangs on it.
 func (p *pacer) remove() error {
 	p.out = 0
-	out, _, err := p.links()
-	if err != nil || out == nil {
-		return err
+	for {
+		out, in, err := p.links()
+		if err != nil {
+			return err
+		}
+		device := out
+		if device == nil {
+			device = in
+		}
+		if device == nil {
+			return nil
+		}
+		if err := netlink.LinkDel(device); err != nil { // the other end goes with it
+			return fmt.Errorf("remove %s: %w", device.Attrs().Name, err)
+		}
 	}
-	if err := netlink.LinkDel(out); err != nil {
-		return fmt.Errorf("remove %s: %w", pacerOutDevice, err)
-	}
-	return nil
 }
 
-// removeIdlePacer removes the pacer when there is no limit any more.
+// removeIdlePacer removes the pacer when there has been no limit for two calls, the later of which is
+// a minute after the other, or the agent's first: what it has held back has left by then.
 func (d *Datapath) removeIdlePacer() error {
 	if d.pacer.out == 0 {
 		return nil
@@ -262,10 +316,16 @@ func (d *Datapath) removeIdlePacer() error {
 	var key maps.LimitKey
 	err := d.maps.Bandwidth.NextKey(nil, &key)
 	if err == nil {
+		d.pacer.idle = false
 		return nil
 	}
 	if err := ignoreMissing(err); err != nil {
 		return fmt.Errorf("read map bandwidth: %w", err)
 	}
+	if !d.pacer.idle {
+		d.pacer.idle = true
+		return nil
+	}
+	d.log.Info("no limit is left: the pacer is removed", "device", pacerOutDevice)
 	return d.pacer.remove()
 }

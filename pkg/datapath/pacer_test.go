@@ -43,7 +43,7 @@ func (n *node) paceAt(t *testing.T, direction uint32, overdrawn, longest time.Du
 	t.Helper()
 	n.credit(t, direction, -overdrawn)
 	return n.bucket(t, direction, func(l *maps.Limit) {
-		l.Pacer, l.Horizon = uint32(n.other.Attrs().Index), uint32(longest/time.Microsecond)
+		l.Pacer, l.Horizon, l.Spacing = uint32(n.other.Attrs().Index), uint32(longest/time.Microsecond), 0
 	}).Empty
 }
 
@@ -66,6 +66,10 @@ func TestPacerWays(t *testing.T) {
 			return run{program: pacerIn, device: n.other.Attrs().Index, in: frame, mark: mark, seen: seen}
 		}
 		a := uint32(n.a.IfIndex)
+		stack := func(ethernet packet.Layer) run {
+			layers := append([]packet.Layer{ethernet}, ip(f.world, f.a, 64, udp(server, low)...)...)
+			return run{program: limitIngress, device: n.a.IfIndex, in: packet.New(layers...)}
+		}
 		back := untouched()
 		back.mark = a
 		toA := ip(f.b, f.a, 63, udp(low, server)...)
@@ -77,9 +81,12 @@ func TestPacerWays(t *testing.T) {
 			step{"sent", sends(0, 0), byPacer(n.a.IfIndex, pacedSent)},
 			step{"sent, and back", sends(a, pacedSent), back},
 			step{"sent, with the mark alone", sends(a, 0), byPacer(n.a.IfIndex, pacedSent)},
-			step{"sent, with another's mark", sends(a+1, pacedSent), byPacer(n.a.IfIndex, pacedSent)},
+			step{"sent, with another's mark", sends(a+1, pacedSent), drops("from_container bandwidth_egress")},
+			step{"sent, with tc_index alone", sends(0, pacedSent), byPacer(n.a.IfIndex, pacedSent)},
 			step{"sent, as if to be had", sends(a, pacedIn), byPacer(n.a.IfIndex, pacedSent)},
-			step{"from the stack", run{program: limitIngress, device: n.a.IfIndex, in: frame}, byPacer(n.a.IfIndex, pacedStack)},
+			step{"from the stack", stack(packet.Eth(n.a.HostMAC, n.a.MAC)), byPacer(n.a.IfIndex, pacedStack)},
+			step{"flooded, for a station", stack(packet.Eth(n.a.HostMAC, stationMAC())), drops("to_container bandwidth_ingress")},
+			step{"flooded, for all", stack(packet.Eth(n.a.HostMAC, packet.MAC("ff:ff:ff:ff:ff:ff"))), drops("to_container bandwidth_ingress")},
 			step{"from another", n.from(n.b, ip(f.b, f.a, 64, udp(low, server)...)...), arrives},
 			step{"from another, as decided", n.from(n.b, ip(f.b, f.a, 64, udp(low, server)...)...), again},
 			step{"out, sent", comes(a, pacedSent), want{verdict: redirect, mark: a, seen: pacedSent}},
@@ -135,7 +142,7 @@ func TestPacerDeparture(t *testing.T) {
 						want.Packets++
 						want.Bytes += uint64(len(r.in))
 					}
-					if diff := gocmp.Diff(want, got, cmpopts.IgnoreUnexported(maps.Limit{}), cmpopts.IgnoreFields(maps.Limit{}, "Busy", "Small")); diff != "" {
+					if diff := gocmp.Diff(want, got, cmpopts.IgnoreUnexported(maps.Limit{}), cmpopts.IgnoreFields(maps.Limit{}, "Busy", "Small", "Crowded")); diff != "" {
 						t.Errorf("limit (-want +got):\n%s", diff)
 					}
 				}
@@ -165,6 +172,14 @@ func TestPacerDeparture(t *testing.T) {
 				if got := n.bucket(t, way.direction, nil); got.Empty != at || got.Dropped != 2 || got.Packets != 0 {
 					t.Errorf("after two that are too late: %+v", got)
 				}
+
+				// So many are held back at most, however small they are.
+				at = n.paceAt(t, way.direction, time.Minute, time.Hour)
+				n.bucket(t, way.direction, func(l *maps.Limit) { l.Spacing = uint64(40 * time.Minute) })
+				n.story(t,
+					step{"the first of two", big, leaves(at)}, step{"the second", big, leaves(at + priceOf(len(big.in)))},
+					step{"the third", big, drops(way.drop)},
+				)
 
 				// Who understands it is told when it has to wait.
 				const able, met = 2, 3 // codepoints of RFC 3168, section 5
@@ -295,10 +310,24 @@ func TestPacerPair(t *testing.T) {
 	if second == 0 || second == first {
 		t.Errorf("the new pair has index %d, the old one had %d", second, first)
 	}
-	do(func() error { return d.SetLimits(other, limited) })
+	do(func() error { return errors.Join(d.SetLimits(other, limited), d.RepairPins(), d.RepairPins()) })
 	wantPair("with a limit less", second)
+	ns.Run(t, "ip", "link", "set", pacerInDevice, "down")
+	ns.Run(t, "ip", "link", "set", pacerInDevice, "name", "another")
+	do(func() error {
+		found, err := d.RepairEndpoint(limited)
+		if diff := gocmp.Diff([]string{"device tendril-pacer0 is missing"}, found); diff != "" {
+			t.Errorf("found (-want +got):\n%s", diff)
+		}
+		return errors.Join(err, d.CheckEndpoint(limited))
+	})
+	second = pair()
 	do(func() error { return d.SetLimits(limited, free) })
-	wantPair("after the last limit", 0)
+	wantPair("after the last limit, which may have held something back", second)
+	do(d.RepairPins)
+	wantPair("at the first look", second)
+	do(d.RepairPins)
+	wantPair("at the second look", 0)
 
 	do(func() error { return d.SetLimits(free, limited) })
 	must(t, d.Close())
@@ -309,21 +338,28 @@ func TestPacerPair(t *testing.T) {
 	must(t, d.Close())
 	do(func() error { return Remove(root) })
 	wantPair("after the cleanup", 0)
+	if out, err := ns.Command("ip", "link", "show", "another").CombinedOutput(); err == nil {
+		t.Errorf("the other end of a pair is left: %s", out)
+	}
 }
 
 // How long packets are held back at most.
 func TestPacerHorizon(t *testing.T) {
 	for rate, want := range map[uint64]time.Duration{
-		1000: 2 * time.Second, 100_000: 1310720 * time.Microsecond, 1_000_000: 131072 * time.Microsecond,
-		10_000_000: 50 * time.Millisecond, 1_000_000_000_000_000: 50 * time.Millisecond,
+		1000: 2 * time.Second, 1_000_000: 524288 * time.Microsecond, 10_000_000: 52428800 * time.Nanosecond,
+		11_000_000: 50 * time.Millisecond, 1_000_000_000_000_000: 50 * time.Millisecond,
 	} {
 		if got := (Limit{Rate: rate, Burst: 1}).horizon(); got != want {
 			t.Errorf("%d bit/s: %v, want %v", rate, got, want)
 		}
 	}
 	got := (Limit{Rate: 1_000_000, Burst: time.Millisecond}).value(false, 7)
-	want := maps.Limit{Cost: 8000 << 20, Burst: uint64(time.Millisecond), Pacer: 7, Horizon: 131072}
+	want := maps.Limit{Cost: 8000 << 20, Burst: uint64(time.Millisecond), Pacer: 7, Horizon: 524288, Spacing: 1024000}
 	if got != want {
 		t.Errorf("%+v, want %+v", got, want)
+	}
+	// Of frames of 1500 bytes 50 ms are 4166 at 1 Gbit/s: so many again are held back.
+	if got, want := (Limit{Rate: 1_000_000_000, Burst: 1}).spacing(), 6*time.Microsecond; got != want {
+		t.Errorf("%v for each packet, want %v", got, want)
 	}
 }

@@ -17,7 +17,7 @@ import (
 
 // RepairPins pins again what has lost its pin below bpf-root: maps and links that
 // this Datapath has open, which work on meanwhile; and it attaches socket hooks that
-// were detached. The folders are made if absent;
+// were detached. A pacer that no limit has used for some time is removed. The folders are made if absent;
 // bpf-root must be on a bpf file system. A pin of somebody else in the place of one
 // of ours stays, and is an error. What was repaired is logged.
 func (d *Datapath) RepairPins() error {
@@ -42,7 +42,7 @@ func (d *Datapath) RepairPins() error {
 	if len(found) > 0 {
 		d.log.Warn("socket hooks repaired", "found", strings.Join(found, "; "))
 	}
-	return errors.Join(mapsErr, errors.Join(errs...), err)
+	return errors.Join(mapsErr, errors.Join(errs...), err, d.removeIdlePacer())
 }
 
 // repairRoot makes bpf-root again, and locks it, when it is not the folder that was

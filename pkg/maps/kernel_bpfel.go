@@ -257,6 +257,7 @@ type kernelLimit struct {
 	Horizon   uint32
 	Cost      uint64
 	Burst     uint64
+	Spacing   uint64
 	Empty     uint64
 	Small     uint64
 	DroppedAt uint64
@@ -265,6 +266,7 @@ type kernelLimit struct {
 	Marked    uint64
 	Dropped   uint64
 	Held      uint64
+	Crowded   uint64
 	Busy      [32]uint64
 }
 
