@@ -220,6 +220,7 @@ int from_parent(struct __sk_buff *skb)
 {
 	struct mac receiver;
 	struct child *to;
+	int verdict;
 
 	if (is_marked(skb)) {
 		__u32 mark = skb->mark & MARK_MASK;
@@ -236,7 +237,10 @@ int from_parent(struct __sk_buff *skb)
 	if (is_group(&receiver))
 		return to_group(skb);
 	to = receiver_of(skb, &receiver);
-	return to ? to_child(skb, to) : TC_ACT_UNSPEC;
+	if (!to)
+		return TC_ACT_UNSPEC;
+	verdict = to_child(skb, to);
+	return verdict == TC_ACT_UNSPEC ? meet_limit_of(skb, to, TO_CONTAINER) : verdict;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -76,7 +76,8 @@ receiver_of(const struct __sk_buff *skb, const struct child *child, const struct
 __noinline int send(struct __sk_buff *skb, __u32 keeps)
 {
 	struct ethhdr frame;
-	struct child *child;
+	struct child *child, *to;
+	int action;
 
 	if (bpf_skb_load_bytes(skb, 0, &frame, sizeof(frame)))
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
@@ -95,8 +96,12 @@ __noinline int send(struct __sk_buff *skb, __u32 keeps)
 		count(skb, FROM_CONTAINER, COUNTER_PASSED);
 		return put_back(skb);
 	}
-	if (!receiver_of(skb, child, (struct mac *)frame.h_dest))
+	to = receiver_of(skb, child, (struct mac *)frame.h_dest);
+	if (!to)
 		return leave(skb);
+	action = meet_limit_of(skb, to, FROM_CONTAINER);
+	if (action != TC_ACT_UNSPEC)
+		return action;
 	count(skb, FROM_CONTAINER, COUNTER_DELIVERED);
 	return put_back(skb);
 }
@@ -181,6 +186,7 @@ __noinline int slow_path(struct __sk_buff *skb)
 				return verdict == APPLY ? apply_decision(skb) : verdict;
 		}
 		lead(&s->decision, to ? to->ifindex : 0, &receiver);
+		s->decision.limited = to && to->flags & CHILD_GETS_LIMITED;
 		endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
 		/* One that has not the address would be asked nothing. */
 		if (to && (!endpoint || endpoint->ifindex != to->ifindex) &&
@@ -290,6 +296,12 @@ static __always_inline int from_child(struct __sk_buff *skb, __u32 ifindex)
 	skb->tc_index = SEEN_TRANSLATED;
 	if (!flow->out_ifindex)
 		return leave(skb);
+	if (flow->limited) {
+		int action = meet_limit(skb, flow->out_ifindex, LIMIT_INGRESS, FROM_CONTAINER);
+
+		if (action != TC_ACT_UNSPEC)
+			return action;
+	}
 	count(skb, FROM_CONTAINER, COUNTER_DELIVERED);
 	return put_back(skb);
 }
@@ -389,8 +401,8 @@ static __always_inline int from_host(struct __sk_buff *skb, const struct ethhdr 
 	struct child *parent = children_of(skb->ifindex, 0), *to;
 	const struct mac *receiver = (const struct mac *)frame->h_dest;
 	__u16 seen = skb->tc_index;
+	int reason, action;
 	bool host;
-	int reason;
 
 	/* Of a VLAN device: that is another link. */
 	if (!parent || skb->vlan_present)
@@ -416,7 +428,11 @@ static __always_inline int from_host(struct __sk_buff *skb, const struct ethhdr 
 		reason = forwarded(skb, to->ifindex, seen, host);
 	if (reason > 0)
 		return drop(skb, TO_CONTAINER, reason);
-	count(skb, TO_CONTAINER, reason ? COUNTER_HOST : COUNTER_PASSED);
+	reason = reason ? COUNTER_HOST : COUNTER_PASSED;
+	action = meet_limit_of(skb, to, TO_CONTAINER);
+	if (action != TC_ACT_UNSPEC)
+		return action;
+	count(skb, TO_CONTAINER, reason);
 	return put_back(skb);
 }
 
@@ -460,6 +476,12 @@ int to_parent(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (netns != child->netns && (netns || !is_unsigned(skb, &frame)))
 		return drop(skb, FROM_CONTAINER, DROP_SOURCE_MAC);
+	if (child->flags & CHILD_SENDS_LIMITED) {
+		int action = meet_limit(skb, child->ifindex, LIMIT_EGRESS, FROM_CONTAINER);
+
+		if (action != TC_ACT_UNSPEC)
+			return action;
+	}
 	return from_child(skb, child->ifindex);
 }
 

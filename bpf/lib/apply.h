@@ -169,14 +169,14 @@ static __always_inline int apply(struct __sk_buff *skb, struct packet *packet, s
 		count(skb, journey, COUNTER_FORWARDED);
 		return bpf_redirect(flow->out_ifindex, 0);
 	}
-	if (is_child(flow->out_ifindex))
-		return into_child(skb, journey, flow->out_ifindex);
 	if (flow->limited) {
 		int action = meet_limit(skb, flow->out_ifindex, LIMIT_INGRESS, journey);
 
 		if (action != TC_ACT_UNSPEC)
 			return action;
 	}
+	if (is_child(flow->out_ifindex))
+		return into_child(skb, journey, flow->out_ifindex);
 	count(skb, journey, COUNTER_DELIVERED);
 	return bpf_redirect_peer(flow->out_ifindex, 0);
 }

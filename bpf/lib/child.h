@@ -11,6 +11,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "apply.h"
+#include "bandwidth.h"
 #include "bridge.h"
 #include "maps.h"
 #include "track.h"
@@ -147,6 +148,15 @@ static __always_inline bool answers_dhcp(const struct packet *packet)
 	return !packet->ipv6 && packet->key.protocol == IPPROTO_UDP &&
 	       packet->key.source_port == bpf_htons(67) &&
 	       packet->key.destination_port == bpf_htons(68);
+}
+
+/* Has a frame meet the limit of the child that gets it. Returns TC_ACT_UNSPEC when it may go on. */
+static __always_inline int meet_limit_of(struct __sk_buff *skb, const struct child *to,
+					 enum journey journey)
+{
+	if (!(to->flags & CHILD_GETS_LIMITED))
+		return TC_ACT_UNSPEC;
+	return meet_limit(skb, to->ifindex, LIMIT_INGRESS, journey);
 }
 
 /* Fills in a decision for frames to a station of the link, which may be an endpoint. */

@@ -242,6 +242,8 @@ enum child_flag {
 	CHILD_REFLECTED = 1 << 1, /* a switch sends back what it says to others of the parent */
 	CHILD_HOST = 1 << 2,	  /* reaches the host, and is reached by it */
 	CHILD_PASSTHRU = 1 << 3,  /* gets all that the parent does */
+	CHILD_GETS_LIMITED = 1 << 4,  /* bandwidth has a limit for what it gets */
+	CHILD_SENDS_LIMITED = 1 << 5, /* and for what it sends */
 };
 
 /*

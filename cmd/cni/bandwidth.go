@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/containernetworking/cni/pkg/types"
-
 	"github.com/tendril-net/tendril/pkg/api"
 )
 
@@ -30,8 +28,6 @@ func (c *config) readBandwidth(o object) (b api.Bandwidth) {
 			o.fault(number.key, fmt.Sprintf("%d is below 0", n))
 		case number.rate && api.RateFault(n) != "":
 			o.fault(number.key, fmt.Sprintf("%d %s", n, api.RateFault(n)))
-		case number.rate && n != 0 && c.network.Driver == api.DriverMacvlan:
-			o.faults.add(faultf(types.ErrUnsupportedField, "%s: %d cannot be with the driver macvlan yet", o.at(number.key), n))
 		}
 	}
 	return b

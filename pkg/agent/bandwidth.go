@@ -16,7 +16,7 @@ import (
 
 // parseBandwidth checks what was asked for, and returns what of it is in force. notes say what
 // is not as it was asked for.
-func parseBandwidth(b api.Bandwidth, driver string) (_ api.Bandwidth, notes []string, err error) {
+func parseBandwidth(b api.Bandwidth) (_ api.Bandwidth, notes []string, err error) {
 	for _, d := range []struct {
 		name        string
 		rate, burst *int64
@@ -31,8 +31,6 @@ func parseBandwidth(b api.Bandwidth, driver string) (_ api.Bandwidth, notes []st
 			return b, nil, invalid("bandwidth."+d.name+"Rate", value(rate), api.RateFault(rate))
 		case burst < 0:
 			return b, nil, invalid("bandwidth."+d.name+"Burst", value(burst), "is not 0, which takes a default, or a number of bits")
-		case rate > 0 && driver == api.DriverMacvlan:
-			return b, nil, invalid("bandwidth."+d.name+"Rate", value(rate), "cannot be with the driver macvlan yet")
 		case rate == 0 && burst > 0:
 			*d.burst = 0
 			notes = append(notes, fmt.Sprintf("%sBurst %d without %sRate limits nothing", d.name, burst, d.name))
@@ -82,7 +80,7 @@ func (s *Service) SetBandwidth(_ context.Context, a api.Attachment, wanted api.B
 	if before == nil {
 		return api.Endpoint{}, notFound(a)
 	}
-	inForce, notes, err := parseBandwidth(wanted, before.Driver)
+	inForce, notes, err := parseBandwidth(wanted)
 	if err != nil {
 		return api.Endpoint{}, err
 	}

@@ -49,7 +49,7 @@ func TestParseBandwidth(t *testing.T) {
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got, notes, err := parseBandwidth(test.in, api.DriverRouted)
+			got, notes, err := parseBandwidth(test.in)
 			must(t, err)
 			if diff := cmp.Diff(test.want, got, equate...); diff != "" {
 				t.Errorf("in force (-want +got):\n%s", diff)
@@ -60,18 +60,17 @@ func TestParseBandwidth(t *testing.T) {
 		})
 	}
 	for _, test := range []struct {
-		driver, key string
-		in          api.Bandwidth
+		key string
+		in  api.Bandwidth
 	}{
-		{api.DriverRouted, "bandwidth.ingressRate", api.Bandwidth{IngressRate: -1}},
-		{api.DriverRouted, "bandwidth.ingressRate", api.Bandwidth{IngressRate: 999}},
-		{api.DriverRouted, "bandwidth.egressRate", api.Bandwidth{EgressRate: 1_000_000_000_000_001}},
-		{api.DriverRouted, "bandwidth.egressBurst", api.Bandwidth{EgressRate: 1000, EgressBurst: -5}},
-		{api.DriverRouted, "bandwidth.unshapedSubnets", api.Bandwidth{UnshapedSubnets: make([]netip.Prefix, 257)}},
-		{api.DriverRouted, "bandwidth.unshapedSubnets[0]", api.Bandwidth{UnshapedSubnets: make([]netip.Prefix, 1)}},
-		{api.DriverMacvlan, "bandwidth.egressRate", api.Bandwidth{EgressRate: 1000}},
+		{"bandwidth.ingressRate", api.Bandwidth{IngressRate: -1}},
+		{"bandwidth.ingressRate", api.Bandwidth{IngressRate: 999}},
+		{"bandwidth.egressRate", api.Bandwidth{EgressRate: 1_000_000_000_000_001}},
+		{"bandwidth.egressBurst", api.Bandwidth{EgressRate: 1000, EgressBurst: -5}},
+		{"bandwidth.unshapedSubnets", api.Bandwidth{UnshapedSubnets: make([]netip.Prefix, 257)}},
+		{"bandwidth.unshapedSubnets[0]", api.Bandwidth{UnshapedSubnets: make([]netip.Prefix, 1)}},
 	} {
-		_, _, err := parseBandwidth(test.in, test.driver)
+		_, _, err := parseBandwidth(test.in)
 		if fault := (*api.Error)(nil); !errors.As(err, &fault) || fault.Code != api.CodeInvalid || fault.Key != test.key {
 			t.Errorf("%+v: %v, not that %s is at fault", test.in, err, test.key)
 		}

@@ -136,7 +136,7 @@ func parsePrepare(req api.PrepareRequest) (*intent, error) {
 	if err := checkNamedPorts(req.NamedPorts); err != nil {
 		return nil, err
 	}
-	if in.bandwidth, in.notes, err = parseBandwidth(req.Bandwidth, network.Driver); err != nil {
+	if in.bandwidth, in.notes, err = parseBandwidth(req.Bandwidth); err != nil {
 		return nil, err
 	}
 	in.ports, in.claims, err = parseMappings(req.Ports, in.has)

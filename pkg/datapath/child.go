@@ -34,10 +34,12 @@ func (c *Child) validate(e *Endpoint) error {
 	return nil
 }
 
-func (c *Child) flags() (flags uint8) {
+// childFlags are those of the entry of an endpoint that is a child.
+func (e *Endpoint) childFlags() (flags uint8) {
+	c := e.Child
 	for flag, set := range map[uint8]bool{
 		maps.ChildBridged: c.Bridged, maps.ChildReflected: c.Reflected, maps.ChildHost: c.HostAccess,
-		maps.ChildPassthru: c.Passthru,
+		maps.ChildPassthru: c.Passthru, maps.ChildGetsLimited: e.Ingress != Limit{}, maps.ChildSendsLimited: e.Egress != Limit{},
 	} {
 		if set {
 			flags |= flag
@@ -57,7 +59,7 @@ func childEntries(endpoints map[uint16]Endpoint) map[maps.ChildKey]maps.Child {
 	for _, e := range endpoints {
 		c := e.Child
 		value := maps.Child{
-			Ifindex: uint32(e.IfIndex), Netns: c.NetNS, HostMac: maps.NewMAC(e.HostMAC), Flags: c.flags(),
+			Ifindex: uint32(e.IfIndex), Netns: c.NetNS, HostMac: maps.NewMAC(e.HostMAC), Flags: e.childFlags(),
 		}
 		parent := uint32(c.Parent)
 		entries[maps.ChildKey{Parent: parent, Mac: maps.NewMAC(e.MAC)}] = value

@@ -96,8 +96,7 @@ type Endpoint struct {
 	Isolated bool
 	// Ports of the host that lead to the endpoint.
 	Ports []Port
-	// Ingress is how much the endpoint gets at most, Egress how much it sends. A macvlan
-	// child has neither.
+	// Ingress is how much the endpoint gets at most, Egress how much it sends.
 	Ingress, Egress Limit
 	// Unshaped are destinations of what it sends, and sources of what it gets, that these
 	// do not count for.

@@ -89,10 +89,19 @@ func (e *Endpoint) limits() [2]limit {
 // isLimited says whether there is a limit in a direction.
 func (e *Endpoint) isLimited() bool { return e.Ingress != Limit{} || e.Egress != Limit{} }
 
-func (e *Endpoint) validateLimits() error {
-	if e.Child != nil && e.isLimited() {
-		return fmt.Errorf("endpoint %d: a macvlan child cannot have a limit", e.ID)
+// isPaced says whether the pacer, where there is one, holds back what is beyond. What comes by it
+// would come in anew at a device of the endpoint's own, which a macvlan child has not.
+func (e *Endpoint) isPaced() bool { return e.isLimited() && e.Child == nil }
+
+// pacerOf is the interface index of the device that holds an endpoint's packets back; 0 for none.
+func (d *Datapath) pacerOf(e Endpoint) int {
+	if e.isPaced() {
+		return d.pacer.out
 	}
+	return 0
+}
+
+func (e *Endpoint) validateLimits() error {
 	for _, l := range e.limits() {
 		if err := l.validate(); err != nil {
 			return fmt.Errorf("endpoint %d: %w", e.ID, err)
@@ -111,7 +120,7 @@ func (d *Datapath) limitEntries(e Endpoint) map[maps.LimitKey]maps.Limit {
 	entries := make(map[maps.LimitKey]maps.Limit)
 	for _, l := range e.limits() {
 		if l.Limit != (Limit{}) {
-			entries[l.key] = l.value(len(e.Unshaped) > 0, d.pacer.out)
+			entries[l.key] = l.value(len(e.Unshaped) > 0, d.pacerOf(e))
 		}
 	}
 	return entries
@@ -171,7 +180,7 @@ func (d *Datapath) compareLimit(key maps.LimitKey, want maps.Limit) error {
 
 // compareLimits compares both directions.
 func (d *Datapath) compareLimits(e Endpoint) (errs []error) {
-	if e.isLimited() && d.pacer.able {
+	if e.isPaced() && d.pacer.able {
 		errs = append(errs, d.checkPacer())
 	}
 	wanted := d.limitEntries(e)
@@ -206,7 +215,7 @@ func (d *Datapath) unshapedOf(wanted func(maps.UnshapedKey) bool) (map[maps.Unsh
 // writeLimits makes the entries of an endpoint's limits. How much has been used of one that
 // stays as it is stays, too.
 func (d *Datapath) writeLimits(e Endpoint) error {
-	if e.isLimited() {
+	if e.isPaced() {
 		if _, err := d.ensurePacer(); err != nil {
 			return err
 		}
@@ -298,6 +307,26 @@ func (d *Datapath) SetLimits(before, e Endpoint) error {
 	if err := d.writeAddresses(e); err != nil {
 		return err
 	}
+	epoch := uint32(e.ID)
+	if e.Child != nil {
+		// What others of its parent send it was decided in their epochs.
+		epoch = 0
+		if err := d.attachChild(e); err != nil {
+			return err
+		}
+	} else if err := d.attachLimits(e); err != nil {
+		return err
+	}
+	// What delivers to it was decided in its epoch; a program that runs meanwhile may have
+	// read the endpoint as it was, and the epoch as it is.
+	if err := errors.Join(d.bumpEpoch(epoch), waitForPrograms(), d.bumpEpoch(epoch)); err != nil {
+		return err
+	}
+	return d.removeLimits(before, e)
+}
+
+// attachLimits has the programs of an endpoint's limits, and no others, at its device.
+func (d *Datapath) attachLimits(e Endpoint) error {
 	for _, l := range e.limits() {
 		var err error
 		if l.Limit != (Limit{}) {
@@ -309,12 +338,7 @@ func (d *Datapath) SetLimits(before, e Endpoint) error {
 			return err
 		}
 	}
-	// What delivers to it was decided in its epoch; a program that runs meanwhile may have
-	// read the endpoint as it was, and the epoch as it is.
-	if err := errors.Join(d.bumpEpoch(uint32(e.ID)), waitForPrograms(), d.bumpEpoch(uint32(e.ID))); err != nil {
-		return err
-	}
-	return d.removeLimits(before, e)
+	return nil
 }
 
 // pruneLimits removes entries of limits that no endpoint has, and their programs, of those that are

@@ -461,11 +461,8 @@ func TestLimitValue(t *testing.T) {
 		}
 	}
 	for text, e := range map[string]Endpoint{
-		"endpoint 1: a rate of 999 bit/s is below 1000": {ID: 1, Egress: Limit{999, 1}},
-		"endpoint 1: a burst of 0s is not above 0":      {ID: 1, Ingress: Limit{1000, 0}},
-		"endpoint 1: a macvlan child cannot have a limit": {
-			ID: 1, Ingress: Limit{1000, 1}, Child: &Child{},
-		},
+		"endpoint 1: a rate of 999 bit/s is below 1000":        {ID: 1, Egress: Limit{999, 1}},
+		"endpoint 1: a burst of 0s is not above 0":             {ID: 1, Ingress: Limit{1000, 0}},
 		`endpoint 1: "::ffff:10.0.0.0/104" is no plain prefix`: {ID: 1, Unshaped: []netip.Prefix{netip.MustParsePrefix("::ffff:10.0.0.0/104")}},
 	} {
 		if err := e.validateLimits(); err == nil || err.Error() != text {

@@ -53,10 +53,12 @@ type kernelChild struct {
 type kernelChildFlag uint32
 
 const (
-	kernelChildFlagCHILD_BRIDGED   kernelChildFlag = 1
-	kernelChildFlagCHILD_REFLECTED kernelChildFlag = 2
-	kernelChildFlagCHILD_HOST      kernelChildFlag = 4
-	kernelChildFlagCHILD_PASSTHRU  kernelChildFlag = 8
+	kernelChildFlagCHILD_BRIDGED       kernelChildFlag = 1
+	kernelChildFlagCHILD_REFLECTED     kernelChildFlag = 2
+	kernelChildFlagCHILD_HOST          kernelChildFlag = 4
+	kernelChildFlagCHILD_PASSTHRU      kernelChildFlag = 8
+	kernelChildFlagCHILD_GETS_LIMITED  kernelChildFlag = 16
+	kernelChildFlagCHILD_SENDS_LIMITED kernelChildFlag = 32
 )
 
 type kernelChildKey struct {

@@ -96,10 +96,12 @@ const (
 	LimitIngress = uint32(kernelLimitDirectionLIMIT_INGRESS)
 	LimitEgress  = uint32(kernelLimitDirectionLIMIT_EGRESS)
 
-	ChildBridged   = uint8(kernelChildFlagCHILD_BRIDGED)
-	ChildReflected = uint8(kernelChildFlagCHILD_REFLECTED)
-	ChildHost      = uint8(kernelChildFlagCHILD_HOST)
-	ChildPassthru  = uint8(kernelChildFlagCHILD_PASSTHRU)
+	ChildBridged      = uint8(kernelChildFlagCHILD_BRIDGED)
+	ChildReflected    = uint8(kernelChildFlagCHILD_REFLECTED)
+	ChildHost         = uint8(kernelChildFlagCHILD_HOST)
+	ChildPassthru     = uint8(kernelChildFlagCHILD_PASSTHRU)
+	ChildGetsLimited  = uint8(kernelChildFlagCHILD_GETS_LIMITED)
+	ChildSendsLimited = uint8(kernelChildFlagCHILD_SENDS_LIMITED)
 
 	PortLoopbackOnly = uint8(kernelPortFlagPORT_LOOPBACK_ONLY)
 

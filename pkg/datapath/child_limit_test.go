@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// A macvlan child is held to its limits on every way to one station, and from it.
+func TestChildLimits(t *testing.T) {
+	p := withChildren(t, Config{Masquerade: true})
+	p.y.Ports = []Port{
+		{netip.IPv4Unspecified(), hostPort, 17, v4().child(2), server},
+		{netip.IPv6Unspecified(), hostPort, 17, v6().child(2), server},
+	}
+	p.do(t, func() error { return p.AttachEndpoint(p.y) })
+	free, limited := p.y, p.y
+	limited.Ingress, limited.Egress = slow, slow
+	set := func(before, after Endpoint) {
+		t.Helper()
+		p.do(t, func() error { return errors.Join(p.SetLimits(before, after), p.CheckEndpoint(after)) })
+		p.y = after
+	}
+	eachFamily(t, func(t *testing.T, f family) {
+		x, y, host := f.child(1), f.child(2), p.uplink.MAC
+		message := udp(low, server)
+		sends := []struct {
+			name string
+			run
+			first, more want
+		}{
+			{"to the wire", p.out(p.y.MAC, routerMAC(), ip(y, f.world, 64, message...)...), toWire("decided"), toWire()},
+			{"to a sibling", p.out(p.y.MAC, p.x.MAC, ip(y, x, 64, message...)...), toSibling("decided"), toSibling()},
+			{"to the host", p.out(p.y.MAC, host, ip(y, f.host, 64, message...)...), toHost("decided"), toHost("decided")},
+		}
+		toX := p.out(p.x.MAC, p.y.MAC, ip(x, y, 64, message...)...)
+		ofWire := p.in(routerMAC(), p.y.MAC, ip(f.world, y, 64, message...)...)
+		mapped := p.fromWorld(ip(f.world, f.host, 58, udp(low, hostPort)...)...)
+		gets := []struct {
+			name string
+			run
+			first, more, dropped, droppedMore want
+		}{
+			{
+				"from a sibling", toX, toSibling("decided"), toSibling(),
+				shut(fromContainer, "decided", "bandwidth_ingress"), shut(fromContainer, "bandwidth_ingress"),
+			},
+			{
+				"from the host", p.out(host, p.y.MAC, ip(f.host, y, 64, message...)...), ofHost("host"), ofHost("host"),
+				shut(toContainer, "bandwidth_ingress"), shut(toContainer, "bandwidth_ingress"),
+			},
+			{
+				"from the wire", ofWire, intoChild("decided"), intoChild(),
+				shut(toContainer, "decided", "passed", "bandwidth_ingress"), shut(toContainer, "passed", "bandwidth_ingress"),
+			},
+			{
+				"by a mapped port", mapped, p.intoY([]string{"decided"}, ip(f.world, y, 57, message...)...), p.intoY(nil, ip(f.world, y, 57, message...)...),
+				shut(fromUplink, "decided", "bandwidth_ingress"), shut(fromUplink, "bandwidth_ingress"),
+			},
+		}
+		set(free, limited)
+		for _, way := range sends {
+			t.Run(way.name, func(t *testing.T) {
+				p.forget(t)
+				p.creditOf(t, p.y, maps.LimitEgress, time.Second)
+				p.story(t, step{"with credit", way.run, way.first}, step{"and more", way.run, way.more})
+				p.creditOf(t, p.y, maps.LimitEgress, -time.Hour)
+				p.story(t, step{"without", way.run, shut(fromContainer, "bandwidth_egress")})
+			})
+		}
+		for _, way := range gets {
+			t.Run(way.name, func(t *testing.T) {
+				p.forget(t)
+				p.creditOf(t, p.y, maps.LimitIngress, time.Minute)
+				p.story(t, step{"with credit", way.run, way.first}, step{"and more", way.run, way.more})
+				p.creditOf(t, p.y, maps.LimitIngress, -time.Hour)
+				p.story(t, step{"without", way.run, way.droppedMore})
+				p.forget(t)
+				p.story(t, step{"a new flow without", way.run, way.dropped})
+			})
+		}
+		// It ends with the next packet of every flow.
+		p.forget(t)
+		p.story(t, step{"limited", toX, shut(fromContainer, "decided", "bandwidth_ingress")})
+		set(limited, free)
+		p.story(t, step{"not limited any more", toX, toSibling("decided")}, step{"nor is what it sends", sends[0].run, sends[0].first})
+		if got, err := walked[maps.LimitKey, maps.Limit](p.maps.Bandwidth); got != 0 || err != nil {
+			t.Errorf("%d entries are left in map bandwidth, %v", got, err)
+		}
+	})
+}
