@@ -14,11 +14,11 @@ SEC("tc")
 int limit_egress(struct __sk_buff *skb)
 {
 	/*
-	 * Of what a container has just sent the mark is 0: the pacer has held this back.
-	 * from_container clears both. With the mark of somebody before us it would go round
-	 * for ever.
+	 * The pacer has held this back: of what a container has just sent the mark is 0.
+	 * from_container clears both. What has lost its mark, to a program of somebody's before
+	 * this one, would go round for ever.
 	 */
-	if (skb->mark && skb->tc_index == paced_index(LIMIT_EGRESS, FROM_CONTAINER))
+	if (skb->tc_index == paced_index(LIMIT_EGRESS, FROM_CONTAINER))
 		return skb->mark == skb->ifindex ? TC_ACT_UNSPEC
 						 : drop(skb, FROM_CONTAINER, DROP_BANDWIDTH_EGRESS);
 	return meet_limit(skb, skb->ifindex, LIMIT_EGRESS, FROM_CONTAINER);

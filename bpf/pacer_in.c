@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * Out of the pacer: ingress of the second of its two devices. What a container has sent comes in
+ * Out of the pacer: ingress of the other of its two devices. What a container has sent comes in
  * anew at its host side; what it is to get goes in.
  */
 #include <linux/bpf.h>
@@ -13,19 +13,28 @@
 SEC("tc")
 int pacer_in(struct __sk_buff *skb)
 {
-	__u32 ifindex = skb->mark;
-	__u32 direction = (__u32)(skb->tc_index ^ PACED_BASE) >> PACED_DIRECTION_SHIFT;
+	__u32 held = skb->tc_index & PACED_HELD;
+	__u32 where = (skb->tc_index & ~PACED_HELD) ^ PACED_BASE;
+	struct limit_key key = { .ifindex = skb->mark,
+				 .direction = where >> PACED_DIRECTION_SHIFT };
+	struct limit *limit;
 
-	if (!ifindex || direction > LIMIT_EGRESS)
+	if (!key.ifindex || key.direction > LIMIT_EGRESS)
 		return TC_ACT_SHOT;
+	if (held) {
+		skb->tc_index &= ~PACED_HELD;
+		limit = bpf_map_lookup_elem(&bandwidth, &key);
+		if (limit)
+			__sync_fetch_and_add(&limit->waiting, -1);
+	}
 	skb->tstamp = 0;
-	if (direction == LIMIT_EGRESS)
-		return bpf_redirect(ifindex, BPF_F_INGRESS);
+	if (key.direction == LIMIT_EGRESS)
+		return bpf_redirect(key.ifindex, BPF_F_INGRESS);
 	skb->mark = 0;
 	/* Its MAC is not this device's. */
 	if (skb->pkt_type == PACKET_OTHERHOST && bpf_skb_change_type(skb, PACKET_HOST))
 		return TC_ACT_SHOT;
-	return bpf_redirect_peer(ifindex, 0);
+	return bpf_redirect_peer(key.ifindex, 0);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * Into the pacer: egress of the first of its two devices, before its fq. Says of each packet when
- * it leaves (the departure time, which fq keeps), or drops it where that would be too late.
- * The other device, where pacer_in is, gets it then.
+ * Into the pacer: egress of one of its two devices, before its fq; of the first, what containers
+ * send, of the second, what they get. Says of each packet when it leaves (the departure time, which
+ * fq keeps), or drops it where that would be too late. The other device, where pacer_in is, gets it
+ * then.
  *
  * A packet leaves when those before it, with it, are paid for. Small ones of a flow that has
  * nothing held back go at once, within what small packets may have: a question need not wait
@@ -14,8 +15,6 @@
 
 #include "lib/bandwidth.h"
 #include "lib/count.h"
-
-#define NSEC_PER_USEC 1000
 
 /* The share of the horizon from which on packets that are held back are marked. */
 #define MARK_FROM 8
@@ -45,11 +44,11 @@ int pacer_out(struct __sk_buff *skb)
 		bpf_spin_lock(&limit->lock);
 		bound_credit(limit, at, limit->burst);
 		wait = limit->empty - at;
+		if (wait <= 0) /* all has left, or was lost with its queue */
+			limit->waiting = 0;
 		if (wait > 0 &&
 		    ((__s64)(*busy - at) > 0 || !small_passes(limit, bytes, price, at))) {
-			if ((__s64)(limit->crowded - at) < 0)
-				limit->crowded = at;
-			late = wait > horizon || (__s64)(limit->crowded - at) > horizon;
+			late = wait > horizon || (__s64)limit->waiting >= (__s64)limit->room;
 			departure = limit->empty;
 		}
 		if (late) {
@@ -58,7 +57,9 @@ int pacer_out(struct __sk_buff *skb)
 			if (departure) {
 				*busy = departure;
 				limit->held += packets;
-				limit->crowded += limit->spacing;
+				/* pacer_in takes it back without the lock. */
+				__sync_fetch_and_add(&limit->waiting, 1);
+				skb->tc_index |= PACED_HELD;
 			}
 			account_limit(limit, price, packets, bytes);
 		}

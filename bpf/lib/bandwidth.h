@@ -32,6 +32,7 @@
 #include "maps.h"
 
 #define BANDWIDTH_COST_SHIFT 20
+#define NSEC_PER_USEC 1000
 
 /* Credit in ns, which counts so many ns after a loss. */
 #define BANDWIDTH_RECOVERY 400000000ULL
@@ -135,6 +136,10 @@ static __always_inline bool is_unshaped(const struct __sk_buff *skb, __u32 ifind
 #define PACED_DIRECTION_SHIFT 3
 _Static_assert(JOURNEY_MAX <= 1 << PACED_DIRECTION_SHIFT, "a journey has room in tc_index");
 
+/* In tc_index from pacer_out to pacer_in: the packet is one of limit->waiting. */
+#define PACED_HELD (1 << (PACED_DIRECTION_SHIFT + 1))
+_Static_assert(!(PACED_BASE & ((PACED_HELD << 1) - 1)), "the base leaves room in tc_index");
+
 static __always_inline __u16 paced_index(enum limit_direction direction, enum journey journey)
 {
 	return PACED_BASE | direction << PACED_DIRECTION_SHIFT | journey;
@@ -182,13 +187,16 @@ static __always_inline void mark_congestion(struct __sk_buff *skb, struct limit 
 		__sync_fetch_and_add(&limit->marked, segments(skb));
 }
 
-/* Whether the packet is beyond a limit without a pacer. */
+/*
+ * Whether a packet that no pacer holds back is beyond a limit. Where one holds back others, the
+ * credit is used up as long as any waits: what goes past it does while they would not be too late.
+ */
 static __always_inline bool is_beyond(struct __sk_buff *skb, struct limit *limit)
 {
 	__u32 bytes = wire_bytes(skb), packets = segments(skb);
 	__u64 at, price = price_of(limit, bytes), credit = limit->burst;
+	__s64 overdrawn, most = limit->pacer ? (__u64)limit->horizon * NSEC_PER_USEC : 0;
 	bool beyond, mark;
-	__s64 overdrawn;
 
 	at = bpf_ktime_get_ns();
 	bpf_spin_lock(&limit->lock);
@@ -198,7 +206,7 @@ static __always_inline bool is_beyond(struct __sk_buff *skb, struct limit *limit
 		credit = BANDWIDTH_RECOVERY;
 	bound_credit(limit, at, credit);
 	overdrawn = limit->empty - at;
-	beyond = overdrawn > 0 && !small_passes(limit, bytes, price, at);
+	beyond = overdrawn > most && !small_passes(limit, bytes, price, at);
 	mark = !beyond && overdrawn > -(__s64)(limit->burst / 2);
 	if (beyond) {
 		limit->dropped_at = at;

@@ -184,7 +184,7 @@ struct limit {
 	__u32 horizon;		   /* how long it holds one back at most, us */
 	__u64 cost;		   /* of a byte, in units of 2^-20 ns */
 	__u64 burst;		   /* most credit after a silence, ns */
-	__u64 spacing;		   /* the least that a packet counts for the horizon, ns */
+	__u64 room;		   /* how many packets are held back at most */
 	__u64 empty;	  /* when the bucket is empty, ns of the monotonic clock; later than now: it
 			     is overdrawn */
 	__u64 small;	  /* as empty, of what small packets have when that is overdrawn */
@@ -194,7 +194,7 @@ struct limit {
 	__u64 marked;	  /* of packets: as having met congestion (ECN) */
 	__u64 dropped;	  /* packets beyond the limit */
 	__u64 held;	  /* of packets: for later */
-	__u64 crowded;	  /* as empty, of spacing: so many are held back at most */
+	__u64 waiting;	  /* of held: that have not left */
 	__u64 busy[LIMIT_FLOWS]; /* until when a packet of a flow is held back, by hash, same clock
 				  */
 };

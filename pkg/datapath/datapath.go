@@ -289,6 +289,10 @@ func Remove(root string) error {
 		return err
 	}
 	defer func() { _ = only.Close() }()
+	// With its programs: without them the host's stack would get what is held back.
+	if err := (&pacer{}).remove(); err != nil {
+		return err
+	}
 	for _, h := range []hooks{&clsact{}, newTCX(filepath.Join(root, "links"))} {
 		attached, err := h.list()
 		if err != nil {
@@ -310,5 +314,5 @@ func Remove(root string) error {
 		}
 	}
 	_ = os.Remove(root)
-	return (&pacer{}).remove()
+	return nil
 }

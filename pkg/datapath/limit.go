@@ -56,7 +56,7 @@ func (l Limit) value(exempts bool, pacer int) maps.Limit {
 	}
 	if pacer != 0 {
 		value.Pacer, value.Horizon = uint32(pacer), uint32(l.horizon()/time.Microsecond)
-		value.Spacing = uint64(l.spacing())
+		value.Room = l.room()
 	}
 	return value
 }
@@ -64,7 +64,7 @@ func (l Limit) value(exempts bool, pacer int) maps.Limit {
 // bound is what of an entry says how much may pass, without how much has.
 func bound(value maps.Limit) maps.Limit {
 	return maps.Limit{
-		Cost: value.Cost, Burst: value.Burst, Exempts: value.Exempts, Pacer: value.Pacer, Horizon: value.Horizon, Spacing: value.Spacing,
+		Cost: value.Cost, Burst: value.Burst, Exempts: value.Exempts, Pacer: value.Pacer, Horizon: value.Horizon, Room: value.Room,
 	}
 }
 
@@ -93,10 +93,10 @@ func (e *Endpoint) isLimited() bool { return e.Ingress != Limit{} || e.Egress !=
 // would come in anew at a device of the endpoint's own, which a macvlan child has not.
 func (e *Endpoint) isPaced() bool { return e.isLimited() && e.Child == nil }
 
-// pacerOf is the interface index of the device that holds an endpoint's packets back; 0 for none.
-func (d *Datapath) pacerOf(e Endpoint) int {
+// pacerOf is the interface index of the device that holds back what is beyond one limit; 0 for none.
+func (d *Datapath) pacerOf(e Endpoint, key maps.LimitKey) int {
 	if e.isPaced() {
-		return d.pacer.out
+		return d.pacer.into[key.Direction]
 	}
 	return 0
 }
@@ -120,7 +120,7 @@ func (d *Datapath) limitEntries(e Endpoint) map[maps.LimitKey]maps.Limit {
 	entries := make(map[maps.LimitKey]maps.Limit)
 	for _, l := range e.limits() {
 		if l.Limit != (Limit{}) {
-			entries[l.key] = l.value(len(e.Unshaped) > 0, d.pacerOf(e))
+			entries[l.key] = l.value(len(e.Unshaped) > 0, d.pacerOf(e, l.key))
 		}
 	}
 	return entries
@@ -216,7 +216,7 @@ func (d *Datapath) unshapedOf(wanted func(maps.UnshapedKey) bool) (map[maps.Unsh
 // stays as it is stays, too.
 func (d *Datapath) writeLimits(e Endpoint) error {
 	if e.isPaced() {
-		if _, err := d.ensurePacer(); err != nil {
+		if err := d.ensurePacer(); err != nil {
 			return err
 		}
 	}
@@ -382,8 +382,8 @@ func (d *Datapath) pruneLimits(desired []Endpoint, attached []attachment) error 
 	for key := range others {
 		errs = append(errs, ignoreMissing(d.maps.Unshaped.Delete(key)))
 	}
-	if len(limits) == 0 {
-		d.pacer.idle = true // whoever held a limit is gone
+	if len(limits) == 0 && len(stale) == 0 {
+		d.pacer.idle = true // and has been before this agent
 	}
 	return errors.Join(errors.Join(errs...), d.removeIdlePacer())
 }

@@ -16,29 +16,34 @@ import (
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
-// pacer is a veth pair of the host that what is limited goes by: in at pacerOut, where fq holds it
-// back until the time that pacer_out says, and out at pacerIn. It is there while there are limits.
+// pacer is a veth pair of the host that what is limited goes by: in at one end, where fq holds it back
+// until the time that pacer_out says, and out at the other, where pacer_in is. What containers send goes
+// in at the first, what they get at the second, so that what meets two limits is in two queues: the
+// packets of a socket are one flow to fq, of which the first holds up all. It is there while there are
+// limits.
 type pacer struct {
 	// able says that the kernel has fq.
 	able bool
-	// out is the interface index of the first device; 0 while there is no pair.
-	out int
+	// into are the interface indexes of the ends for each direction of limits; zeros while there
+	// is no pair.
+	into [2]int
 	// idle says that no limit used it the last time that somebody looked.
 	idle bool
 }
 
-// Names of the devices of the pacer.
-const (
-	pacerOutDevice = "tendril-pacer0"
-	pacerInDevice  = "tendril-pacer1"
-)
+// pacerDevices are the names of the ends, by direction of limits (maps.LimitIngress,
+// maps.LimitEgress), and pacerAlias what they say of themselves.
+var pacerDevices = [2]string{"tendril-pacer1", "tendril-pacer0"}
+
+const pacerAlias = "tendril: holds back what is limited"
 
 const (
-	// pacerPackets is more than limits let in (their spacing).
+	// pacerPackets is more than limits let in (their room).
 	pacerPackets = 1 << 24
-	// pacerFlows is the mask of the hashes by which fq tells apart what no socket of the
-	// node has sent. A flow whose first packet is not due holds up all that is in it.
-	pacerFlows = 1<<24 - 1
+	// pacerFlows is the mask of the hashes by which fq tells apart what no connected socket of
+	// the node has sent. A flow whose first packet is not due holds up all that is in it; one
+	// takes 128 bytes.
+	pacerFlows = 1<<18 - 1
 	// pacerMTU is the most that a veth device has.
 	pacerMTU = 65535
 	// addrGenNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
@@ -51,9 +56,9 @@ const (
 	horizon      = 50 * time.Millisecond
 	horizonBytes = 64 << 10
 	horizonMax   = 2 * time.Second // fq drops what is to leave in 10 s
-	// leastHeld is how many packets are held back at any rate; more are at rates that make
+	// leastRoom is how many packets are held back at any rate; more are at rates that make
 	// more of frames of 1500 bytes.
-	leastHeld = 512
+	leastRoom = 512
 )
 
 // horizon is how long a packet is held back at most.
@@ -62,191 +67,242 @@ func (l Limit) horizon() time.Duration {
 	return min(max(horizon, some), horizonMax)
 }
 
-// spacing is the share of the horizon that a packet takes at least, which bounds how many are held
-// back: twice as many as are frames of 1500 bytes.
-func (l Limit) spacing() time.Duration {
+// room is how many packets are held back at most: twice as many as are frames of 1500 bytes.
+func (l Limit) room() uint64 {
 	frames := float64(l.Rate) * l.horizon().Seconds() / (8 * 1500)
-	return max(1, time.Duration(float64(l.horizon())/max(leastHeld, 2*frames)))
+	return uint64(min(max(leastRoom, 2*frames), pacerPackets/256))
 }
 
 // haveFQ asks for fq with a setting that there cannot be: the kernel, which loads the module, says that
 // it is wrong, or that it knows no fq. Nothing is changed. Where the loopback device has a queueing
 // discipline of somebody's, it says neither, and that counts as not.
 func haveFQ() bool {
-	const loopback = 1
-	wrong := pacerQdisc(loopback)
-	wrong.Buckets = 32 // as a power of two
-	err := netlink.QdiscAdd(wrong)
-	if err == nil {
-		_ = netlink.QdiscDel(wrong)
-	}
+	const loopback, bucketsMax = 1, 18 // as powers of two
+	err := setFQ(loopback, unix.NLM_F_CREATE|unix.NLM_F_EXCL, map[int]uint32{nl.TCA_FQ_BUCKETS_LOG: bucketsMax + 1})
 	return errors.Is(err, unix.EINVAL)
 }
 
-// pacerQdisc is fq that keeps departure times and paces nothing by itself: it would tell the
-// sockets whose packets it sees to leave pacing to it, and what a container's socket (of BBR) says
-// of its packets is gone when they leave the container.
-func pacerQdisc(ifindex int) *netlink.Fq {
-	return &netlink.Fq{
-		QdiscAttrs:  netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
-		PacketLimit: pacerPackets, FlowPacketLimit: pacerPackets,
-	}
-}
-
-// addPacerQdisc puts fq in the place of whatever is there.
-func addPacerQdisc(out netlink.Link) error {
-	fq := pacerQdisc(out.Attrs().Index)
-	// Nothing to remove where it is the kernel's own.
-	if err := netlink.QdiscDel(&netlink.GenericQdisc{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: fq.LinkIndex, Parent: netlink.HANDLE_ROOT}}); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
-		return err
-	}
-	if err := netlink.QdiscAdd(fq); err != nil {
-		return err
-	}
-	// The mask is no setting that the library knows.
-	request := nl.NewNetlinkRequest(unix.RTM_NEWQDISC, unix.NLM_F_ACK)
-	request.AddData(&nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(fq.LinkIndex), Handle: fq.Handle, Parent: fq.Parent})
-	request.AddData(nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated(fq.Type())))
+// setFQ gives a device fq for its root, with some settings: all in one request, which the library
+// has not.
+func setFQ(ifindex, flags int, settings map[int]uint32) error {
+	request := nl.NewNetlinkRequest(unix.RTM_NEWQDISC, unix.NLM_F_ACK|flags)
+	request.AddData(&nl.TcMsg{
+		Family: nl.FAMILY_ALL, Ifindex: int32(ifindex), Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT,
+	})
+	request.AddData(nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated("fq")))
 	options := nl.NewRtAttr(nl.TCA_OPTIONS, nil)
-	options.AddRtAttr(nl.TCA_FQ_ORPHAN_MASK, nl.Uint32Attr(pacerFlows))
+	for setting, value := range settings {
+		options.AddRtAttr(setting, nl.Uint32Attr(value))
+	}
 	request.AddData(options)
 	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
 	return err
 }
 
-// links are the devices of the pacer by name, nil where there are none. What has such a name and is
-// no veth device is of somebody else: that is the error.
-func (p *pacer) links() (out, in netlink.Link, err error) {
-	var found [2]netlink.Link
-	for i, name := range []string{pacerOutDevice, pacerInDevice} {
+// pacerFQ are the settings of fq. It keeps departure times and paces nothing by itself: it would
+// tell the sockets whose packets it sees to leave pacing to it, and what a container's socket (of
+// BBR) says of its packets is gone when they leave the container.
+func pacerFQ() map[int]uint32 {
+	return map[int]uint32{
+		nl.TCA_FQ_RATE_ENABLE: 0, nl.TCA_FQ_PLIMIT: pacerPackets, nl.TCA_FQ_FLOW_PLIMIT: pacerPackets,
+		nl.TCA_FQ_ORPHAN_MASK: pacerFlows,
+	}
+}
+
+// pacerRoot is the root queueing discipline of a device, nil for none, and whether it is ours.
+func pacerRoot(end netlink.Link) (root netlink.Qdisc, ours bool, err error) {
+	qdiscs, err := netlinksafe.QdiscList(end)
+	if err != nil {
+		return nil, false, fmt.Errorf("list qdiscs of %s: %w", end.Attrs().Name, err)
+	}
+	for _, q := range qdiscs {
+		if q.Attrs().Parent == netlink.HANDLE_ROOT {
+			root = q
+		}
+	}
+	fq, ok := root.(*netlink.Fq)
+	return root, ok && fq.Attrs().Handle == netlink.MakeHandle(1, 0), nil
+}
+
+// ends are the devices of the pacer, by direction, nil where there are none. foreign names a device of
+// somebody else that has such a name.
+func (p *pacer) ends() (ends [2]netlink.Link, foreign string, err error) {
+	for i, name := range pacerDevices {
 		link, err := netlinksafe.LinkByName(name)
 		if absent := (netlink.LinkNotFoundError{}); errors.As(err, &absent) {
 			continue
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("look for %s: %w", name, err)
+			return ends, "", fmt.Errorf("look for %s: %w", name, err)
 		}
-		if link.Type() != "veth" {
-			return nil, nil, fmt.Errorf("device %s is a %s of somebody else", name, link.Type())
-		}
-		found[i] = link
+		ends[i] = link
 	}
-	return found[0], found[1], nil
+	paired := arePaired(ends)
+	for i, end := range ends {
+		// One that was made and has no alias yet has its other end.
+		if end != nil && !paired && (end.Type() != "veth" || end.Attrs().Alias != pacerAlias) {
+			foreign, ends[i] = end.Attrs().Name, nil
+		}
+	}
+	return ends, foreign, nil
 }
 
-// isPair says whether two devices are there, and are each other's ends.
-func isPair(out, in netlink.Link) bool {
-	return out != nil && in != nil && out.Attrs().ParentIndex == in.Attrs().Index
+// arePaired says whether two devices are there, and are each other's ends in this namespace.
+func arePaired(ends [2]netlink.Link) bool {
+	for i, end := range ends {
+		other := ends[1-i]
+		if end == nil || other == nil || end.Type() != "veth" || end.Attrs().NetNsID >= 0 || end.Attrs().ParentIndex != other.Attrs().Index {
+			return false
+		}
+	}
+	return true
 }
 
-func (p *pacer) attachments(out, in netlink.Link) []attachment {
-	return []attachment{{out.Attrs().Index, pacerOut}, {in.Attrs().Index, pacerIn}}
+func pacerAttachments(ends [2]netlink.Link) (all []attachment) {
+	for _, end := range ends {
+		all = append(all, attachment{end.Attrs().Index, pacerOut}, attachment{end.Attrs().Index, pacerIn})
+	}
+	return all
 }
 
 // checkPacer compares the pacer with what there should be. A difference is a *MismatchError.
 func (d *Datapath) checkPacer() error {
-	out, in, err := d.pacer.links()
+	ends, foreign, err := d.pacer.ends()
 	if err != nil {
 		return err
 	}
-	if !isPair(out, in) || out.Attrs().Index != d.pacer.out {
-		return &MismatchError{What: "device " + pacerOutDevice}
+	if foreign != "" && d.pacer.into == [2]int{} {
+		return nil // it has been said, and limits do without
 	}
-	for _, link := range []netlink.Link{out, in} {
-		if link.Attrs().RawFlags&unix.IFF_UP == 0 {
-			return &MismatchError{What: "device " + link.Attrs().Name, Difference: "is down"}
-		}
-		if mtu := link.Attrs().MTU; mtu != pacerMTU {
-			return &MismatchError{What: "device " + link.Attrs().Name, Difference: fmt.Sprintf("has MTU %d, want %d", mtu, pacerMTU)}
+	for i, name := range pacerDevices {
+		if !arePaired(ends) || ends[i].Attrs().Index != d.pacer.into[i] {
+			return &MismatchError{What: "device " + name}
 		}
 	}
-	qdiscs, err := netlinksafe.QdiscList(out)
-	if err != nil {
-		return fmt.Errorf("list qdiscs of %s: %w", pacerOutDevice, err)
+	for _, end := range ends {
+		name, mtu := end.Attrs().Name, end.Attrs().MTU
+		if end.Attrs().RawFlags&unix.IFF_UP == 0 {
+			return &MismatchError{What: "device " + name, Difference: "is down"}
+		}
+		if mtu != pacerMTU {
+			return &MismatchError{What: "device " + name, Difference: fmt.Sprintf("has MTU %d, want %d", mtu, pacerMTU)}
+		}
+		root, ours, err := pacerRoot(end)
+		if err != nil {
+			return err
+		}
+		if !ours {
+			return &MismatchError{What: "qdisc fq on interface " + name}
+		}
+		if fq := root.(*netlink.Fq); fq.Pacing != 0 || fq.PacketLimit != pacerPackets || fq.FlowPacketLimit != pacerPackets {
+			return &MismatchError{What: "qdisc fq on interface " + name, Difference: fmt.Sprintf("has other settings: %v", fq)}
+		}
 	}
-	if !slices.ContainsFunc(qdiscs, func(q netlink.Qdisc) bool {
-		fq, ok := q.(*netlink.Fq)
-		return ok && fq.Attrs().Parent == netlink.HANDLE_ROOT && fq.Pacing == 0
-	}) {
-		return &MismatchError{What: "qdisc fq on interface " + pacerOutDevice}
-	}
-	for _, a := range d.pacer.attachments(out, in) {
+	for _, a := range pacerAttachments(ends) {
 		if ok, err := d.hooks.of(a).has(a); err != nil {
 			return err
 		} else if !ok {
-			return a.missing(pacerOutDevice)
+			return a.missing(ends[slices.Index(d.pacer.into[:], a.ifindex)].Attrs().Name)
 		}
 	}
 	return nil
 }
 
-// ensurePacer makes the pacer, or what is missing of it, and returns what was.
-func (d *Datapath) ensurePacer() (found string, err error) {
+// ensurePacer makes the pacer, or what is missing of it, where the kernel has fq.
+func (d *Datapath) ensurePacer() error {
 	if !d.pacer.able {
-		return "", nil
+		return nil
 	}
-	err = d.checkPacer()
-	mismatch := (*MismatchError)(nil)
-	if !errors.As(err, &mismatch) {
-		return "", err
+	d.pacer.idle = false
+	err := d.checkPacer()
+	if mismatch := (*MismatchError)(nil); !errors.As(err, &mismatch) {
+		return err
 	}
 	if err := d.makePacer(); err != nil {
-		return "", fmt.Errorf("make pacer: %w", err)
+		return fmt.Errorf("make pacer: %w", err)
 	}
-	return mismatch.Error(), nil
+	return nil
 }
 
 func (d *Datapath) makePacer() (err error) {
-	out, in, err := d.pacer.links()
+	ends, foreign, err := d.pacer.ends()
 	if err != nil {
 		return err
 	}
-	if !isPair(out, in) {
+	if foreign != "" {
+		d.log.Warn("limits are held without a queue: a device of somebody else has the name of the pacer's", "device", foreign)
+		d.pacer.into = [2]int{}
+		return d.repointLimits()
+	}
+	if !arePaired(ends) {
 		if err := d.pacer.remove(); err != nil { // half of one
 			return err
 		}
 		attributes := netlink.NewLinkAttrs()
-		attributes.Name = pacerOutDevice
-		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: pacerInDevice}); err != nil {
-			return fmt.Errorf("add %s: %w", pacerOutDevice, err)
+		attributes.Name = pacerDevices[maps.LimitEgress]
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: pacerDevices[maps.LimitIngress]}); err != nil {
+			return fmt.Errorf("add %s: %w", attributes.Name, err)
 		}
 		defer func() {
 			if err != nil {
 				err = errors.Join(err, d.pacer.remove())
 			}
 		}()
-		if out, in, err = d.pacer.links(); err != nil {
+		if ends, _, err = d.pacer.ends(); err != nil {
 			return err
 		}
 	}
 	// The programs come first: the host must not speak by these devices.
-	for _, a := range d.pacer.attachments(out, in) {
+	for _, a := range pacerAttachments(ends) {
 		if err := d.attach(a); err != nil {
 			return err
 		}
 	}
-	if err := addPacerQdisc(out); err != nil {
-		return fmt.Errorf("add fq to %s: %w", pacerOutDevice, err)
-	}
-	for _, link := range []netlink.Link{out, in} {
-		name := link.Attrs().Name
-		for what, set := range map[string]func() error{
-			"MTU":                   func() error { return netlink.LinkSetMTU(link, pacerMTU) },
-			"no ARP":                func() error { return netlink.LinkSetARPOff(link) },
-			"no link-local address": func() error { return ignoreNoIPv6(netlink.LinkSetIP6AddrGenMode(link, addrGenNone)) },
-		} {
-			if err := set(); err != nil {
-				return fmt.Errorf("set %s of %s: %w", what, name, err)
-			}
+	for _, end := range ends {
+		if err := setPacerEnd(end); err != nil {
+			return err
 		}
 	}
-	for _, link := range []netlink.Link{in, out} {
-		if err := netlink.LinkSetUp(link); err != nil {
-			return fmt.Errorf("set %s up: %w", link.Attrs().Name, err)
+	for i, end := range ends {
+		if err := netlink.LinkSetUp(end); err != nil {
+			return fmt.Errorf("set %s up: %w", end.Attrs().Name, err)
 		}
+		d.pacer.into[i] = end.Attrs().Index
 	}
-	d.pacer.out = out.Attrs().Index
 	return d.repointLimits()
+}
+
+// setPacerEnd makes one of the devices what it should be. An fq that holds packets back keeps them.
+func setPacerEnd(end netlink.Link) error {
+	index, name := end.Attrs().Index, end.Attrs().Name
+	root, ours, err := pacerRoot(end)
+	if err != nil {
+		return err
+	}
+	if root != nil && !ours {
+		err := netlink.QdiscDel(root)
+		// The kernel's own, which has no handle, cannot be removed, and need not be.
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("remove qdisc %s of %s: %w", root.Type(), name, err)
+		}
+	}
+	if err := setFQ(index, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, pacerFQ()); err != nil {
+		return fmt.Errorf("set fq of %s: %w", name, err)
+	}
+	for _, setting := range []struct {
+		what string
+		set  func() error
+	}{
+		{"alias", func() error { return netlink.LinkSetAlias(end, pacerAlias) }},
+		{"MTU", func() error { return netlink.LinkSetMTU(end, pacerMTU) }},
+		{"no ARP", func() error { return netlink.LinkSetARPOff(end) }},
+		{"no link-local address", func() error { return ignoreNoIPv6(netlink.LinkSetIP6AddrGenMode(end, addrGenNone)) }},
+	} {
+		if err := setting.set(); err != nil {
+			return fmt.Errorf("set %s of %s: %w", setting.what, name, err)
+		}
+	}
+	return nil
 }
 
 // ignoreNoIPv6 is for a node whose kernel has no IPv6, or has it switched off.
@@ -257,13 +313,12 @@ func ignoreNoIPv6(err error) error {
 	return err
 }
 
-// repointLimits has the limits that are in force use the pacer.
+// repointLimits has the limits that are in force, and have been held back so far, use the pacer as it is.
 func (d *Datapath) repointLimits() error {
 	stale := make(map[maps.LimitKey]maps.Limit)
 	if _, err := walk(d.maps.Bandwidth, func(key maps.LimitKey, value maps.Limit) {
-		// One that has no horizon yet is about to be written.
-		if int(value.Pacer) != d.pacer.out && value.Horizon != 0 {
-			value.Pacer = uint32(d.pacer.out)
+		if into := uint32(d.pacer.into[key.Direction&1]); value.Pacer != 0 && value.Pacer != into {
+			value.Pacer = into
 			stale[key] = value
 		}
 	}); err != nil {
@@ -277,42 +332,38 @@ func (d *Datapath) repointLimits() error {
 	return nil
 }
 
-// adopt finds out whether there can be a pacer, and finds that which a former agent has made. What
-// has the devices' names and is none matters to those alone who ask for a limit.
+// adopt finds out whether there can be a pacer, and finds that which a former agent has made.
 func (p *pacer) adopt() {
-	if out, in, err := p.links(); err == nil && isPair(out, in) {
-		p.out = out.Attrs().Index
+	if ends, _, err := p.ends(); err == nil && arePaired(ends) {
+		for i, end := range ends {
+			p.into[i] = end.Attrs().Index
+		}
 	}
-	p.able = p.out != 0 || haveFQ()
+	p.able = p.into != [2]int{} || haveFQ()
 }
 
-// remove removes the pair, or what there is of it, and all that hangs on it.
+// remove removes the pair, or what there is of it, and all that hangs on it. What is of somebody
+// else stays.
 func (p *pacer) remove() error {
-	p.out = 0
 	for {
-		out, in, err := p.links()
+		ends, _, err := p.ends()
 		if err != nil {
 			return err
 		}
-		device := out
-		if device == nil {
-			device = in
-		}
-		if device == nil {
+		one := slices.IndexFunc(ends[:], func(end netlink.Link) bool { return end != nil })
+		if one < 0 {
+			p.into, p.idle = [2]int{}, false
 			return nil
 		}
-		if err := netlink.LinkDel(device); err != nil { // the other end goes with it
-			return fmt.Errorf("remove %s: %w", device.Attrs().Name, err)
+		if err := netlink.LinkDel(ends[one]); err != nil { // the other end goes with it
+			return fmt.Errorf("remove %s: %w", ends[one].Attrs().Name, err)
 		}
 	}
 }
 
-// removeIdlePacer removes the pacer when there has been no limit for two calls, the later of which is
-// a minute after the other, or the agent's first: what it has held back has left by then.
+// removeIdlePacer removes the pacer when there has been no limit for two calls, which are a minute
+// apart: what it has held back has left by then.
 func (d *Datapath) removeIdlePacer() error {
-	if d.pacer.out == 0 {
-		return nil
-	}
 	var key maps.LimitKey
 	err := d.maps.Bandwidth.NextKey(nil, &key)
 	if err == nil {
@@ -326,6 +377,5 @@ func (d *Datapath) removeIdlePacer() error {
 		d.pacer.idle = true
 		return nil
 	}
-	d.log.Info("no limit is left: the pacer is removed", "device", pacerOutDevice)
 	return d.pacer.remove()
 }

@@ -24,6 +24,7 @@ const (
 	pacedStack  = pacedIn | 1     // from the host's stack
 	pacedUplink = pacedIn | 2     // from the world
 	pacedSent   = pacedIn | 1<<3  // what an endpoint sends
+	pacedHeld   = 1 << 4          // from pacer_out to pacer_in: held back
 	pacedWrong  = pacedIn | 1<<15 // of somebody else
 )
 
@@ -43,7 +44,7 @@ func (n *node) paceAt(t *testing.T, direction uint32, overdrawn, longest time.Du
 	t.Helper()
 	n.credit(t, direction, -overdrawn)
 	return n.bucket(t, direction, func(l *maps.Limit) {
-		l.Pacer, l.Horizon, l.Spacing = uint32(n.other.Attrs().Index), uint32(longest/time.Microsecond), 0
+		l.Pacer, l.Horizon, l.Room = uint32(n.other.Attrs().Index), uint32(longest/time.Microsecond), 100
 	}).Empty
 }
 
@@ -55,8 +56,8 @@ func byPacer(device int, seen uint32) want {
 func TestPacerWays(t *testing.T) {
 	n := withPacer(t)
 	n.paceAt(t, maps.LimitEgress, time.Hour, time.Hour)
-	n.paceAt(t, maps.LimitIngress, time.Hour, time.Hour)
 	eachFamily(t, func(t *testing.T, f family) {
+		n.paceAt(t, maps.LimitIngress, 2*time.Hour, time.Hour)
 		n.forget(t)
 		frame := sent(n.a, ip(f.a, f.world, 64, udp(low, server)...)...)
 		sends := func(mark, seen uint32) run {
@@ -82,7 +83,7 @@ func TestPacerWays(t *testing.T) {
 			step{"sent, and back", sends(a, pacedSent), back},
 			step{"sent, with the mark alone", sends(a, 0), byPacer(n.a.IfIndex, pacedSent)},
 			step{"sent, with another's mark", sends(a+1, pacedSent), drops("from_container bandwidth_egress")},
-			step{"sent, with tc_index alone", sends(0, pacedSent), byPacer(n.a.IfIndex, pacedSent)},
+			step{"sent, with tc_index alone", sends(0, pacedSent), drops("from_container bandwidth_egress")},
 			step{"sent, as if to be had", sends(a, pacedIn), byPacer(n.a.IfIndex, pacedSent)},
 			step{"from the stack", stack(packet.Eth(n.a.HostMAC, n.a.MAC)), byPacer(n.a.IfIndex, pacedStack)},
 			step{"flooded, for a station", stack(packet.Eth(n.a.HostMAC, stationMAC())), drops("to_container bandwidth_ingress")},
@@ -91,11 +92,14 @@ func TestPacerWays(t *testing.T) {
 			step{"from another, as decided", n.from(n.b, ip(f.b, f.a, 64, udp(low, server)...)...), again},
 			step{"out, sent", comes(a, pacedSent), want{verdict: redirect, mark: a, seen: pacedSent}},
 			step{"out, to be had", comes(a, pacedIn), want{verdict: redirect, seen: pacedIn}},
+			step{"out, held back", comes(a, pacedSent|pacedHeld), want{verdict: redirect, mark: a, seen: pacedSent}},
 			step{"out, of the host", comes(0, 0), drops()},
 			step{"out, without a mark", comes(0, pacedSent), drops()},
 			step{"out, of somebody else", comes(a, pacedWrong), drops()},
 			step{"out, with the mark alone", comes(a, 0), drops()},
 		)
+		n.paceAt(t, maps.LimitIngress, time.Minute, time.Hour)
+		n.story(t, step{"flooded, while it would not be too late", stack(packet.Eth(n.a.HostMAC, stationMAC())), untouched()})
 		n.forget(t)
 		held := n.fromA(ip(f.a, f.world, 64, udp(inside, server)...)...)
 		held.mark, held.seen = a, pacedSent
@@ -129,20 +133,24 @@ func TestPacerDeparture(t *testing.T) {
 					}
 				}
 				leaves := func(at uint64) want {
-					return want{verdict: passOn, mark: uint32(n.a.IfIndex), seen: way.seen, counters: way.counted, departure: at}
+					seen := way.seen
+					if at != 0 {
+						seen |= pacedHeld
+					}
+					return want{verdict: passOn, mark: uint32(n.a.IfIndex), seen: seen, counters: way.counted, departure: at}
 				}
 				big, small := frame(0, 900), frame(0, 100)
 				wantLimit := func(departure uint64, held uint64, runs ...run) {
 					t.Helper()
 					got := n.bucket(t, way.direction, nil)
 					want := bound(got)
-					want.Empty, want.Held = departure, held
+					want.Empty, want.Held, want.Waiting = departure, held, held
 					for _, r := range runs {
 						want.Empty += priceOf(len(r.in))
 						want.Packets++
 						want.Bytes += uint64(len(r.in))
 					}
-					if diff := gocmp.Diff(want, got, cmpopts.IgnoreUnexported(maps.Limit{}), cmpopts.IgnoreFields(maps.Limit{}, "Busy", "Small", "Crowded")); diff != "" {
+					if diff := gocmp.Diff(want, got, cmpopts.IgnoreUnexported(maps.Limit{}), cmpopts.IgnoreFields(maps.Limit{}, "Busy", "Small")); diff != "" {
 						t.Errorf("limit (-want +got):\n%s", diff)
 					}
 				}
@@ -175,10 +183,17 @@ func TestPacerDeparture(t *testing.T) {
 
 				// So many are held back at most, however small they are.
 				at = n.paceAt(t, way.direction, time.Minute, time.Hour)
-				n.bucket(t, way.direction, func(l *maps.Limit) { l.Spacing = uint64(40 * time.Minute) })
+				n.bucket(t, way.direction, func(l *maps.Limit) { l.Room = 2 })
+				left := run{program: pacerIn, device: n.other.Attrs().Index, mark: uint32(n.a.IfIndex), seen: way.seen | pacedHeld, in: big.in}
+				gone := want{verdict: redirect, seen: way.seen}
+				if way.direction == maps.LimitEgress {
+					gone.mark = uint32(n.a.IfIndex)
+				}
 				n.story(t,
 					step{"the first of two", big, leaves(at)}, step{"the second", big, leaves(at + priceOf(len(big.in)))},
 					step{"the third", big, drops(way.drop)},
+					step{"the first leaves", left, gone},
+					step{"the third again", big, leaves(at + 2*priceOf(len(big.in)))},
 				)
 
 				// Who understands it is told when it has to wait.
@@ -200,6 +215,14 @@ func TestPacerDeparture(t *testing.T) {
 				if got, least := n.bucket(t, way.direction, nil).Empty, before-uint64(slow.Burst)+priceOf(len(big.in)); got < least {
 					t.Errorf("after a silence the bucket is empty at %d, not from %d on", got, least)
 				}
+
+				// What was lost with its queue waits no more when the rest has left.
+				n.paceAt(t, way.direction, -time.Hour, time.Hour)
+				n.bucket(t, way.direction, func(l *maps.Limit) { l.Waiting = 100 })
+				n.story(t, step{"after a loss", big, leaves(0)})
+				if got := n.bucket(t, way.direction, nil).Waiting; got != 0 {
+					t.Errorf("%d wait, not 0", got)
+				}
 			})
 		})
 	}
@@ -220,8 +243,8 @@ func TestPacerDeparture(t *testing.T) {
 	})
 }
 
-// The pair is there while there are limits, whatever becomes of the agent; a device of somebody else
-// in its place is named to who asks for one.
+// The pair is there while there are limits, whatever becomes of the agent; beside a device of somebody
+// else that has its name, limits do without.
 func TestPacerPair(t *testing.T) {
 	nstest.Halve(t, 1)
 	nstest.Root(t)
@@ -252,9 +275,9 @@ func TestPacerPair(t *testing.T) {
 	pair := func() (index int) {
 		t.Helper()
 		do(func() error {
-			out, _, err := d.pacer.links()
-			if out != nil {
-				index = out.Attrs().Index
+			ends, _, err := d.pacer.ends()
+			if arePaired(ends) {
+				index = ends[maps.LimitEgress].Attrs().Index
 			}
 			return err
 		})
@@ -275,16 +298,11 @@ func TestPacerPair(t *testing.T) {
 	do(func() error { return d.AttachEndpoint(free) })
 	wantPair("without a limit", 0)
 
-	ns.Run(t, "ip", "link", "add", pacerInDevice, "type", "bridge")
-	var refused error
-	ns.Do(t, func() { refused = d.SetLimits(free, limited) })
-	if want := "device tendril-pacer1 is a bridge of somebody else"; refused == nil || refused.Error() != want {
-		t.Errorf("got %v, want %s", refused, want)
-	}
-	if got, err := walked[maps.LimitKey, maps.Limit](d.maps.Bandwidth); got != 0 || err != nil {
-		t.Errorf("%d entries are left in map bandwidth, %v", got, err)
-	}
-	ns.Run(t, "ip", "link", "del", pacerInDevice)
+	ns.Run(t, "ip", "link", "add", "tendril-pacer1", "type", "bridge")
+	do(func() error { return errors.Join(d.SetLimits(free, limited), d.CheckEndpoint(limited)) })
+	wantPair("beside somebody else's device", 0)
+	do(func() error { return errors.Join(d.SetLimits(limited, free), d.RepairPins(), d.RepairPins()) })
+	ns.Run(t, "ip", "link", "del", "tendril-pacer1") // it is still there
 
 	do(func() error { return errors.Join(d.SetLimits(free, limited), d.CheckEndpoint(limited)) })
 	first := pair()
@@ -301,22 +319,19 @@ func TestPacerPair(t *testing.T) {
 	other := limited
 	other.Ingress = slow
 	do(func() error { return d.SetLimits(limited, other) })
-	ns.Run(t, "ip", "link", "del", pacerOutDevice)
-	do(func() error {
-		_, err := d.ensurePacer()
-		return errors.Join(err, d.CheckEndpoint(other))
-	})
+	ns.Run(t, "ip", "link", "del", "tendril-pacer0")
+	do(func() error { return errors.Join(d.ensurePacer(), d.CheckEndpoint(other)) })
 	second := pair()
 	if second == 0 || second == first {
 		t.Errorf("the new pair has index %d, the old one had %d", second, first)
 	}
 	do(func() error { return errors.Join(d.SetLimits(other, limited), d.RepairPins(), d.RepairPins()) })
 	wantPair("with a limit less", second)
-	ns.Run(t, "ip", "link", "set", pacerInDevice, "down")
-	ns.Run(t, "ip", "link", "set", pacerInDevice, "name", "another")
+	ns.Run(t, "ip", "link", "set", "tendril-pacer1", "down")
+	ns.Run(t, "ip", "link", "set", "tendril-pacer1", "name", "another")
 	do(func() error {
 		found, err := d.RepairEndpoint(limited)
-		if diff := gocmp.Diff([]string{"device tendril-pacer0 is missing"}, found); diff != "" {
+		if diff := gocmp.Diff([]string{"device tendril-pacer1 is missing"}, found); diff != "" {
 			t.Errorf("found (-want +got):\n%s", diff)
 		}
 		return errors.Join(err, d.CheckEndpoint(limited))
@@ -332,7 +347,7 @@ func TestPacerPair(t *testing.T) {
 	do(func() error { return d.SetLimits(free, limited) })
 	must(t, d.Close())
 	open()
-	do(func() error { return d.ReconcileEndpoints([]Endpoint{free}) })
+	do(func() error { return errors.Join(d.ReconcileEndpoints([]Endpoint{free}), d.RepairPins()) })
 	wantPair("with an agent that knows of no limit", 0)
 	do(func() error { return d.SetLimits(free, limited) })
 	must(t, d.Close())
@@ -354,12 +369,14 @@ func TestPacerHorizon(t *testing.T) {
 		}
 	}
 	got := (Limit{Rate: 1_000_000, Burst: time.Millisecond}).value(false, 7)
-	want := maps.Limit{Cost: 8000 << 20, Burst: uint64(time.Millisecond), Pacer: 7, Horizon: 524288, Spacing: 1024000}
+	want := maps.Limit{Cost: 8000 << 20, Burst: uint64(time.Millisecond), Pacer: 7, Horizon: 524288, Room: 512}
 	if got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	// Of frames of 1500 bytes 50 ms are 4166 at 1 Gbit/s: so many again are held back.
-	if got, want := (Limit{Rate: 1_000_000_000, Burst: 1}).spacing(), 6*time.Microsecond; got != want {
-		t.Errorf("%v for each packet, want %v", got, want)
+	for rate, want := range map[uint64]uint64{1_000_000_000: 8333, 1_000_000_000_000_000: 1 << 16} {
+		if got := (Limit{Rate: rate, Burst: 1}).room(); got != want {
+			t.Errorf("%d bit/s: room for %d, want %d", rate, got, want)
+		}
 	}
 }

@@ -259,7 +259,7 @@ type kernelLimit struct {
 	Horizon   uint32
 	Cost      uint64
 	Burst     uint64
-	Spacing   uint64
+	Room      uint64
 	Empty     uint64
 	Small     uint64
 	DroppedAt uint64
@@ -268,7 +268,7 @@ type kernelLimit struct {
 	Marked    uint64
 	Dropped   uint64
 	Held      uint64
-	Crowded   uint64
+	Waiting   uint64
 	Busy      [32]uint64
 }
 

@@ -51,7 +51,7 @@ func testPacer(t *testing.T, d driver) {
 	network := s.pods.With("runtimeConfig", map[string]any{"bandwidth": map[string]any{
 		"ingressRate": pacedRate, "ingressBurst": pacedBurst, "egressRate": pacedRate, "egressBurst": pacedBurst,
 	}})
-	a := s.Attach(t, "a", network)
+	a, c := s.Attach(t, "a", network), s.Attach(t, "c", network)
 	nodetest.Route(t, s.world, []string{pods4, "via", uplink4.String()}, []string{pods6, "via", uplink6.String()})
 	ways := func(t *testing.T) {
 		eachFamily(t, func(t *testing.T, f family) {
@@ -62,6 +62,7 @@ func testPacer(t *testing.T, d driver) {
 				drop     string
 			}{
 				{"to a container", a.NS, b.NS, f.of(b), "bandwidth_egress"},
+				{"to one with a limit", a.NS, c.NS, f.of(c), "bandwidth_egress"},
 				{"to the world", a.NS, s.world, f.world, "bandwidth_egress"},
 				{"to the host", a.NS, s.NS, f.gateway(a), "bandwidth_egress"},
 				{"from a container", b.NS, a.NS, f.of(a), "bandwidth_ingress"},
@@ -78,9 +79,18 @@ func testPacer(t *testing.T, d driver) {
 		t.Errorf("TCP under a limit: %v", err)
 	}
 	// Nothing waits for what another limit holds back: fq has no flow for the two.
-	if out := s.Run(t, "tc", "qdisc", "show", "dev", "tendril-pacer0"); !strings.Contains(out, " orphan_mask 16777215 nopacing ") {
-		t.Errorf("fq is set otherwise: %s", out)
+	isSet := func() {
+		t.Helper()
+		for _, device := range []string{"tendril-pacer0", "tendril-pacer1"} {
+			out := s.Run(t, "tc", "qdisc", "show", "dev", device)
+			for _, setting := range []string{" fq ", " limit 16777216p ", " flow_limit 16777216p ", " orphan_mask 262143 ", " nopacing "} {
+				if !strings.Contains(out, setting) {
+					t.Errorf("fq of %s is not set to%s: %s", device, setting, out)
+				}
+			}
+		}
 	}
+	isSet()
 	s.Kill(t)
 	t.Run("without an agent", func(t *testing.T) { dueInTime(t, s, a.NS, b.NS, b.IPv4, "") })
 	s.Start(t)
@@ -93,7 +103,7 @@ func testPacer(t *testing.T, d driver) {
 		args    []string
 	}{
 		{"qdisc fq on interface tendril-pacer0", []string{"tc", "qdisc", "del", "dev", "tendril-pacer0", "root"}},
-		{"device tendril-pacer0", []string{"ip", "link", "del", "tendril-pacer0"}},
+		{"device tendril-pacer1", []string{"ip", "link", "del", "tendril-pacer0"}},
 	} {
 		t.Run(spoil.missing, func(t *testing.T) {
 			if answer := s.Call(t, check); answer.Error != nil {
@@ -110,10 +120,12 @@ func testPacer(t *testing.T, d driver) {
 			})
 			s.cli(t, "endpoints", "set-bandwidth", "a", "--egress-rate", "1M", "--egress-burst", "1000", "--ingress-rate", "1M", "--ingress-burst", "1000")
 			dueInTime(t, s, a.NS, b.NS, b.IPv4, "")
+			isSet()
 		})
 	}
 
 	s.Delete(t, a)
+	s.Delete(t, c)
 	// The pair goes with the second look of the agent, or when another starts.
 	s.Stop(t)
 	s.Start(t)
