@@ -240,7 +240,9 @@ int from_parent(struct __sk_buff *skb)
 	if (!to)
 		return TC_ACT_UNSPEC;
 	verdict = to_child(skb, to);
-	return verdict == TC_ACT_UNSPEC ? meet_limit_of(skb, to, TO_CONTAINER) : verdict;
+	/* What is tagged is a VLAN device's, which may be the host's, and no child's. */
+	return verdict == TC_ACT_UNSPEC && is_untagged(skb) ? meet_limit_of(skb, to, TO_CONTAINER)
+							    : verdict;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

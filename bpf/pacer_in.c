@@ -25,7 +25,7 @@ int pacer_in(struct __sk_buff *skb)
 		skb->tc_index &= ~PACED_HELD;
 		limit = bpf_map_lookup_elem(&bandwidth, &key);
 		if (limit)
-			__sync_fetch_and_add(&limit->waiting, -1);
+			__sync_fetch_and_add(&limit->waiting, -(__u64)segments(skb));
 	}
 	skb->tstamp = 0;
 	if (key.direction == LIMIT_EGRESS)

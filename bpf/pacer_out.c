@@ -57,8 +57,9 @@ int pacer_out(struct __sk_buff *skb)
 			if (departure) {
 				*busy = departure;
 				limit->held += packets;
-				/* pacer_in takes it back without the lock. */
-				__sync_fetch_and_add(&limit->waiting, 1);
+				/* pacer_in takes it back without the lock, and perhaps as segments.
+				 */
+				__sync_fetch_and_add(&limit->waiting, packets);
 				skb->tc_index |= PACED_HELD;
 			}
 			account_limit(limit, price, packets, bytes);

@@ -51,19 +51,35 @@
 #define BANDWIDTH_BYTES_MAX (1U << 20)
 
 /*
+ * EtherType of the frame. What a macvlan child sends by AF_PACKET says something else in
+ * skb->protocol if it likes; a veth device, or a parent's ingress, would have asked the frame.
+ */
+static __always_inline __be16 frame_protocol(const struct __sk_buff *skb)
+{
+	__be16 protocol = 0;
+
+	bpf_skb_load_bytes(skb, offsetof(struct ethhdr, h_proto), &protocol, sizeof(protocol));
+	return protocol;
+}
+
+/*
  * Whether the packet is what a link needs to work: ARP, neighbour and router discovery. No limit
- * counts for it, or a container at its limit would be lost to its neighbours.
+ * counts for it, or a container at its limit would be lost to its neighbours. It is small, and
+ * of the link: a router takes one from the hop limit (RFC 4861, section 7.1).
  */
 static __always_inline bool is_for_link(const struct __sk_buff *skb)
 {
-	__u8 protocol = 0, type = 0;
+	__u8 hops[2] = {}, type = 0; /* next header, hop limit */
+	__be16 protocol = frame_protocol(skb);
 
-	if (skb->protocol == bpf_htons(ETH_P_ARP))
+	if (skb->len > BANDWIDTH_SMALL)
+		return false;
+	if (protocol == bpf_htons(ETH_P_ARP))
 		return true;
-	if (skb->protocol != bpf_htons(ETH_P_IPV6) ||
-	    bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, nexthdr), &protocol,
-			       sizeof(protocol)) ||
-	    protocol != IPPROTO_ICMPV6 ||
+	if (protocol != bpf_htons(ETH_P_IPV6) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, nexthdr), hops,
+			       sizeof(hops)) ||
+	    hops[0] != IPPROTO_ICMPV6 || hops[1] != 255 ||
 	    bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(struct ipv6hdr), &type, sizeof(type)))
 		return false;
 	return type >= 133 && type <= 137; /* RFC 4861, section 4 */
@@ -101,11 +117,12 @@ static __always_inline __u32 wire_bytes(const struct __sk_buff *skb)
 static __always_inline bool is_unshaped(const struct __sk_buff *skb, __u32 ifindex, __u32 direction)
 {
 	struct unshaped_key key = { .length = 160, .ifindex = ifindex };
+	__be16 protocol = frame_protocol(skb);
 	struct address address;
 	__u32 at;
 	__u8 *value;
 
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+	if (protocol == bpf_htons(ETH_P_IP)) {
 		__be32 ipv4;
 
 		at = direction == LIMIT_EGRESS ? offsetof(struct iphdr, daddr)
@@ -113,7 +130,7 @@ static __always_inline bool is_unshaped(const struct __sk_buff *skb, __u32 ifind
 		if (bpf_skb_load_bytes(skb, ETH_HLEN + at, &ipv4, sizeof(ipv4)))
 			return false;
 		set_ipv4(&address, ipv4);
-	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
 		at = direction == LIMIT_EGRESS ? offsetof(struct ipv6hdr, daddr)
 					       : offsetof(struct ipv6hdr, saddr);
 		if (bpf_skb_load_bytes(skb, ETH_HLEN + at, &address, sizeof(address)))

@@ -3,11 +3,16 @@
 package datapath
 
 import (
+	"encoding/binary"
 	"errors"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/internal/packet"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
@@ -93,4 +98,45 @@ func TestChildLimits(t *testing.T) {
 			t.Errorf("%d entries are left in map bandwidth, %v", got, err)
 		}
 	})
+}
+
+// What a child says of its frames besides what is in them, by a packet socket, is no way round
+// its limit.
+func TestChildLimitForged(t *testing.T) {
+	w := newWired(t, map[string]Child{"x": {Bridged: true, HostAccess: true}})
+	before := w.endpoints["x"]
+	x := before
+	x.Egress, x.Unshaped = slow, []netip.Prefix{netip.MustParsePrefix("fd00::/8")}
+	var err error
+	w.node.Do(t, func() { err = w.SetLimits(before, x) })
+	must(t, err)
+	ns := w.containers["x"]
+	ns.Do(t, func() { // which would speak by itself
+		must(t, os.WriteFile("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", []byte("1"), 0))
+	})
+	key, value := maps.LimitKey{Ifindex: uint32(x.IfIndex), Direction: maps.LimitEgress}, maps.Limit{}
+	must(t, w.maps.Bandwidth.Lookup(key, &value))
+	value.Empty = monotonic(t) + uint64(time.Hour)
+	value.Small, value.Dropped = value.Empty, 0
+	must(t, w.maps.Bandwidth.Put(key, value))
+	frame := packet.New(packet.Eth(x.MAC, routerMAC()), packet.IP(x.Addresses[0], wiredAddresses(9)[0]), packet.UDP(low, server), packet.Payload(100))
+	protocols := []uint16{unix.ETH_P_IP, unix.ETH_P_IPV6, unix.ETH_P_ARP, unix.ETH_P_8021Q}
+	ns.Do(t, func() {
+		link, err := ns.Handle.LinkByName("eth0")
+		must(t, err)
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		must(t, err)
+		defer func() { _ = unix.Close(fd) }()
+		for _, protocol := range protocols {
+			network := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, protocol))
+			err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index, Protocol: network})
+			if err != nil && !errors.Is(err, unix.ENOBUFS) { // of what is dropped
+				t.Errorf("send as protocol %#x: %v", protocol, err)
+			}
+		}
+	})
+	must(t, w.maps.Bandwidth.Lookup(key, &value))
+	if value.Dropped != uint64(len(protocols)) {
+		t.Errorf("%d of %d frames beyond the limit are dropped", value.Dropped, len(protocols))
+	}
 }

@@ -5,8 +5,10 @@ package datapath
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/tendril-net/tendril/internal/packet"
+	"github.com/tendril-net/tendril/pkg/maps"
 )
 
 // TestChildPassthru: the child has the parent's MAC, and is given what comes in for anybody.
@@ -41,6 +43,16 @@ func TestChildPassthru(t *testing.T) {
 			step{"to a group", p.in(routerMAC(), group, of...), untouched()},
 			step{"of it", p.out(p.x.MAC, routerMAC(), ip(x, f.world, 64, udp(server, low)...)...), toWire("decided")},
 		)
+		// A limit is the container's, not that of what the host has from the parent besides.
+		limited, ofVLAN := p.x, p.in(routerMAC(), p.x.MAC, of...)
+		limited.Ingress, ofVLAN.vlan = slow, 5
+		p.do(t, func() error { return p.SetLimits(p.x, limited) })
+		p.creditOf(t, limited, maps.LimitIngress, -time.Hour)
+		p.story(t,
+			step{"beyond a limit", p.in(routerMAC(), p.x.MAC, of...), shut(toContainer, "decided", "passed", "bandwidth_ingress")},
+			step{"of a VLAN, beyond a limit", ofVLAN, intoChild()},
+		)
+		p.do(t, func() error { return p.SetLimits(limited, p.x) })
 		p.enforce(t, p.subjects().restrict(p.x, ingress))
 		p.story(t,
 			step{"to it, under a policy", p.in(routerMAC(), p.x.MAC, of...), shut(toContainer, "decided", "policy_ingress")},

@@ -290,9 +290,7 @@ func Remove(root string) error {
 	}
 	defer func() { _ = only.Close() }()
 	// With its programs: without them the host's stack would get what is held back.
-	if err := (&pacer{}).remove(); err != nil {
-		return err
-	}
+	removed := (&pacer{}).remove()
 	for _, h := range []hooks{&clsact{}, newTCX(filepath.Join(root, "links"))} {
 		attached, err := h.list()
 		if err != nil {
@@ -314,5 +312,5 @@ func Remove(root string) error {
 		}
 	}
 	_ = os.Remove(root)
-	return nil
+	return removed
 }

@@ -392,7 +392,9 @@ func (d *Datapath) pruneLimits(desired []Endpoint, attached []attachment) error 
 // would be too late. "token-bucket", where the kernel has no fq, has no queue: what is beyond a limit
 // is marked (ECN) first, and dropped when that does not do.
 func (d *Datapath) BandwidthKind() string {
-	if d.pacer.able {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.pacer.able && d.pacer.foreign == "" {
 		return "fq"
 	}
 	return "token-bucket"

@@ -129,10 +129,12 @@ func TestLimits(t *testing.T) {
 				n.story(t,
 					step{"ARP", meets(packet.New(packet.Eth(n.a.MAC, n.a.HostMAC), packet.ARPRequest(packet.Station{MAC: n.a.MAC, IP: v4().a}, v4().gateway()))), untouched()},
 					step{"neighbour solicitation", meets(sent(n.a, packet.IP(f.a, f.b, packet.TTL(255)), packet.NeighborSolicit(f.b))), untouched()},
+					step{"much of ARP", meets(packet.New(packet.Eth(n.a.MAC, n.a.HostMAC), packet.ARPRequest(packet.Station{MAC: n.a.MAC, IP: v4().a}, v4().gateway()), packet.Payload(300))), drops(way.drop)},
+					step{"neighbour solicitation from afar", meets(sent(n.a, packet.IP(f.a, f.b, packet.TTL(254)), packet.NeighborSolicit(f.b))), drops(way.drop)},
 					step{"echo", meets(sent(n.a, packet.IP(f.a, f.b), packet.ICMP(128, 0, 0), packet.Payload(20))), drops(way.drop)},
 				)
 				got := n.bucket(t, way.direction, nil)
-				if got.Dropped -= before.Dropped; got.Dropped != 1 || got.Packets != before.Packets || got.Empty != before.Empty {
+				if got.Dropped -= before.Dropped; got.Dropped != 3 || got.Packets != before.Packets || got.Empty != before.Empty {
 					t.Errorf("before %+v, after %+v", before, got)
 				}
 			})

@@ -27,6 +27,8 @@ type pacer struct {
 	// into are the interface indexes of the ends for each direction of limits; zeros while there
 	// is no pair.
 	into [2]int
+	// foreign is a device of somebody else that has the name of one of the ends.
+	foreign string
 	// idle says that no limit used it the last time that somebody looked.
 	idle bool
 }
@@ -171,7 +173,7 @@ func (d *Datapath) checkPacer() error {
 	if err != nil {
 		return err
 	}
-	if foreign != "" && d.pacer.into == [2]int{} {
+	if foreign != "" && foreign == d.pacer.foreign && d.pacer.into == [2]int{} {
 		return nil // it has been said, and limits do without
 	}
 	for i, name := range pacerDevices {
@@ -229,6 +231,7 @@ func (d *Datapath) makePacer() (err error) {
 	if err != nil {
 		return err
 	}
+	d.pacer.foreign = foreign
 	if foreign != "" {
 		d.log.Warn("limits are held without a queue: a device of somebody else has the name of the pacer's", "device", foreign)
 		d.pacer.into = [2]int{}
@@ -244,12 +247,15 @@ func (d *Datapath) makePacer() (err error) {
 			return fmt.Errorf("add %s: %w", attributes.Name, err)
 		}
 		defer func() {
-			if err != nil {
-				err = errors.Join(err, d.pacer.remove())
+			if err != nil { // the bucket drops less than a device that is gone
+				err = errors.Join(err, d.pacer.remove(), d.repointLimits())
 			}
 		}()
 		if ends, _, err = d.pacer.ends(); err != nil {
 			return err
+		}
+		if !arePaired(ends) {
+			return fmt.Errorf("somebody has renamed or removed %s", attributes.Name)
 		}
 	}
 	// The programs come first: the host must not speak by these devices.
@@ -364,14 +370,13 @@ func (p *pacer) remove() error {
 // removeIdlePacer removes the pacer when there has been no limit for two calls, which are a minute
 // apart: what it has held back has left by then.
 func (d *Datapath) removeIdlePacer() error {
-	var key maps.LimitKey
-	err := d.maps.Bandwidth.NextKey(nil, &key)
-	if err == nil {
+	used := false
+	if _, err := walk(d.maps.Bandwidth, func(_ maps.LimitKey, value maps.Limit) { used = used || value.Pacer != 0 }); err != nil {
+		return err
+	}
+	if used {
 		d.pacer.idle = false
 		return nil
-	}
-	if err := ignoreMissing(err); err != nil {
-		return fmt.Errorf("read map bandwidth: %w", err)
 	}
 	if !d.pacer.idle {
 		d.pacer.idle = true

@@ -26,7 +26,7 @@ import (
 const (
 	firewallTests = "TestPolicy$|TestPolicyMore|TestPolicyWays|TestBridge"
 	childTests    = "TestChild"
-	limitTests    = "TestLimits$|TestLimitBridge|TestLimitPorts|TestPacer"
+	limitTests    = "TestLimits$|TestLimitBridge|TestLimitPorts|TestPacer|TestChildLimit"
 	allTests      = "TestPackets|TestServicesFull|TestScarcity|TestPorts|TestClientOfPortGone|TestChild$|TestChildPorts|" + limitTests + "|" + firewallTests
 )
 
