@@ -14,12 +14,11 @@ SEC("tc")
 int pacer_in(struct __sk_buff *skb)
 {
 	__u32 held = skb->tc_index & PACED_HELD;
-	__u32 where = (skb->tc_index & ~PACED_HELD) ^ PACED_BASE;
-	struct limit_key key = { .ifindex = skb->mark,
-				 .direction = where >> PACED_DIRECTION_SHIFT };
+	struct limit_key key;
+	enum journey journey;
 	struct limit *limit;
 
-	if (!key.ifindex || key.direction > LIMIT_EGRESS)
+	if (!read_paced(skb, &key, &journey))
 		return TC_ACT_SHOT;
 	if (held) {
 		skb->tc_index &= ~PACED_HELD;

@@ -22,17 +22,16 @@
 SEC("tc")
 int pacer_out(struct __sk_buff *skb)
 {
-	__u32 where = skb->tc_index ^ PACED_BASE, bytes, packets = segments(skb);
-	struct limit_key key = { .ifindex = skb->mark,
-				 .direction = where >> PACED_DIRECTION_SHIFT };
-	enum journey journey = where & ((1 << PACED_DIRECTION_SHIFT) - 1);
+	__u32 bytes, packets = segments(skb);
+	struct limit_key key;
+	enum journey journey;
 	struct limit *limit;
 	__u64 at, price, departure = 0, *busy;
 	__s64 wait, horizon;
 	bool late = false;
 
 	/* What the host itself says here concerns nobody. */
-	if (!key.ifindex || key.direction > LIMIT_EGRESS)
+	if (!read_paced(skb, &key, &journey))
 		return TC_ACT_SHOT;
 	limit = bpf_map_lookup_elem(&bandwidth, &key);
 	if (limit) {
@@ -66,9 +65,7 @@ int pacer_out(struct __sk_buff *skb)
 		}
 		bpf_spin_unlock(&limit->lock);
 		if (late)
-			return drop(skb, journey,
-				    key.direction == LIMIT_EGRESS ? DROP_BANDWIDTH_EGRESS
-								  : DROP_BANDWIDTH_INGRESS);
+			return drop_beyond(skb, key.direction, journey);
 		if (departure && wait > horizon / MARK_FROM)
 			mark_congestion(skb, limit);
 	}

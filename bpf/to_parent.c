@@ -296,12 +296,9 @@ static __always_inline int from_child(struct __sk_buff *skb, __u32 ifindex)
 	skb->tc_index = SEEN_TRANSLATED;
 	if (!flow->out_ifindex)
 		return leave(skb);
-	if (flow->limited) {
-		int action = meet_limit(skb, flow->out_ifindex, LIMIT_INGRESS, FROM_CONTAINER);
-
-		if (action != TC_ACT_UNSPEC)
-			return action;
-	}
+	verdict = meet_limit_by(skb, flow, FROM_CONTAINER);
+	if (verdict != TC_ACT_UNSPEC)
+		return verdict;
 	count(skb, FROM_CONTAINER, COUNTER_DELIVERED);
 	return put_back(skb);
 }
@@ -428,11 +425,10 @@ static __always_inline int from_host(struct __sk_buff *skb, const struct ethhdr 
 		reason = forwarded(skb, to->ifindex, seen, host);
 	if (reason > 0)
 		return drop(skb, TO_CONTAINER, reason);
-	reason = reason ? COUNTER_HOST : COUNTER_PASSED;
 	action = meet_limit_of(skb, to, TO_CONTAINER);
 	if (action != TC_ACT_UNSPEC)
 		return action;
-	count(skb, TO_CONTAINER, reason);
+	count(skb, TO_CONTAINER, reason ? COUNTER_HOST : COUNTER_PASSED);
 	return put_back(skb);
 }
 

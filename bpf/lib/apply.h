@@ -104,6 +104,8 @@ static __noinline int into_child(struct __sk_buff *skb, __u32 journey, __u32 ifi
 static __always_inline int apply(struct __sk_buff *skb, struct packet *packet, struct flow *flow,
 				 enum journey journey)
 {
+	int action;
+
 	if (flow->action == ACTION_DENY)
 		return drop(skb, journey, flow->reason);
 	if (journey == FROM_CONTAINER && flow->flags & FLOW_HAIRPIN) {
@@ -169,12 +171,9 @@ static __always_inline int apply(struct __sk_buff *skb, struct packet *packet, s
 		count(skb, journey, COUNTER_FORWARDED);
 		return bpf_redirect(flow->out_ifindex, 0);
 	}
-	if (flow->limited) {
-		int action = meet_limit(skb, flow->out_ifindex, LIMIT_INGRESS, journey);
-
-		if (action != TC_ACT_UNSPEC)
-			return action;
-	}
+	action = meet_limit_by(skb, flow, journey);
+	if (action != TC_ACT_UNSPEC)
+		return action;
 	if (is_child(flow->out_ifindex))
 		return into_child(skb, journey, flow->out_ifindex);
 	count(skb, journey, COUNTER_DELIVERED);

@@ -162,6 +162,28 @@ static __always_inline __u16 paced_index(enum limit_direction direction, enum jo
 	return PACED_BASE | direction << PACED_DIRECTION_SHIFT | journey;
 }
 
+/*
+ * Takes apart what the above and the mark say, pacer_out's PACED_HELD aside. False: the packet is
+ * none that has met a limit, but what the host itself says here.
+ */
+static __always_inline bool read_paced(const struct __sk_buff *skb, struct limit_key *key,
+				       enum journey *journey)
+{
+	__u32 where = (skb->tc_index & ~PACED_HELD) ^ PACED_BASE;
+
+	key->ifindex = skb->mark;
+	key->direction = where >> PACED_DIRECTION_SHIFT;
+	*journey = where & ((1 << PACED_DIRECTION_SHIFT) - 1);
+	return key->ifindex && key->direction <= LIMIT_EGRESS;
+}
+
+static __always_inline int drop_beyond(const struct __sk_buff *skb, __u32 direction,
+				       enum journey journey)
+{
+	return drop(skb, journey,
+		    direction == LIMIT_EGRESS ? DROP_BANDWIDTH_EGRESS : DROP_BANDWIDTH_INGRESS);
+}
+
 /* The price of bytes, as time. */
 static __always_inline __u64 price_of(const struct limit *limit, __u32 bytes)
 {
@@ -267,8 +289,14 @@ __noinline int meet_limit(struct __sk_buff *skb, __u32 ifindex, __u32 direction,
 		skb->tc_index = paced_index(direction, journey);
 		return bpf_redirect(limit->pacer, 0);
 	}
-	if (!is_beyond(skb, limit))
+	return is_beyond(skb, limit) ? drop_beyond(skb, direction, journey) : TC_ACT_UNSPEC;
+}
+
+/* The same for what a decision delivers, and the limit of who gets it. */
+static __always_inline int meet_limit_by(struct __sk_buff *skb, const struct flow *flow,
+					 enum journey journey)
+{
+	if (!flow->limited)
 		return TC_ACT_UNSPEC;
-	return drop(skb, journey,
-		    direction == LIMIT_EGRESS ? DROP_BANDWIDTH_EGRESS : DROP_BANDWIDTH_INGRESS);
+	return meet_limit(skb, flow->out_ifindex, LIMIT_INGRESS, journey);
 }

@@ -120,14 +120,13 @@ static __always_inline bool are_joined(const struct interface *from, const struc
 static __always_inline int cross(struct __sk_buff *skb, const struct packet *packet,
 				 const struct flow *flow)
 {
+	int action;
+
 	if (packet->length > flow->mtu)
 		return pass(skb, FROM_CONTAINER, COUNTER_TOO_BIG);
-	if (flow->limited) {
-		int action = meet_limit(skb, flow->out_ifindex, LIMIT_INGRESS, FROM_CONTAINER);
-
-		if (action != TC_ACT_UNSPEC)
-			return action;
-	}
+	action = meet_limit_by(skb, flow, FROM_CONTAINER);
+	if (action != TC_ACT_UNSPEC)
+		return action;
 	/* The stack of the receiver would drop it as another's. */
 	if (bpf_skb_change_type(skb, PACKET_HOST))
 		return drop(skb, FROM_CONTAINER, DROP_REWRITE);

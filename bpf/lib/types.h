@@ -90,7 +90,8 @@ struct flow {
 				FLOW_OTHER_PORT: see there */
 	__u8 reason;	     /* ACTION_DENY: enum counter */
 	__u8 unsure;	     /* TCP: when the first packet was seen, it was in the middle */
-	__u8 limited; /* ACTION_DELIVER, ACTION_BRIDGE: the receiver has a limit for what it gets */
+	__u8 limited; /* ACTION_DELIVER, _BRIDGE, _LINK: the receiver has a limit for what it gets
+		       */
 	__u8 pad;
 };
 _Static_assert(sizeof(struct flow) == 96, "flow has no hidden padding");

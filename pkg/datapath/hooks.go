@@ -5,7 +5,6 @@ package datapath
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/cilium/ebpf"
 )
@@ -123,25 +122,24 @@ func (h hookSet) of(a attachment) hooks {
 	return h.uplinks
 }
 
-// list asks what is attached, to each kind of device in its way.
+// list asks what is attached, each kind of hook once, for what it is the one to attach.
 func (h hookSet) list() ([]attachment, error) {
-	atEndpoints, err := h.endpoints.list()
-	if err != nil {
-		return nil, err
+	var all []attachment
+	asked := make(map[string]bool)
+	for _, one := range []hooks{h.endpoints, h.uplinks, &h.pacer} {
+		if asked[one.kind()] {
+			continue
+		}
+		asked[one.kind()] = true
+		attached, err := one.list()
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range attached {
+			if h.of(a).kind() == one.kind() {
+				all = append(all, a)
+			}
+		}
 	}
-	atUplinks, err := h.uplinks.list()
-	if err != nil {
-		return nil, err
-	}
-	atPacer, err := h.pacer.list()
-	if err != nil {
-		return nil, err
-	}
-	only := func(all []attachment, is func(attachment) bool) []attachment {
-		return slices.DeleteFunc(all, func(a attachment) bool { return !is(a) })
-	}
-	return slices.Concat(
-		only(atEndpoints, attachment.endpoint), only(atPacer, attachment.pacer),
-		only(atUplinks, func(a attachment) bool { return !a.endpoint() && !a.pacer() }),
-	), nil
+	return all, nil
 }

@@ -351,20 +351,21 @@ func (p *pacer) adopt() {
 // remove removes the pair, or what there is of it, and all that hangs on it. What is of somebody
 // else stays.
 func (p *pacer) remove() error {
-	for {
-		ends, _, err := p.ends()
-		if err != nil {
-			return err
+	ends, _, err := p.ends()
+	if err != nil {
+		return err
+	}
+	for _, end := range ends {
+		if end == nil {
+			continue
 		}
-		one := slices.IndexFunc(ends[:], func(end netlink.Link) bool { return end != nil })
-		if one < 0 {
-			p.into, p.idle = [2]int{}, false
-			return nil
-		}
-		if err := netlink.LinkDel(ends[one]); err != nil { // the other end goes with it
-			return fmt.Errorf("remove %s: %w", ends[one].Attrs().Name, err)
+		// The other end goes with it.
+		if err := netlink.LinkDel(end); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove %s: %w", end.Attrs().Name, err)
 		}
 	}
+	p.into, p.idle = [2]int{}, false
+	return nil
 }
 
 // removeIdlePacer removes the pacer when there has been no limit for two calls, which are a minute

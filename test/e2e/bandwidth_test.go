@@ -150,18 +150,21 @@ func (s *site) cli(t *testing.T, args ...string) {
 	}
 }
 
+// dropped is how many packets were dropped for a reason, on all journeys.
+func (s *site) dropped(t *testing.T, reason string) (sum uint64) {
+	t.Helper()
+	for name, n := range s.Drops(t) {
+		if strings.HasSuffix(name, " "+reason) {
+			sum += n
+		}
+	}
+	return sum
+}
+
 // flood sends as much as the limit's direction takes and more, and judges what has passed.
 func (l *limited) flood(t *testing.T, s *site, from, to *nstest.NS, at netip.Addr) {
 	t.Helper()
-	dropped := func() (sum uint64) {
-		for name, n := range s.Drops(t) {
-			if strings.HasSuffix(name, " "+l.drop) {
-				sum += n
-			}
-		}
-		return sum
-	}
-	before := dropped()
+	before := s.dropped(t, l.drop)
 	began := time.Now()
 	if l.began.IsZero() {
 		l.began = began
@@ -171,7 +174,7 @@ func (l *limited) flood(t *testing.T, s *site, from, to *nstest.NS, at netip.Add
 		if ended.IsZero() {
 			ended = time.Now()
 		}
-		return nodetest.Unlike(passed, sent-(dropped()-before))
+		return nodetest.Unlike(passed, sent-(s.dropped(t, l.drop)-before))
 	})
 	headers := 14 + 20 + 8
 	if at.Is6() {

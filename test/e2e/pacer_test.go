@@ -53,27 +53,24 @@ func testPacer(t *testing.T, d driver) {
 	}})
 	a, c := s.Attach(t, "a", network), s.Attach(t, "c", network)
 	nodetest.Route(t, s.world, []string{pods4, "via", uplink4.String()}, []string{pods6, "via", uplink6.String()})
-	ways := func(t *testing.T) {
-		eachFamily(t, func(t *testing.T, f family) {
-			for _, way := range []struct {
-				name     string
-				from, to *nstest.NS
-				at       netip.Addr
-				drop     string
-			}{
-				{"to a container", a.NS, b.NS, f.of(b), "bandwidth_egress"},
-				{"to one with a limit", a.NS, c.NS, f.of(c), "bandwidth_egress"},
-				{"to the world", a.NS, s.world, f.world, "bandwidth_egress"},
-				{"to the host", a.NS, s.NS, f.gateway(a), "bandwidth_egress"},
-				{"from a container", b.NS, a.NS, f.of(a), "bandwidth_ingress"},
-				{"from the world", s.world, a.NS, f.of(a), "bandwidth_ingress"},
-				{"from the host", s.NS, a.NS, f.of(a), "bandwidth_ingress"},
-			} {
-				t.Run(way.name, func(t *testing.T) { dueInTime(t, s, way.from, way.to, way.at, way.drop) })
-			}
-		})
-	}
-	ways(t)
+	eachFamily(t, func(t *testing.T, f family) {
+		for _, way := range []struct {
+			name     string
+			from, to *nstest.NS
+			at       netip.Addr
+			drop     string
+		}{
+			{"to a container", a.NS, b.NS, f.of(b), "bandwidth_egress"},
+			{"to one with a limit", a.NS, c.NS, f.of(c), "bandwidth_egress"},
+			{"to the world", a.NS, s.world, f.world, "bandwidth_egress"},
+			{"to the host", a.NS, s.NS, f.gateway(a), "bandwidth_egress"},
+			{"from a container", b.NS, a.NS, f.of(a), "bandwidth_ingress"},
+			{"from the world", s.world, a.NS, f.of(a), "bandwidth_ingress"},
+			{"from the host", s.NS, a.NS, f.of(a), "bandwidth_ingress"},
+		} {
+			t.Run(way.name, func(t *testing.T) { dueInTime(t, s, way.from, way.to, way.at, way.drop) })
+		}
+	})
 	f := families()[0]
 	if err := dialTCP(t, a.NS, serveTCP(t, s.world, netip.AddrPortFrom(f.world, 0))).Exchange(pattern(32 << 10)); err != nil {
 		t.Errorf("TCP under a limit: %v", err)
@@ -177,18 +174,10 @@ func dueInTime(t *testing.T, s *site, from, to *nstest.NS, at netip.Addr, drop s
 	if drop == "" {
 		return
 	}
-	dropped := func() (sum uint64) {
-		for name, n := range s.Drops(t) {
-			if strings.HasSuffix(name, " "+drop) {
-				sum += n
-			}
-		}
-		return sum
-	}
 	if err := sender.SetWriteBuffer(1 << 20); err != nil {
 		t.Fatal(err)
 	}
-	before := dropped()
+	before := s.dropped(t, drop)
 	send(pacedMany)
 	arrived := uint64(0)
 	nodetest.Eventually(t, "all that arrive, or are dropped", func() error {
@@ -197,7 +186,7 @@ func dueInTime(t *testing.T, s *site, from, to *nstest.NS, at netip.Addr, drop s
 		}
 		for {
 			if _, err := receiver.Read(make([]byte, 2*pacedSize)); err != nil {
-				return nodetest.Unlike(pacedMany-arrived, dropped()-before)
+				return nodetest.Unlike(pacedMany-arrived, s.dropped(t, drop)-before)
 			}
 			arrived++
 		}
