@@ -197,7 +197,8 @@ func (l *limited) flood(t *testing.T, s *site, from, to *nstest.NS, at netip.Add
 	}
 }
 
-// pour sends datagrams for floodTime, then waits until the number that arrived is right.
+// pour sends datagrams until one arrives, more for floodTime, then waits until the number that arrived is
+// right. A flood would lose what is sent before the neighbour is known, which nobody of ours counts.
 func pour(t *testing.T, from, to *nstest.NS, at netip.Addr, right func(passed, sent uint64) error) (passed, sent uint64) {
 	t.Helper()
 	receiver := socktest.ListenUDP(t, to, netip.AddrPortFrom(at, 0))
@@ -216,10 +217,20 @@ func pour(t *testing.T, from, to *nstest.NS, at netip.Addr, right func(passed, s
 	defer group.Wait()
 	defer func() { _ = receiver.Close() }()
 	payload := pattern(floodSize)
-	for end := time.Now().Add(floodTime); sent < floodMost && time.Now().Before(end); sent++ {
+	send := func() {
 		if _, err := sender.Write(payload); err != nil {
 			t.Fatalf("datagram %d: %v", sent, err)
 		}
+		sent++
+	}
+	nodetest.Eventually(t, "a first datagram", func() error {
+		if send(); arrived.Load() == 0 {
+			return fmt.Errorf("none of %d has arrived", sent)
+		}
+		return nil
+	})
+	for end := time.Now().Add(floodTime); sent < floodMost && time.Now().Before(end); {
+		send()
 	}
 	nodetest.Eventually(t, "datagrams that arrive", func() error { return right(arrived.Load(), sent) })
 	return arrived.Load(), sent
