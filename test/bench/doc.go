@@ -40,9 +40,11 @@
 //     traffic on a node each; none has an agent meanwhile.
 //   - bandwidth: what arrives of 10, 100 and 1,000 Mbit/s, to and from a limited container, with
 //     the world and with another container of the node at the other end; in bytes of frames, by
-//     CUBIC and UDP. The 99th percentile of the round trips of a small connection beside a
-//     stream in the same limit, of 50 Mbit/s. Then containers without a limit, on a node that
-//     has limits of others beside one that has none. "bandwidth" is the reference plugin of that
+//     CUBIC and UDP, and how much UDP was sent. What arrives of 50 Mbit/s in the first second after
+//     a pause. The 99th percentile of the round trips of a small connection beside a stream in that
+//     limit: of bytes sent every 2 ms, whatever has become of the ones before; and how much of the
+//     limit the stream gets. Then containers without a limit, on a node that has limits of others
+//     beside one that has none. "bandwidth" is the reference plugin of that
 //     name behind ptp, "htb" HTB in the places where that plugin has TBF; all are asked for a
 //     burst of 10 ms. Windows are four to ten times as long as others, rounds three at most.
 //   - cni: latency of ADD and DEL, each plugin executed as container runtimes do;

@@ -119,6 +119,9 @@ func listen(kind int, at netip.AddrPort) (int, error) {
 	return s, nil
 }
 
+// roomy is a socket's buffer in bytes where nothing may be lost, or wait, for want of room.
+const roomy = 8 << 20
+
 // listenPackets returns a UDP socket bound to at, with room for a burst: that must wait for the
 // scheduler, not be lost.
 func listenPackets(at netip.AddrPort) (int, error) {
@@ -127,7 +130,7 @@ func listenPackets(at netip.AddrPort) (int, error) {
 		return -1, err
 	}
 	// FORCE is beyond rmem_max.
-	if err := unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20); err != nil {
+	if err := unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, roomy); err != nil {
 		return -1, fmt.Errorf("set receive buffer: %w", err)
 	}
 	return s, nil

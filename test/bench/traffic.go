@@ -37,31 +37,37 @@ type path struct {
 
 // measure sends traffic over a path and returns what arrived per second.
 func (b *bench) measure(ctx context.Context, kind traffic, p path) (outcome, error) {
-	j := job{Traffic: kind, At: netip.AddrPortFrom(p.address, serverPort), Ports: 1, Warmup: b.window / 5, Window: b.window}
-	clientCPU, serverCPU := 0, 1
-	if kind == requestResponse || kind == connections {
-		serverCPU = clientCPU
-	}
+	j := job{Traffic: kind, Port: serverPort, Ports: 1, Warmup: b.window / 5, Window: b.window, OneCPU: kind == requestResponse || kind == connections}
 	switch {
 	case p.sources != nil:
 		j.Sources = p.sources
 	case kind == connections:
 		j.Ports = connectPorts
 	}
+	return exchange(ctx, p, j)
+}
+
+// exchange runs both ends of a job over a path. It returns what the receiver has counted and the
+// sender has sent, or what the client has counted where the server only answers.
+func exchange(ctx context.Context, p path, j job) (outcome, error) {
 	// Nothing takes longer than this but what hangs.
 	ctx, cancel := context.WithTimeout(ctx, j.Warmup+j.Window+10*time.Second)
 	defer cancel()
-
+	clientCPU, serverCPU := 0, 1
+	if j.OneCPU {
+		serverCPU = clientCPU
+	}
+	j.At = netip.AddrPortFrom(p.address, j.Port)
 	serve := j
 	serve.Serve = true
 	if p.inside.IsValid() {
-		serve.At = netip.AddrPortFrom(p.inside, serverPort)
+		serve.At = netip.AddrPortFrom(p.inside, j.Port)
 	}
 	server, err := startWorker(ctx, p.server, serverCPU, serve)
 	if err != nil {
 		return outcome{}, err
 	}
-	defer server.kill()
+	defer func() { _ = server.kill() }() // and has not failed, or that has been said
 	if err := server.awaitReady(); err != nil {
 		return outcome{}, err
 	}
@@ -69,13 +75,16 @@ func (b *bench) measure(ctx context.Context, kind traffic, p path) (outcome, err
 	if err != nil {
 		return outcome{}, err
 	}
-	defer client.kill()
+	defer func() { _ = client.kill() }()
 	sent, err := client.outcome()
-	if err != nil || kind == requestResponse || kind == connections {
-		return sent, err
+	if err != nil {
+		return outcome{}, errors.Join(err, server.kill())
+	}
+	if j.Traffic.isAnswered() {
+		return sent, nil
 	}
 	received, err := server.outcome()
-	received.Sent = sent.Sent
+	received.Sent, received.SentIn = sent.Sent, sent.SentIn
 	return received, err
 }
 
@@ -145,10 +154,15 @@ func (w *worker) wait() error {
 	return nil
 }
 
-// kill ends the process if it still lives.
-func (w *worker) kill() {
-	if w.cmd.ProcessState == nil {
-		_ = w.cmd.Process.Kill()
-		_ = w.cmd.Wait()
+// kill ends the process if it still lives. If it has failed by itself before, that is an error.
+func (w *worker) kill() error {
+	if w.cmd.ProcessState != nil {
+		return nil
 	}
+	_ = w.cmd.Process.Kill()
+	err := w.wait()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && !exit.Exited() {
+		return nil
+	}
+	return err
 }

@@ -29,13 +29,19 @@ func trafficNames() []string {
 	return []string{string(throughput), string(packets), string(requestResponse), string(connections)}
 }
 
+// isAnswered says that the server only answers, and the client counts.
+func (t traffic) isAnswered() bool { return t == requestResponse || t == connections || t == trips }
+
 // job is what one worker process does.
 type job struct {
 	Traffic traffic
 	// Serve makes it the end that waits to be spoken to.
 	Serve bool
-	// At is the server's address with its first port.
-	At netip.AddrPort
+	// OneCPU has both ends on one CPU: they never run at a time.
+	OneCPU bool
+	// At is the server's address with its first port, which is Port.
+	At   netip.AddrPort
+	Port uint16
 	// Ports is how many of them it has; the client takes them in turn.
 	Ports int
 	// Streams is how many streams there are at a time.
@@ -53,8 +59,10 @@ type outcome struct {
 	// Count of bytes, packets or transactions in the window.
 	Count   int64
 	Elapsed time.Duration
-	// Sent is the number of packets that the sender of packets has sent.
-	Sent int64
+	// Sent is the number of packets that the sender of packets has sent, or of bytes that the
+	// sender of datagrams has, within SentIn.
+	Sent   int64
+	SentIn time.Duration
 	// Stalls counts transactions that took 100 ms or more: something was lost.
 	Stalls int64
 	// P99 is the 99th percentile of round-trip times.
@@ -77,7 +85,7 @@ func work(out io.Writer, args []string) error {
 	if err := json.Unmarshal([]byte(args[0]), &j); err != nil {
 		return fmt.Errorf("read job: %w", err)
 	}
-	runtime.GOMAXPROCS(max(j.Ports, j.Streams) + 1)
+	runtime.GOMAXPROCS(j.loops() + 1)
 	runtime.LockOSThread()
 	var (
 		o   outcome
@@ -101,7 +109,7 @@ func work(out io.Writer, args []string) error {
 	case j.Traffic == streams:
 		err = sendStreams(j)
 	case j.Traffic == datagrams:
-		err = sendDatagrams(j)
+		o, err = sendDatagrams(j)
 	case j.Traffic == trips:
 		o, err = measureTrips(j)
 	default:
@@ -249,7 +257,7 @@ func answer(out io.Writer, j job) error {
 		}
 		go func() {
 			runtime.LockOSThread()
-			buffer := make([]byte, 1)
+			buffer := make([]byte, 64)
 			for {
 				if err := serve(listener, buffer); err != nil {
 					failed <- err
@@ -261,7 +269,7 @@ func answer(out io.Writer, j job) error {
 	return <-failed
 }
 
-// serve echoes single bytes over one connection until the other end closes it.
+// serve echoes bytes over one connection until the other end closes it.
 func serve(listener int, buffer []byte) error {
 	conn, err := accept(listener)
 	if err != nil {
@@ -275,7 +283,7 @@ func serve(listener int, buffer []byte) error {
 		if n == 0 {
 			return closeSocket(conn)
 		}
-		if _, err := send(conn, buffer); err != nil {
+		if _, err := send(conn, buffer[:n]); err != nil {
 			return err
 		}
 	}
@@ -311,6 +319,14 @@ func ask(j job) (outcome, error) {
 			return m.outcome, nil
 		}
 	}
+}
+
+// loops is how many there are at a time.
+func (j job) loops() int {
+	if j.Traffic == trips && !j.Serve {
+		return 2 // one that sends, one that receives
+	}
+	return max(1, j.Ports, j.Streams)
 }
 
 // port is the server's whose turn it is.
