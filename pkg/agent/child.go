@@ -237,9 +237,10 @@ func (s *Service) loseChild(r *record) error {
 	return s.detach(r)
 }
 
-// LinksChanged looks at the macvlan endpoints: their parent may have another name or MAC, or
-// be gone, and they with it.
+// LinksChanged looks at what limits are held back by, and at the macvlan endpoints: their parent may
+// have another name or MAC, or be gone, and they with it.
 func (s *Service) LinksChanged() {
+	s.problem("pacer", s.opts.Datapath.Repairs.RepairPacer())
 	var errs []error
 	for _, r := range s.list(func(r *record) bool { return r.State == api.Ready && r.isChild() }) {
 		errs = append(errs, s.repairOne(r))

@@ -325,6 +325,30 @@ func TestTidyRepairs(t *testing.T) {
 	}
 }
 
+// TestPacerLost has the devices of limits looked at by whatever may tell of their end.
+func TestPacerLost(t *testing.T) {
+	for name, look := range map[string]func(*Service){
+		"a link has changed": (*Service).LinksChanged, "a minute later": (*Service).tidy,
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			s, _ := w.boot(t)
+			w.fail["RepairPacer"] = errors.New("refused")
+			look(s)
+			health, err := s.Health(ctx)
+			must(t, err)
+			if d := cmp.Diff(api.Health{Reasons: []string{"pacer: refused"}}, health); d != "" {
+				t.Errorf("health (-want +got):\n%s", d)
+			}
+			clear(w.fail)
+			look(s)
+			if health, err := s.Health(ctx); err != nil || !health.OK {
+				t.Errorf("health after the repair: %+v, %v", health, err)
+			}
+		})
+	}
+}
+
 // TestTidyAndDelete deletes an endpoint that the tidy is about to repair.
 func TestTidyAndDelete(t *testing.T) {
 	w := newWorld(t)

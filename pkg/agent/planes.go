@@ -49,6 +49,7 @@ type HostPlane interface {
 // RepairPlane puts back what others took from the datapath.
 type RepairPlane interface {
 	RepairPins() error
+	RepairPacer() error
 	// RepairEndpoint returns what was missing or wrong, in words.
 	RepairEndpoint(datapath.Endpoint) (found []string, err error)
 }

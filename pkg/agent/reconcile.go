@@ -222,6 +222,7 @@ func (s *Service) tidy() {
 	s.problem("pins", s.repairPins()) // first: new links are pinned, too
 	s.problem("uplinks", s.applyUplinks())
 	s.problem("host addresses", s.addresses.ensure())
+	s.problem("pacer", s.opts.Datapath.Repairs.RepairPacer())
 	s.problem(concernPolicyMaps, s.firewall.tend())
 	s.repairServed()
 	s.problem("macvlan devices", s.orphans())

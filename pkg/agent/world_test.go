@@ -214,6 +214,8 @@ func (w *world) RepairPins() error {
 	return nil
 }
 
+func (w *world) RepairPacer() error { return w.call("RepairPacer") }
+
 func (w *world) RepairEndpoint(e datapath.Endpoint) ([]string, error) {
 	if err := w.call("RepairEndpoint"); err != nil {
 		return nil, err

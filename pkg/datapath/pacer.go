@@ -3,9 +3,11 @@
 package datapath
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
@@ -29,6 +31,10 @@ type pacer struct {
 	into [2]int
 	// foreign is a device of somebody else that has the name of one of the ends.
 	foreign string
+	// broken is why there is no pair though there should be one, or the pair is not as it should be.
+	broken error
+	// repaired is when a lost pair was last made anew.
+	repaired time.Time
 	// idle says that no limit used it the last time that somebody looked.
 	idle bool
 }
@@ -40,12 +46,16 @@ var pacerDevices = [2]string{"tendril-pacer1", "tendril-pacer0"}
 const pacerAlias = "tendril: holds back what is limited"
 
 const (
+	// pacerHandle is the handle 1: of the queueing discipline.
+	pacerHandle = 1 << 16
 	// pacerPackets is more than limits let in (their room).
 	pacerPackets = 1 << 24
 	// pacerFlows is the mask of the hashes by which fq tells apart what no connected socket of
 	// the node has sent. A flow whose first packet is not due holds up all that is in it; one
 	// takes 128 bytes.
 	pacerFlows = 1<<18 - 1
+	// pacerHorizon is how late a packet may leave at most: beyond it fq drops it. It is fq's default.
+	pacerHorizon = 5 * horizonMax
 	// pacerMTU is the most that a veth device has.
 	pacerMTU = 65535
 	// addrGenNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
@@ -57,7 +67,7 @@ const (
 const (
 	horizon      = 50 * time.Millisecond
 	horizonBytes = 64 << 10
-	horizonMax   = 2 * time.Second // fq drops what is to leave in 10 s
+	horizonMax   = 2 * time.Second
 	// leastRoom is how many packets are held back at any rate; more are at rates that make
 	// more of frames of 1500 bytes.
 	leastRoom = 512
@@ -80,21 +90,28 @@ func (l Limit) room() uint64 {
 // discipline of somebody's, it says neither, and that counts as not.
 func haveFQ() bool {
 	const loopback, bucketsMax = 1, 18 // as powers of two
-	err := setFQ(loopback, unix.NLM_F_CREATE|unix.NLM_F_EXCL, map[int]uint32{nl.TCA_FQ_BUCKETS_LOG: bucketsMax + 1})
+	err := setFQ(loopback, unix.NLM_F_CREATE|unix.NLM_F_EXCL, fqSetting{"buckets", nl.TCA_FQ_BUCKETS_LOG, bucketsMax + 1})
 	return errors.Is(err, unix.EINVAL)
+}
+
+// fqSetting is one of fq that is a number, by the name that tc(8) gives it; "pacing" 0 is its nopacing.
+type fqSetting struct {
+	name      string
+	attribute int
+	value     uint32
 }
 
 // setFQ gives a device fq for its root, with some settings: all in one request, which the library
 // has not.
-func setFQ(ifindex, flags int, settings map[int]uint32) error {
+func setFQ(ifindex, flags int, settings ...fqSetting) error {
 	request := nl.NewNetlinkRequest(unix.RTM_NEWQDISC, unix.NLM_F_ACK|flags)
 	request.AddData(&nl.TcMsg{
-		Family: nl.FAMILY_ALL, Ifindex: int32(ifindex), Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT,
+		Family: nl.FAMILY_ALL, Ifindex: int32(ifindex), Handle: pacerHandle, Parent: netlink.HANDLE_ROOT,
 	})
 	request.AddData(nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated("fq")))
 	options := nl.NewRtAttr(nl.TCA_OPTIONS, nil)
-	for setting, value := range settings {
-		options.AddRtAttr(setting, nl.Uint32Attr(value))
+	for _, s := range settings {
+		options.AddRtAttr(s.attribute, nl.Uint32Attr(s.value))
 	}
 	request.AddData(options)
 	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
@@ -104,26 +121,79 @@ func setFQ(ifindex, flags int, settings map[int]uint32) error {
 // pacerFQ are the settings of fq. It keeps departure times and paces nothing by itself: it would
 // tell the sockets whose packets it sees to leave pacing to it, and what a container's socket (of
 // BBR) says of its packets is gone when they leave the container.
-func pacerFQ() map[int]uint32 {
-	return map[int]uint32{
-		nl.TCA_FQ_RATE_ENABLE: 0, nl.TCA_FQ_PLIMIT: pacerPackets, nl.TCA_FQ_FLOW_PLIMIT: pacerPackets,
-		nl.TCA_FQ_ORPHAN_MASK: pacerFlows,
+func pacerFQ() []fqSetting {
+	return []fqSetting{
+		{"limit", nl.TCA_FQ_PLIMIT, pacerPackets},
+		{"flow_limit", nl.TCA_FQ_FLOW_PLIMIT, pacerPackets},
+		{"orphan_mask", nl.TCA_FQ_ORPHAN_MASK, pacerFlows},
+		{"horizon", nl.TCA_FQ_HORIZON, uint32(pacerHorizon / time.Microsecond)},
+		{"pacing", nl.TCA_FQ_RATE_ENABLE, 0},
 	}
 }
 
-// pacerRoot is the root queueing discipline of a device, nil for none, and whether it is ours.
-func pacerRoot(end netlink.Link) (root netlink.Qdisc, ours bool, err error) {
-	qdiscs, err := netlinksafe.QdiscList(end)
-	if err != nil {
-		return nil, false, fmt.Errorf("list qdiscs of %s: %w", end.Attrs().Name, err)
-	}
-	for _, q := range qdiscs {
-		if q.Attrs().Parent == netlink.HANDLE_ROOT {
-			root = q
+// rootQdisc is the root queueing discipline of a device that somebody has set.
+type rootQdisc struct {
+	kind   string
+	handle uint32
+	// settings are those of fq that are a number, by attribute.
+	settings map[int]uint32
+}
+
+// isPacer says whether it is an fq of ours, whatever its settings.
+func (q *rootQdisc) isPacer() bool {
+	return q != nil && q.kind == "fq" && q.handle == pacerHandle
+}
+
+// differs names the settings that are not those of the pacer, with what they are and should be.
+func (q *rootQdisc) differs() string {
+	var all []string
+	for _, s := range pacerFQ() {
+		if got, ok := q.settings[s.attribute]; !ok || got != s.value {
+			all = append(all, fmt.Sprintf("has %s %d, not %d", s.name, got, s.value))
 		}
 	}
-	fq, ok := root.(*netlink.Fq)
-	return root, ok && fq.Attrs().Handle == netlink.MakeHandle(1, 0), nil
+	return strings.Join(all, ", ")
+}
+
+// pacerRoot asks for the root queueing discipline of one device, nil for none but the kernel's own, or no
+// device. The library would list those of all devices, and knows not all that is set.
+func pacerRoot(end netlink.Link) (*rootQdisc, error) {
+	// An answer comes only where its echo is asked for; whoever listens for changes of qdiscs gets it, too.
+	// The kernel's own has no handle, and is not shown while the device is down (5.10 to 7).
+	request := nl.NewNetlinkRequest(unix.RTM_GETQDISC, unix.NLM_F_ECHO|unix.NLM_F_ACK)
+	request.AddData(&nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(end.Attrs().Index), Parent: netlink.HANDLE_ROOT})
+	messages, err := request.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWQDISC)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || err == nil && len(messages) == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask for root qdisc of %s: %w", end.Attrs().Name, err)
+	}
+	if len(messages[0]) < nl.SizeofTcMsg {
+		return nil, fmt.Errorf("ask for root qdisc of %s: an answer of %d bytes", end.Attrs().Name, len(messages[0]))
+	}
+	q := &rootQdisc{handle: nl.DeserializeTcMsg(messages[0]).Handle, settings: make(map[int]uint32)}
+	if q.handle == 0 {
+		return nil, nil
+	}
+	attributes, err := nl.ParseRouteAttrAsMap(messages[0][nl.SizeofTcMsg:])
+	if err != nil {
+		return nil, fmt.Errorf("read root qdisc of %s: %w", end.Attrs().Name, err)
+	}
+	q.kind = string(bytes.TrimRight(attributes[nl.TCA_KIND].Value, "\x00"))
+	if !q.isPacer() {
+		return q, nil
+	}
+	options, err := nl.ParseRouteAttrAsMap(attributes[nl.TCA_OPTIONS].Value)
+	if err != nil {
+		return nil, fmt.Errorf("read fq of %s: %w", end.Attrs().Name, err)
+	}
+	for setting, option := range options {
+		if len(option.Value) == 4 {
+			q.settings[int(setting)] = nl.NativeEndian().Uint32(option.Value)
+		}
+	}
+	return q, nil
 }
 
 // ends are the devices of the pacer, by direction, nil where there are none. foreign names a device of
@@ -167,6 +237,19 @@ func pacerAttachments(ends [2]netlink.Link) (all []attachment) {
 	return all
 }
 
+// missing is which of the devices is not the one that limits use, "" for none.
+func (p *pacer) missing(ends [2]netlink.Link) string {
+	for i, name := range pacerDevices {
+		if ends[i] == nil || ends[i].Attrs().Index != p.into[i] {
+			return name
+		}
+	}
+	if !arePaired(ends) {
+		return pacerDevices[0]
+	}
+	return ""
+}
+
 // checkPacer compares the pacer with what there should be. A difference is a *MismatchError.
 func (d *Datapath) checkPacer() error {
 	ends, foreign, err := d.pacer.ends()
@@ -176,10 +259,8 @@ func (d *Datapath) checkPacer() error {
 	if foreign != "" && foreign == d.pacer.foreign && d.pacer.into == [2]int{} {
 		return nil // it has been said, and limits do without
 	}
-	for i, name := range pacerDevices {
-		if !arePaired(ends) || ends[i].Attrs().Index != d.pacer.into[i] {
-			return &MismatchError{What: "device " + name}
-		}
+	if missing := d.pacer.missing(ends); missing != "" {
+		return &MismatchError{What: "device " + missing}
 	}
 	for _, end := range ends {
 		name, mtu := end.Attrs().Name, end.Attrs().MTU
@@ -187,17 +268,17 @@ func (d *Datapath) checkPacer() error {
 			return &MismatchError{What: "device " + name, Difference: "is down"}
 		}
 		if mtu != pacerMTU {
-			return &MismatchError{What: "device " + name, Difference: fmt.Sprintf("has MTU %d, want %d", mtu, pacerMTU)}
+			return &MismatchError{What: "device " + name, Difference: fmt.Sprintf("has MTU %d, not %d", mtu, pacerMTU)}
 		}
-		root, ours, err := pacerRoot(end)
+		root, err := pacerRoot(end)
 		if err != nil {
 			return err
 		}
-		if !ours {
+		if !root.isPacer() {
 			return &MismatchError{What: "qdisc fq on interface " + name}
 		}
-		if fq := root.(*netlink.Fq); fq.Pacing != 0 || fq.PacketLimit != pacerPackets || fq.FlowPacketLimit != pacerPackets {
-			return &MismatchError{What: "qdisc fq on interface " + name, Difference: fmt.Sprintf("has other settings: %v", fq)}
+		if differs := root.differs(); differs != "" {
+			return &MismatchError{What: "qdisc fq on interface " + name, Difference: differs}
 		}
 	}
 	for _, a := range pacerAttachments(ends) {
@@ -220,17 +301,52 @@ func (d *Datapath) ensurePacer() error {
 	if mismatch := (*MismatchError)(nil); !errors.As(err, &mismatch) {
 		return err
 	}
-	if err := d.makePacer(); err != nil {
-		return fmt.Errorf("make pacer: %w", err)
-	}
-	return nil
+	return d.makePacer()
 }
 
+// repairPause is the least time between two pairs that are made anew because the kernel has told of the end
+// of the last one: somebody may remove each.
+const repairPause = 5 * time.Second
+
+// RepairPacer puts back what somebody has done to the pair that limits use, which stops those who have one:
+// to be called whenever a link has changed. It is logged. What it puts right is not wrong the next time, so
+// that its own changes of links come to an end; a pair that is lost again within seconds is left to
+// RepairEndpoint. The error is also that for which there is no pair though there should be one.
+func (d *Datapath) RepairPacer() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.pacer.into == [2]int{} {
+		return d.pacer.broken
+	}
+	err := d.checkPacer()
+	found := (*MismatchError)(nil)
+	if !errors.As(err, &found) {
+		return err
+	}
+	if d.now().Sub(d.pacer.repaired) < repairPause {
+		return nil
+	}
+	if used, err := d.pacerUsed(); err != nil || !used {
+		return err
+	}
+	d.pacer.repaired = d.now()
+	d.log.Warn("the devices that limits hold packets back with were repaired", "found", found.Error())
+	return d.makePacer()
+}
+
+// makePacer makes the pacer, or what is missing of it. Where that fails there is none, and limits do
+// without: the bucket drops less than a device that is gone.
 func (d *Datapath) makePacer() (err error) {
 	ends, foreign, err := d.pacer.ends()
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("make pacer: %w", err), d.pacer.remove(), d.repointLimits())
+		}
+		d.pacer.broken = err
+	}()
 	d.pacer.foreign = foreign
 	if foreign != "" {
 		d.log.Warn("limits are held without a queue: a device of somebody else has the name of the pacer's", "device", foreign)
@@ -238,7 +354,7 @@ func (d *Datapath) makePacer() (err error) {
 		return d.repointLimits()
 	}
 	if !arePaired(ends) {
-		if err := d.pacer.remove(); err != nil { // half of one
+		if err := d.pacer.remove(); err != nil { // half of one, or one with other names
 			return err
 		}
 		attributes := netlink.NewLinkAttrs()
@@ -246,11 +362,6 @@ func (d *Datapath) makePacer() (err error) {
 		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: pacerDevices[maps.LimitIngress]}); err != nil {
 			return fmt.Errorf("add %s: %w", attributes.Name, err)
 		}
-		defer func() {
-			if err != nil { // the bucket drops less than a device that is gone
-				err = errors.Join(err, d.pacer.remove(), d.repointLimits())
-			}
-		}()
 		if ends, _, err = d.pacer.ends(); err != nil {
 			return err
 		}
@@ -281,18 +392,17 @@ func (d *Datapath) makePacer() (err error) {
 // setPacerEnd makes one of the devices what it should be. An fq that holds packets back keeps them.
 func setPacerEnd(end netlink.Link) error {
 	index, name := end.Attrs().Index, end.Attrs().Name
-	root, ours, err := pacerRoot(end)
+	root, err := pacerRoot(end)
 	if err != nil {
 		return err
 	}
-	if root != nil && !ours {
-		err := netlink.QdiscDel(root)
-		// The kernel's own, which has no handle, cannot be removed, and need not be.
-		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("remove qdisc %s of %s: %w", root.Type(), name, err)
+	if root != nil && !root.isPacer() {
+		other := &netlink.GenericQdisc{QdiscType: root.kind, QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: root.handle, Parent: netlink.HANDLE_ROOT}}
+		if err := netlink.QdiscDel(other); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove qdisc %s of %s: %w", root.kind, name, err)
 		}
 	}
-	if err := setFQ(index, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, pacerFQ()); err != nil {
+	if err := setFQ(index, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, pacerFQ()...); err != nil {
 		return fmt.Errorf("set fq of %s: %w", name, err)
 	}
 	for _, setting := range []struct {
@@ -355,7 +465,13 @@ func (p *pacer) remove() error {
 	if err != nil {
 		return err
 	}
-	for _, end := range ends {
+	all := ends[:]
+	for _, index := range p.into { // whatever somebody calls it now
+		if end, err := netlink.LinkByIndex(index); err == nil && end.Type() == "veth" && end.Attrs().Alias == pacerAlias {
+			all = append(all, end)
+		}
+	}
+	for _, end := range all {
 		if end == nil {
 			continue
 		}
@@ -364,15 +480,21 @@ func (p *pacer) remove() error {
 			return fmt.Errorf("remove %s: %w", end.Attrs().Name, err)
 		}
 	}
-	p.into, p.idle = [2]int{}, false
+	p.into, p.idle, p.broken = [2]int{}, false, nil
 	return nil
+}
+
+// pacerUsed says whether there is a limit that uses the pacer.
+func (d *Datapath) pacerUsed() (used bool, err error) {
+	_, err = walk(d.maps.Bandwidth, func(_ maps.LimitKey, value maps.Limit) { used = used || value.Pacer != 0 })
+	return used, err
 }
 
 // removeIdlePacer removes the pacer when there has been no limit for two calls, which are a minute
 // apart: what it has held back has left by then.
 func (d *Datapath) removeIdlePacer() error {
-	used := false
-	if _, err := walk(d.maps.Bandwidth, func(_ maps.LimitKey, value maps.Limit) { used = used || value.Pacer != 0 }); err != nil {
+	used, err := d.pacerUsed()
+	if err != nil {
 		return err
 	}
 	if used {

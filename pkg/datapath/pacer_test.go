@@ -254,11 +254,13 @@ func TestPacerPair(t *testing.T) {
 	must(t, err)
 	root := filepath.Join(nstest.BPFFS(t), "tendril")
 	var d *Datapath
+	clock := time.Now()
 	open := func() {
 		t.Helper()
 		var err error
 		ns.Do(t, func() { d, err = Open(Config{Root: root, FlowsMax: 256, TranslationsMax: 256}) })
 		must(t, err)
+		d.now = func() time.Time { return clock }
 	}
 	open()
 	t.Cleanup(func() { _ = d.Close() })
@@ -320,11 +322,66 @@ func TestPacerPair(t *testing.T) {
 	other.Ingress = slow
 	do(func() error { return d.SetLimits(limited, other) })
 	ns.Run(t, "ip", "link", "del", "tendril-pacer0")
-	do(func() error { return errors.Join(d.ensurePacer(), d.CheckEndpoint(other)) })
+	do(func() error { return errors.Join(d.RepairPacer(), d.CheckEndpoint(other)) })
 	second := pair()
 	if second == 0 || second == first {
 		t.Errorf("the new pair has index %d, the old one had %d", second, first)
 	}
+	do(d.RepairPacer)
+	wantPair("after a repair of nothing", second)
+	repairs := func(want string, spoil ...string) {
+		t.Helper()
+		ns.Run(t, spoil[0], spoil[1:]...)
+		do(func() error {
+			found, err := d.RepairEndpoint(other)
+			if diff := gocmp.Diff([]string{want}, found); diff != "" {
+				t.Errorf("found (-want +got):\n%s", diff)
+			}
+			return errors.Join(err, d.CheckEndpoint(other))
+		})
+		wantPair("after "+want, second)
+	}
+	repairs("qdisc fq on interface tendril-pacer0 has limit 100, not 16777216, has orphan_mask 1023, not 262143, has horizon 1000000, not 10000000, has pacing 1, not 0",
+		"tc", "qdisc", "change", "dev", "tendril-pacer0", "root", "fq", "orphan_mask", "1023", "limit", "100", "pacing", "horizon", "1s")
+	repairs("qdisc fq on interface tendril-pacer1 is missing", "tc", "qdisc", "del", "dev", "tendril-pacer1", "root")
+	repairs("qdisc fq on interface tendril-pacer0 is missing", "tc", "qdisc", "replace", "dev", "tendril-pacer0", "root", "pfifo")
+
+	// One that is spoilt again at once waits.
+	ns.Run(t, "ip", "link", "set", "tendril-pacer0", "down")
+	do(func() error {
+		if err := errors.Join(d.RepairPacer(), d.checkPacer()); err == nil || err.Error() != "device tendril-pacer0 is down" {
+			t.Errorf("just after a repair: %v", err)
+		}
+		clock = clock.Add(repairPause)
+		return errors.Join(d.RepairPacer(), d.CheckEndpoint(other))
+	})
+	wantPair("after a repair of what was down", second)
+
+	// Where none can be made limits do without, and it is not forgotten.
+	clock = clock.Add(repairPause)
+	names := pacerDevices
+	pacerDevices[maps.LimitIngress] = "tendril-pacer-of-too-long-a-name"
+	ns.Run(t, "ip", "link", "del", "tendril-pacer0")
+	do(func() error {
+		first, again := d.RepairPacer(), d.RepairPacer()
+		if first == nil || !errors.Is(again, first) {
+			t.Errorf("repairs without a pair end with %v, then %v", first, again)
+		}
+		for key := range d.limitEntries(other) {
+			var value maps.Limit
+			must(t, d.maps.Bandwidth.Lookup(key, &value))
+			if value.Pacer != 0 {
+				t.Errorf("limit %v is held back by device %d", key, value.Pacer)
+			}
+		}
+		return nil
+	})
+	pacerDevices = names
+	do(func() error {
+		_, err := d.RepairEndpoint(other)
+		return errors.Join(err, d.CheckEndpoint(other), d.RepairPacer())
+	})
+	second = pair()
 	do(func() error { return errors.Join(d.SetLimits(other, limited), d.RepairPins(), d.RepairPins()) })
 	wantPair("with a limit less", second)
 	ns.Run(t, "ip", "link", "set", "tendril-pacer1", "down")
@@ -343,6 +400,8 @@ func TestPacerPair(t *testing.T) {
 	wantPair("at the first look", second)
 	do(d.RepairPins)
 	wantPair("at the second look", 0)
+	do(d.RepairPacer)
+	wantPair("after a repair of what nobody needs", 0)
 
 	do(func() error { return d.SetLimits(free, limited) })
 	must(t, d.Close())

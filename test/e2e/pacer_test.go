@@ -3,13 +3,19 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nodetest"
 	"github.com/tendril-net/tendril/internal/nstest"
@@ -75,6 +81,7 @@ func testPacer(t *testing.T, d driver) {
 	if err := dialTCP(t, a.NS, serveTCP(t, s.world, netip.AddrPortFrom(f.world, 0))).Exchange(pattern(32 << 10)); err != nil {
 		t.Errorf("TCP under a limit: %v", err)
 	}
+	t.Run("BBR", func(t *testing.T) { bbrInTime(t, s, a, f.world) })
 	// Nothing waits for what another limit holds back: fq has no flow for the two.
 	isSet := func() {
 		t.Helper()
@@ -92,34 +99,45 @@ func testPacer(t *testing.T, d driver) {
 	t.Run("without an agent", func(t *testing.T) { dueInTime(t, s, a.NS, b.NS, b.IPv4, "") })
 	s.Start(t)
 
-	// What somebody takes away, CHECK misses, and the agent puts back.
+	// The queue that somebody takes away CHECK misses, and a change of the limit puts back.
 	check := a.Call("CHECK")
 	check.Network = network.With("prevResult", json.RawMessage(a.Result))
-	for _, spoil := range []struct {
-		missing string
-		args    []string
-	}{
-		{"qdisc fq on interface tendril-pacer0", []string{"tc", "qdisc", "del", "dev", "tendril-pacer0", "root"}},
-		{"device tendril-pacer1", []string{"ip", "link", "del", "tendril-pacer0"}},
-	} {
-		t.Run(spoil.missing, func(t *testing.T) {
-			if answer := s.Call(t, check); answer.Error != nil {
-				t.Fatalf("CHECK: %v", answer.Error)
-			}
-			// The agent, which looks every minute, may come first.
-			nodetest.Eventually(t, "CHECK that misses it", func() error {
-				s.Run(t, spoil.args[0], spoil.args[1:]...)
-				answer := s.Call(t, check)
-				if answer.Error == nil || !strings.Contains(answer.Error.Error(), spoil.missing) {
-					return fmt.Errorf("CHECK answers %+v", answer)
-				}
-				return nil
-			})
-			s.cli(t, "endpoints", "set-bandwidth", "a", "--egress-rate", "1M", "--egress-burst", "1000", "--ingress-rate", "1M", "--ingress-burst", "1000")
-			dueInTime(t, s, a.NS, b.NS, b.IPv4, "")
-			isSet()
-		})
+	checks := func() error {
+		if answer := s.Call(t, check); answer.Error != nil {
+			return answer.Error
+		}
+		return nil
 	}
+	if err := checks(); err != nil {
+		t.Fatalf("CHECK: %v", err)
+	}
+	// The agent, which looks every minute, may come first.
+	nodetest.Eventually(t, "CHECK that misses the queue", func() error {
+		s.Run(t, "tc", "qdisc", "del", "dev", "tendril-pacer0", "root")
+		const missing = "qdisc fq on interface tendril-pacer0 is missing"
+		if got := fmt.Sprint(checks()); !strings.Contains(got, missing) {
+			return fmt.Errorf("CHECK answers %s", got)
+		}
+		return nil
+	})
+	s.cli(t, "endpoints", "set-bandwidth", "a", "--egress-rate", "1M", "--egress-burst", "1000", "--ingress-rate", "1M", "--ingress-burst", "1000")
+	t.Run("with another queue", func(t *testing.T) { dueInTime(t, s, a.NS, b.NS, b.IPv4, "") })
+	isSet()
+	// Devices that somebody takes away are made anew, without anybody's asking.
+	first := must(s.Handle.LinkByName("tendril-pacer0"))(t).Attrs().Index
+	s.Run(t, "ip", "link", "del", "tendril-pacer1")
+	nodetest.Eventually(t, "another pair", func() error {
+		link, err := s.Handle.LinkByName("tendril-pacer0")
+		if err != nil {
+			return err
+		}
+		if link.Attrs().Index == first {
+			return errors.New("the first pair is there")
+		}
+		return checks()
+	})
+	t.Run("with another pair", func(t *testing.T) { dueInTime(t, s, a.NS, b.NS, b.IPv4, "") })
+	isSet()
 
 	s.Delete(t, a)
 	s.Delete(t, c)
@@ -127,6 +145,68 @@ func testPacer(t *testing.T, d driver) {
 	s.Stop(t)
 	s.Start(t)
 	s.BecomesRecorded(t, before)
+}
+
+const (
+	// bbrRate is in bits per second. bbrSize are bytes: more than is held back, many times over.
+	bbrRate, bbrSize = 8_000_000, 1 << 20
+)
+
+// bbrInTime sends a stream by BBR, which paces what it sends by departure times of its own, from a container
+// with a limit: the socket keeps them itself, and then fq in the container does.
+func bbrInTime(t *testing.T, s *site, c *nodetest.Container, to netip.Addr) {
+	rate := func(bits int) {
+		t.Helper()
+		s.cli(t, "endpoints", "set-bandwidth", c.ContainerID, "--egress-rate", strconv.Itoa(bits), "--egress-burst", strconv.Itoa(pacedBurst))
+	}
+	rate(bbrRate)
+	defer rate(pacedRate)
+	listener := socktest.In(t, s.world, func() (*net.TCPListener, error) {
+		return net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(to, 0)))
+	})
+	socktest.CloseAtEnd(t, listener)
+	send := func(keeper string) {
+		t.Helper()
+		var conn *net.TCPConn
+		c.NS.Do(t, func() { conn = must(net.DialTCP("tcp", nil, listener.Addr().(*net.TCPAddr)))(t) })
+		socktest.CloseAtEnd(t, conn)
+		peer := must(listener.AcceptTCP())(t)
+		socktest.CloseAtEnd(t, peer)
+		var missing error
+		socktest.Control(t, conn, func(fd int) error {
+			missing = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "bbr") // loads the module
+			return nil
+		})
+		if errors.Is(missing, unix.ENOENT) {
+			t.Skip("needs a kernel with BBR (CONFIG_TCP_CONG_BBR)")
+		}
+		deadline := time.Now().Add(nodetest.Patience)
+		if err := errors.Join(missing, conn.SetDeadline(deadline), peer.SetDeadline(deadline)); err != nil {
+			t.Fatal(err)
+		}
+		before, began := s.dropped(t, "bandwidth_egress"), time.Now()
+		sent := make(chan error, 1)
+		go func() {
+			_, err := conn.Write(pattern(bbrSize))
+			sent <- errors.Join(err, conn.CloseWrite())
+		}()
+		got, err := io.ReadAll(peer)
+		if err := errors.Join(err, <-sent); err != nil {
+			t.Fatalf("BBR whose departures %s keeps: %v", keeper, err)
+		}
+		if !bytes.Equal(got, pattern(bbrSize)) {
+			t.Errorf("BBR whose departures %s keeps: something else has arrived", keeper)
+		}
+		if took, least := time.Since(began), time.Duration(8*bbrSize-pacedBurst)*time.Second/bbrRate; took < least {
+			t.Errorf("BBR whose departures %s keeps took %v, sooner than %v", keeper, took, least)
+		}
+		// It loses some, or none, while it looks for the rate.
+		t.Logf("BBR whose departures %s keeps: %v, %d packets lost", keeper, time.Since(began), s.dropped(t, "bandwidth_egress")-before)
+	}
+	send("the socket")
+	c.NS.Run(t, "tc", "qdisc", "add", "dev", "eth0", "root", "fq")
+	send("fq")
+	c.NS.Run(t, "tc", "qdisc", "del", "dev", "eth0", "root")
 }
 
 // dueInTime sends some datagrams at once, which all arrive, and the last no sooner than its limit lets
