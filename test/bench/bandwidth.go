@@ -139,11 +139,11 @@ func (b *bench) noteDatagrams(n *limits, name string, rate int64, o outcome, g g
 
 // twice is a flood of datagrams: their job, for a rate in bit/s.
 func twice(rate int64, warmup, window time.Duration) job {
-	return job{Traffic: datagrams, Port: serverPort, Rate: 2 * rate / 8, Warmup: warmup, Window: window}
+	return job{Traffic: datagrams, Rate: 2 * rate / 8, Warmup: warmup, Window: window}
 }
 
 func streaming(n int, warmup, window time.Duration) job {
-	return job{Traffic: streams, Port: serverPort, Streams: n, Warmup: warmup, Window: window}
+	return job{Traffic: streams, Streams: n, Warmup: warmup, Window: window}
 }
 
 // atRate measures the share of the rate that arrives.
@@ -158,14 +158,14 @@ func (b *bench) atRate(ctx context.Context, n *limits, rate int64, w way) error 
 		{"TCP, 1 stream", 1, goal{"median", 0.95, 1.05}},
 		{"TCP, 8 streams", 8, goal{"median", 0.97, 1.03}},
 	} {
-		o, err := exchange(ctx, p, streaming(one.streams, time.Second, 10*b.window))
+		o, err := exchange(ctx, p, serverPort, streaming(one.streams, time.Second, 10*b.window))
 		if err != nil {
 			return fmt.Errorf("%s%s: %w", name, one.name, err)
 		}
 		b.noteStreams(n, name+one.name, rate, o, one.goal)
 	}
 	// The credit for the silence since the streams have lost something is used up by then.
-	o, err := exchange(ctx, p, twice(rate, time.Second, 4*b.window))
+	o, err := exchange(ctx, p, serverPort, twice(rate, time.Second, 4*b.window))
 	if err != nil {
 		return fmt.Errorf("%sUDP: %w", name, err)
 	}
@@ -192,7 +192,7 @@ func (b *bench) firstSecond(ctx context.Context, n *limits, w way) error {
 		{"UDP", twice(tripRate, 0, time.Second), b.noteDatagrams, goal{"median", 0.97, 1.03}},
 	} {
 		time.Sleep(time.Second) //nolint:forbidigo // a pause, not a wait
-		o, err := exchange(ctx, p, one.job)
+		o, err := exchange(ctx, p, serverPort, one.job)
 		if err != nil {
 			return fmt.Errorf("%s%s: %w", name, one.name, err)
 		}
@@ -211,10 +211,10 @@ func (b *bench) throughLimit(ctx context.Context, n *limits, w way) error {
 	}
 	filled := make(chan result, 1)
 	go func() {
-		o, err := exchange(ctx, p, streaming(1, time.Second, 8*b.window))
+		o, err := exchange(ctx, p, serverPort, streaming(1, time.Second, 8*b.window))
 		filled <- result{o, err}
 	}()
-	o, err := exchange(ctx, p, job{Traffic: trips, Port: serverPort + 1, Ports: 1, Warmup: time.Second, Window: 8 * b.window})
+	o, err := exchange(ctx, p, serverPort+1, job{Traffic: trips, Ports: 1, Warmup: time.Second, Window: 8 * b.window})
 	stream := <-filled
 	if err = errors.Join(err, stream.err); err != nil {
 		return fmt.Errorf("round trips, %s: %w", name, err)

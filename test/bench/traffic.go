@@ -37,31 +37,31 @@ type path struct {
 
 // measure sends traffic over a path and returns what arrived per second.
 func (b *bench) measure(ctx context.Context, kind traffic, p path) (outcome, error) {
-	j := job{Traffic: kind, Port: serverPort, Ports: 1, Warmup: b.window / 5, Window: b.window, OneCPU: kind == requestResponse || kind == connections}
+	j := job{Traffic: kind, Ports: 1, Warmup: b.window / 5, Window: b.window}
 	switch {
 	case p.sources != nil:
 		j.Sources = p.sources
 	case kind == connections:
 		j.Ports = connectPorts
 	}
-	return exchange(ctx, p, j)
+	return exchange(ctx, p, serverPort, j)
 }
 
-// exchange runs both ends of a job over a path. It returns what the receiver has counted and the
+// exchange runs both ends of a job over a path, to a port of the server. It returns what the receiver has counted and the
 // sender has sent, or what the client has counted where the server only answers.
-func exchange(ctx context.Context, p path, j job) (outcome, error) {
+func exchange(ctx context.Context, p path, port uint16, j job) (outcome, error) {
 	// Nothing takes longer than this but what hangs.
 	ctx, cancel := context.WithTimeout(ctx, j.Warmup+j.Window+10*time.Second)
 	defer cancel()
 	clientCPU, serverCPU := 0, 1
-	if j.OneCPU {
+	if j.Traffic.takesTurns() {
 		serverCPU = clientCPU
 	}
-	j.At = netip.AddrPortFrom(p.address, j.Port)
+	j.At = netip.AddrPortFrom(p.address, port)
 	serve := j
 	serve.Serve = true
 	if p.inside.IsValid() {
-		serve.At = netip.AddrPortFrom(p.inside, j.Port)
+		serve.At = netip.AddrPortFrom(p.inside, port)
 	}
 	server, err := startWorker(ctx, p.server, serverCPU, serve)
 	if err != nil {

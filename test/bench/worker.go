@@ -30,18 +30,18 @@ func trafficNames() []string {
 }
 
 // isAnswered says that the server only answers, and the client counts.
-func (t traffic) isAnswered() bool { return t == requestResponse || t == connections || t == trips }
+func (t traffic) isAnswered() bool { return t.takesTurns() || t == trips }
+
+// takesTurns says that the ends never run at a time.
+func (t traffic) takesTurns() bool { return t == requestResponse || t == connections }
 
 // job is what one worker process does.
 type job struct {
 	Traffic traffic
 	// Serve makes it the end that waits to be spoken to.
 	Serve bool
-	// OneCPU has both ends on one CPU: they never run at a time.
-	OneCPU bool
-	// At is the server's address with its first port, which is Port.
-	At   netip.AddrPort
-	Port uint16
+	// At is the server's address with its first port.
+	At netip.AddrPort
 	// Ports is how many of them it has; the client takes them in turn.
 	Ports int
 	// Streams is how many streams there are at a time.
