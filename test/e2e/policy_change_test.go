@@ -6,10 +6,15 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/tendril-net/tendril/internal/failpoint"
 	"github.com/tendril-net/tendril/internal/nodetest"
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/api"
@@ -130,4 +135,67 @@ func TestPolicyAgentKilled(t *testing.T) {
 	g.Delete(t, web)
 	g.delete(t, "web")
 	g.forgotten(t)
+}
+
+// An agent that dies while it changes the policy leaves the one before or the next one, whole, and the next
+// agent finishes: what the rules have counted is counted once.
+func TestPolicyAgentCrash(t *testing.T) {
+	nstest.Halve(t, 0)
+	g := newGuarded(t)
+	web, client, other := g.dress(t, "web"), g.dress(t, "client"), g.dress(t, "other")
+	lets := func(app string) string {
+		return networkPolicy(app, "{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: "+app+"}}}]}]}")
+	}
+	for _, f := range families() {
+		serveUDP(t, web.NS, netip.AddrPortFrom(f.of(web), 53))
+	}
+	for _, point := range failpoint.Policy {
+		t.Run(string(point), func(t *testing.T) {
+			want := map[string]uint64{"client": 0, "other": 0}
+			check := func(when, others string) {
+				t.Helper()
+				for _, f := range families() {
+					at := netip.AddrPortFrom(f.of(web), 53)
+					try(t,
+						trial{when + ": client, " + f.name, func() string { return g.udp(t, client.NS, at) }, ""},
+						trial{when + ": other, " + f.name, func() string { return g.udp(t, other.NS, at) }, others},
+					)
+					want["client"]++
+					if others == "" {
+						want["other"]++
+					}
+				}
+			}
+			g.apply(t, lets("client"))
+			check("at first", byIngress)
+			g.Kill(t)
+			file := filepath.Join(g.PolicyDir, "other.yaml")
+			if err := os.WriteFile(file, []byte(lets("other")), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			g.CrashAtStart(t, point)
+			if point == failpoint.AgentPolicyWritten {
+				check("between two policies", byIngress)
+			} else {
+				check("between two policies", "")
+			}
+			g.Start(t)
+			check("with the next agent", "")
+			hits := make(map[string]uint64)
+			for _, p := range must(g.API.Policies(t.Context()))(t).Policies {
+				hits[p.Name] = p.Rules[0].Hits
+			}
+			if diff := cmp.Diff(want, hits); diff != "" {
+				t.Errorf("flows that the rules have let through (-want +got):\n%s", diff)
+			}
+			g.delete(t, "client")
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
+			nodetest.Eventually(t, "no policy", func() error {
+				return nodetest.Unlike(len(must(g.API.Policies(t.Context()))(t).Policies), 0)
+			})
+			g.forgotten(t)
+		})
+	}
 }
