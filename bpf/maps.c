@@ -15,5 +15,6 @@ const enum interface_role *unused_interface_role __attribute__((unused));
 const enum interface_flag *unused_interface_flag __attribute__((unused));
 const enum key_kind *unused_key_kind __attribute__((unused));
 const enum subject_flag *unused_subject_flag __attribute__((unused));
+const enum identity_next *unused_identity_next __attribute__((unused));
 const enum journey *unused_journey __attribute__((unused));
 const enum counter *unused_counter __attribute__((unused));

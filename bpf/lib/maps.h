@@ -175,8 +175,8 @@ struct {
 
 /* The old and the new have room while one replaces the other. */
 #define POLICY_SUBJECTS_MAX (2 * 16384)
-#define POLICY_IDENTITIES_MAX (2 * 65536)
-#define POLICY_ENTRIES_MAX (2 * 65536)
+#define POLICY_GENERATIONS_MAX 8
+#define POLICY_ENTRIES_MAX (2 * 131072)
 #define POLICY_RULES_MAX 131072
 
 /* 0 -> the generation of policy that counts; 0: there is none. The agent writes, the slow path
@@ -199,18 +199,35 @@ struct {
 } subjects SEC(".maps");
 
 /*
- * Prefix in a generation -> identity of the addresses that are no endpoint of the node. The
- * agent writes, the slow path reads.
+ * Number -> node of the tree that finds the identity of an address. It is made as large as it
+ * must be; mapped memory begins with a page, so that each node has a cache line.
+ */
+struct identity_tree {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__uint(map_flags, BPF_F_INNER_MAP | BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct identity_node);
+};
+
+/* Clang would only declare the type of an inner map's value, and not describe it. */
+const struct identity_node *const volatile identity_node_type = NULL;
+
+/*
+ * Generation -> tree of the identities of addresses that are not known by an endpoint of the node.
+ * The agent writes, the slow path reads.
  */
 struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, POLICY_IDENTITIES_MAX);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct identity_key);
-	__type(value, __u32);
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(max_entries, POLICY_GENERATIONS_MAX);
+	__type(key, __u32);
+	__array(values, struct identity_tree);
 } identities SEC(".maps");
 
-/* Set and identity -> what is let through. The agent writes, the slow path reads. */
+/*
+ * Set and identity in a generation -> what is let through, and how often. The agent writes, the
+ * slow path reads and counts.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, POLICY_ENTRIES_MAX);
@@ -219,16 +236,13 @@ struct {
 	__type(value, struct policy);
 } policies SEC(".maps");
 
-/*
- * Rule -> number of new flows that it let through. The agent makes the entries and reads
- * them, the slow path counts.
- */
+/* Rule -> number of new flows that it let through in earlier generations. The agent writes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, POLICY_RULES_MAX);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u64);
-	__type(value, __u64);
+	__type(value, struct hit);
 } hits SEC(".maps");
 
 /*

@@ -14,8 +14,6 @@
 #include "route.h"
 #include "scratch.h"
 
-#define IDENTITY_BITS 160 /* generation and a whole address */
-
 static __always_inline __u32 policy_now(void)
 {
 	__u32 zero = 0, *generation = bpf_map_lookup_elem(&policy_generation, &zero);
@@ -42,18 +40,55 @@ static __always_inline bool is_restricted(const struct subject *subject)
 	return subject->egress || is_guarded_subject(subject);
 }
 
-/* Of an address, which may be an endpoint's of the node. */
-static __noinline __u32 identity_of(__u32 generation, const struct subject *subject,
-				    const struct address *address)
+/* Whether it is the same at all addresses of the endpoint, if that is one of the node. */
+static __always_inline bool has_identity(const struct subject *subject)
 {
-	struct identity_key key = { .length = IDENTITY_BITS, .generation = generation };
-	__u32 *identity;
+	return subject && !(subject->flags & SUBJECT_BY_ADDRESS);
+}
 
-	if (subject && !(subject->flags & SUBJECT_BY_ADDRESS))
-		return subject->identity;
-	__builtin_memcpy(key.address, address, sizeof(key.address));
-	identity = bpf_map_lookup_elem(&identities, &key);
-	return identity ? *identity : 0;
+/* How many keys of a node are not above bits. There are no branches to guess wrong. */
+static __always_inline __u32 keys_until(const struct identity_node *node, __u32 bits)
+{
+	__u64 above = (__u64)bits + 1;
+	__u32 n = 0;
+
+#pragma unroll
+	for (int i = 0; i < IDENTITY_KEYS; i++)
+		n += (node->keys[i] - above) >> 63;
+	return n;
+}
+
+/* The identity that prefixes give one end of scratch->question. */
+__noinline __u32 prefix_identity(struct __sk_buff *skb, __u32 generation, __u32 server)
+{
+	void *tree = bpf_map_lookup_elem(&identities, &generation);
+	__u32 at = IDENTITY_ROOT_IPV6, word = 0;
+	struct scratch *s = scratch_get();
+	const struct address *address;
+
+	if (!tree || !s || !skb)
+		return 0;
+	address = server ? &s->question.server : &s->question.client;
+	if (is_ipv4(address)) {
+		at = IDENTITY_ROOT_IPV4;
+		word = 3;
+	}
+#pragma clang loop unroll(disable)
+	for (int step = 0; step < IDENTITY_STEPS; step++) {
+		struct identity_node *node = bpf_map_lookup_elem(tree, &at);
+		__u32 next;
+
+		if (!node)
+			return 0;
+		next = keys_until(node, bpf_ntohl(words(address)[word & 3]));
+		next = node->next[(next - 1) % IDENTITY_KEYS];
+		if (!(next & IDENTITY_NODE))
+			return next;
+		if (next & IDENTITY_WORD)
+			word++;
+		at = next & ~(IDENTITY_NODE | IDENTITY_WORD);
+	}
+	return 0;
 }
 
 static __always_inline void count_new_flow(__u64 *number)
@@ -74,62 +109,73 @@ enum permission {
 	PERMISSION_OPEN, /* the next chunk may give it */
 };
 
-/* What one chunk of the set says of scratch->question. The rule is noted in the question. */
-__noinline int chunk_permits(struct __sk_buff *skb, __u32 set, __u32 identity, __u32 chunk)
+/* What a range says of scratch->question. It counts the flow that it lets through. */
+static __always_inline int range_permits(const struct scratch *s, struct policy_range *range,
+					 __u16 port)
 {
-	struct policy_key key = { .set = set, .identity = identity, .chunk = chunk };
-	struct policy *policy = bpf_map_lookup_elem(&policies, &key);
+	if (!range->rule)
+		return PERMISSION_NONE;
+	if (range->protocol &&
+	    (range->protocol != s->question.protocol || port < range->first || port > range->last))
+		return range->more ? PERMISSION_OPEN : PERMISSION_NONE;
+	if (s->question.is_new)
+		count_new_flow(&range->flows);
+	return PERMISSION_GIVEN;
+}
+
+/* What one chunk of the set says of scratch->question. */
+__noinline int chunk_permits(struct __sk_buff *skb, __u32 generation, __u32 set, __u32 identity,
+			     __u32 chunk)
+{
+	struct policy_key key = { .generation = generation, .set = set, .chunk = chunk };
+	int permission = PERMISSION_NONE;
 	struct scratch *s = scratch_get();
+	struct policy *policy;
 	__u16 port;
 
-	if (!policy || !s || !skb)
+	if (!s || !skb)
+		return PERMISSION_NONE;
+	key.identity = chunk ? identity : identity / POLICY_RANGES;
+	policy = bpf_map_lookup_elem(&policies, &key);
+	if (!policy)
 		return PERMISSION_NONE;
 	port = bpf_ntohs(s->question.server_port);
-	for (int i = 0; i < POLICY_RANGES; i++) {
-		const struct policy_range *range = &policy->ranges[i];
-
-		if (!range->rule ||
-		    (range->protocol && (range->protocol != s->question.protocol ||
-					 port < range->first || port > range->last)))
-			continue;
-		s->question.rule = range->rule;
-		return PERMISSION_GIVEN;
-	}
-	return policy->more ? PERMISSION_OPEN : PERMISSION_NONE;
+	if (!chunk)
+		return range_permits(s, &policy->ranges[identity % POLICY_RANGES], port);
+	for (int i = 0; i < POLICY_RANGES && permission != PERMISSION_GIVEN; i++)
+		permission = range_permits(s, &policy->ranges[i], port);
+	return permission;
 }
 
 /*
  * Whether the set lets through what scratch->question asks for, with the other end being
  * of the identity.
  */
-__noinline int set_permits(struct __sk_buff *skb, __u32 set, __u32 identity)
+__noinline int set_permits(struct __sk_buff *skb, __u32 generation, __u32 set, __u32 identity)
 {
 	int permission = PERMISSION_OPEN;
 
 #pragma clang loop unroll(disable)
 	for (int chunk = 0; chunk < POLICY_CHUNKS && permission == PERMISSION_OPEN; chunk++)
-		permission = chunk_permits(skb, set, identity, chunk);
+		permission = chunk_permits(skb, generation, set, identity, chunk);
 	return permission == PERMISSION_GIVEN;
 }
 
-/* As set_permits, with the rules for everybody besides; counts for whom it is asked. */
-__noinline int side_permits(struct __sk_buff *skb, __u32 set, __u32 identity, __u32 at)
+/* As set_permits, with the rules for everybody besides; counts for whom it is refused. */
+__noinline int side_permits(struct __sk_buff *skb, __u32 generation, __u32 set, __u32 identity,
+			    __u32 at)
 {
 	struct scratch *s = scratch_get();
-	int permits;
 
 	if (!s)
 		return false;
-	permits = identity && set_permits(skb, set, identity);
-	if (!permits)
-		permits = set_permits(skb, set, 0);
-	if (!s->question.is_new)
-		return permits;
-	if (permits)
-		count_new_flow(bpf_map_lookup_elem(&hits, &s->question.rule));
-	else
+	if (identity && set_permits(skb, generation, set, identity))
+		return true;
+	if (set_permits(skb, generation, set, 0))
+		return true;
+	if (s->question.is_new)
 		count_denied(at);
-	return permits;
+	return false;
 }
 
 /*
@@ -173,13 +219,17 @@ __noinline int police(struct __sk_buff *skb)
 	/* What others translate has another destination by the time that counts. */
 	if (client && client->egress &&
 	    (server || !s->question.later || !others_translate(&s->question.server))) {
-		identity = identity_of(generation, server, &s->question.server);
-		if (!side_permits(skb, client->egress, identity, DENIED_AT(client_id, 1)))
+		identity = has_identity(server) ? server->identity
+						: prefix_identity(skb, generation, true);
+		if (!side_permits(skb, generation, client->egress, identity,
+				  DENIED_AT(client_id, 1)))
 			return DROP_POLICY_EGRESS;
 	}
 	if (server && server->ingress) {
-		identity = identity_of(generation, client, &s->question.client);
-		if (!side_permits(skb, server->ingress, identity, DENIED_AT(server_id, 0)))
+		identity = has_identity(client) ? client->identity
+						: prefix_identity(skb, generation, false);
+		if (!side_permits(skb, generation, server->ingress, identity,
+				  DENIED_AT(server_id, 0)))
 			return DROP_POLICY_INGRESS;
 	}
 	if (client && server &&

@@ -31,7 +31,6 @@ struct question {
 	__u8 is_new; /* of a flow not known so far: to be counted */
 	__u8 later;  /* others translate the server's address, and policy is asked once more */
 	__u8 pad[3];
-	__u64 rule; /* set by the answer: that let it through */
 };
 
 struct scratch {

@@ -326,9 +326,9 @@ _Static_assert(sizeof(struct socket_link) == 48, "socket_link has no hidden padd
 /*
  * Policy. A set is a number for the rules that hold for an endpoint in one direction, 0
  * where none restricts it; an identity is one for all addresses that rules treat alike, 0
- * for those that no rule names. Neither number is used again for another content, so what
- * policies says of a pair of them never changes. Subjects and identities are written for
- * a generation, and one number tells which generation counts: the change of all is one write.
+ * for those that no rule names. All that policy says is written for a generation, and one
+ * number tells which generation counts: the change of all is one write. In a generation,
+ * what a set lets an identity do never changes, and neither number is used again.
  */
 struct subject_key {
 	__u32 generation;
@@ -350,38 +350,66 @@ struct subject {
 	__u32 flags;   /* enum subject_flag */
 };
 
-/* A prefix of a generation in an LPM trie. */
-struct identity_key {
-	__u32 length; /* in bits, of generation and v4-mapped form: an IPv4 /8 is 136 */
-	__u32 generation;
-	__u8 address[16];
+#define IDENTITY_KEYS 8	  /* of a node: it fills a cache line */
+#define IDENTITY_STEPS 24 /* to the identity of an address, at most: 6 for each of 4 words */
+
+enum identity_next {
+	IDENTITY_NODE = 1u << 31, /* a node follows, the lower bits are its number */
+	IDENTITY_WORD = 1u << 30, /* and it has keys for the address's next 32 bits */
 };
 
+/*
+ * A node of the tree that finds an address's identity, 32 bits of the address at a time, in
+ * the host's byte order. What follows is next of the last key that is not above these bits.
+ */
+struct identity_node {
+	__u32 keys[IDENTITY_KEYS]; /* ascending, at first 0 or what leads here; unused: all ones */
+	__u32 next[IDENTITY_KEYS]; /* an identity, or enum identity_next; unused: as the last used
+				    */
+};
+_Static_assert(sizeof(struct identity_node) == 64, "identity_node fills a cache line");
+
+/* Numbers of the two nodes that the search begins with, for 1 and for 4 words. */
+#define IDENTITY_ROOT_IPV4 0
+#define IDENTITY_ROOT_IPV6 1
+
 struct policy_key {
+	__u32 generation;
 	__u32 set;
-	__u32 identity; /* 0: of the rules for everybody */
+	__u32 identity; /* 0: of the rules for everybody; in chunk 0 divided by POLICY_RANGES */
 	__u32 chunk;	/* 0, 1, ...: ranges that do not fit one value */
 };
 
 /* Destination ports that a rule lets through. */
 struct policy_range {
-	__u64 rule; /* 0: no range */
+	__u64 rule;  /* 0: no range */
+	__u64 flows; /* new ones that it let through */
 	__u16 first;
 	__u16 last;
 	__u8 protocol; /* IPPROTO_*; 0: each, and ports do not matter */
-	__u8 pad[3];
+	__u8 more;     /* the next chunk goes on */
+	__u8 pad[2];
 };
-_Static_assert(sizeof(struct policy_range) == 16, "policy_range has no hidden padding");
+_Static_assert(sizeof(struct policy_range) == 24, "policy_range has no hidden padding");
 
-#define POLICY_RANGES 4	  /* of a value of policies */
-#define POLICY_CHUNKS 128 /* of a pair of set and identity */
+#define POLICY_RANGES 16 /* of a value of policies */
+#define POLICY_CHUNKS 33 /* of a pair of set and identity: 513 ranges */
 
+/*
+ * Chunk 0 has the first range of each of as many identities, because most have one, and few
+ * lines of a cache serve many then. The others have more ranges of one identity.
+ */
 struct policy {
 	struct policy_range ranges[POLICY_RANGES];
-	__u32 more; /* the next chunk goes on */
+};
+
+/* What a rule let through in generations that have gone. */
+struct hit {
+	__u64 flows;
+	__u32 generation; /* the last that is in flows */
 	__u32 pad;
 };
-_Static_assert(sizeof(struct policy) == 72, "policy has no hidden padding");
+_Static_assert(sizeof(struct hit) == 16, "hit has no hidden padding");
 
 /* Where denied counts for an endpoint, by its id: 0 ingress, 1 egress. */
 #define DENIED_AT(endpoint, egress) ((__u32)(endpoint) << 1 | (egress))

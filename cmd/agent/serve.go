@@ -185,10 +185,6 @@ func (n *node) start() (err error) {
 	if err != nil {
 		return &agent.StateError{Path: n.db.Path(), Reason: "damaged", Err: err}
 	}
-	first, err := n.datapath.FirstPolicyNumber()
-	if err != nil {
-		return err
-	}
 	n.service = agent.New(agent.Options{
 		DB:     n.db,
 		Leases: leases,
@@ -211,8 +207,6 @@ func (n *node) start() (err error) {
 		Version:      version.String(),
 		Logger:       n.log,
 		EnsureRoot:   n.ensureRoot,
-
-		FirstPolicyNumber: first,
 	})
 	if err := n.service.Start(found); err != nil {
 		return err

@@ -324,10 +324,27 @@ func TestLeastCapabilities(t *testing.T) {
 	agent := m.start(t, confined)
 	client := newClient(t, m)
 	e := add(t, m, client, "c1")
+	ofIdentities := func() uint64 {
+		status, err := client.Status(t.Context())
+		must(t, err)
+		i := slices.IndexFunc(status.Maps, func(usage api.Map) bool { return usage.Name == "identities" })
+		return status.Maps[i].Memory
+	}
+	without := ofIdentities()
+	_, err = client.ApplyPolicies(t.Context(), api.ApplyRequest{Text: []byte(`
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: p}
+spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24}}]}]}`)})
+	must(t, err)
 	must(t, client.Check(t.Context(), e.Attachment))
-	if _, err := client.Status(t.Context()); err != nil {
+	if with := ofIdentities(); with <= without {
+		t.Errorf("identities take %d bytes with a tree, and %d without", with, without)
+	}
+	if _, err := client.Policies(t.Context()); err != nil {
 		t.Error(err)
 	}
+	must(t, client.DeletePolicies(t.Context(), "default", []string{"p"}))
 	must(t, client.Delete(t.Context(), e.Attachment))
 
 	// What others took from a bridge is put back.

@@ -72,11 +72,11 @@ func newFirewall(opts Options, report func(string, error)) *firewall {
 		report: report,
 		engine: policy.New(policy.Limits{
 			Subjects: datapath.PolicySubjects,
-			Prefixes: datapath.PolicyPrefixes - 1, // one for what tells IPv4 from ::/0
-			Entries:  datapath.PolicyEntries,
+			Prefixes: datapath.PolicyPrefixes,
+			Entries:  datapath.PolicyPairs,
 			PerEntry: datapath.PolicyEntryRanges,
 			Rules:    datapath.PolicyRules,
-		}, opts.FirstPolicyNumber),
+		}),
 		set:     policySet{objects: &policy.Objects{}},
 		members: make(map[uint16]policy.Endpoint),
 	}

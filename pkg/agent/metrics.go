@@ -150,7 +150,7 @@ func (c *collector) collectPolicy(ch chan<- prometheus.Metric, gauge func(*prome
 	objects, rules := c.service.firewall.snapshot()
 	gauge(c.policies, float64(len(objects.Policies)))
 	gauge(c.policyRules, float64(len(rules)))
-	hits, err := c.service.opts.Datapath.Policy.PolicyHits()
+	hits, err := c.service.opts.Datapath.Policy.PolicyDenied()
 	if err != nil {
 		ch <- prometheus.NewInvalidMetric(c.policyDenied, fmt.Errorf("read policy hits: %w", err))
 		return

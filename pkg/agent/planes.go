@@ -74,6 +74,7 @@ type PolicyPlane interface {
 	ReconcilePolicy(datapath.Policy) error
 	RepairPolicy() error
 	PolicyHits() (datapath.PolicyHits, error)
+	PolicyDenied() (datapath.PolicyHits, error)
 }
 
 // FlowWalk shows all decisions that the datapath has stored, one by one.

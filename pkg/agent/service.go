@@ -48,9 +48,6 @@ type Options struct {
 	Excludes []netip.Prefix
 	// PolicyDir is the folder of policies; "" for none.
 	PolicyDir string
-	// FirstPolicyNumber is one above all that the datapath holds of a
-	// predecessor's policy.
-	FirstPolicyNumber uint32
 	// BPFRoot and Version are shown in Status.
 	BPFRoot, Version string
 	// EnsureRoot makes BPFRoot be on a bpf file system, should somebody have

@@ -351,6 +351,8 @@ func (w *world) RepairPolicy() error {
 	return w.fail["RepairPolicy"]
 }
 
+func (w *world) PolicyDenied() (datapath.PolicyHits, error) { return w.PolicyHits() }
+
 func (w *world) PolicyHits() (datapath.PolicyHits, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -231,6 +231,7 @@ func (d *Datapath) Close() error {
 	if d.programs != nil {
 		errs = append(errs, d.programs.close())
 	}
+	errs = append(errs, d.policy.tree.Close())
 	if d.maps != nil {
 		errs = append(errs, d.maps.Close())
 	}

@@ -52,6 +52,7 @@ const (
 	fromHostVarCoarseClock       = "coarse_clock"
 	fromHostVarEndpointLimit     = "endpoint_limit"
 	fromHostVarFibFlags          = "fib_flags"
+	fromHostVarIdentityNodeType  = "identity_node_type"
 	fromHostVarMarkBase          = "mark_base"
 	fromHostVarMasquerade        = "masquerade"
 	fromHostVarNetnsCookie       = "netns_cookie"
@@ -146,16 +147,17 @@ type fromHostMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type fromHostVariableSpecs struct {
-	AllocationSlots *ebpf.VariableSpec `ebpf:"allocation_slots"`
-	CoarseClock     *ebpf.VariableSpec `ebpf:"coarse_clock"`
-	EndpointLimit   *ebpf.VariableSpec `ebpf:"endpoint_limit"`
-	FibFlags        *ebpf.VariableSpec `ebpf:"fib_flags"`
-	MarkBase        *ebpf.VariableSpec `ebpf:"mark_base"`
-	Masquerade      *ebpf.VariableSpec `ebpf:"masquerade"`
-	NetnsCookie     *ebpf.VariableSpec `ebpf:"netns_cookie"`
-	NetnsInode      *ebpf.VariableSpec `ebpf:"netns_inode"`
-	PortCount       *ebpf.VariableSpec `ebpf:"port_count"`
-	PortFirst       *ebpf.VariableSpec `ebpf:"port_first"`
+	AllocationSlots  *ebpf.VariableSpec `ebpf:"allocation_slots"`
+	CoarseClock      *ebpf.VariableSpec `ebpf:"coarse_clock"`
+	EndpointLimit    *ebpf.VariableSpec `ebpf:"endpoint_limit"`
+	FibFlags         *ebpf.VariableSpec `ebpf:"fib_flags"`
+	IdentityNodeType *ebpf.VariableSpec `ebpf:"identity_node_type"`
+	MarkBase         *ebpf.VariableSpec `ebpf:"mark_base"`
+	Masquerade       *ebpf.VariableSpec `ebpf:"masquerade"`
+	NetnsCookie      *ebpf.VariableSpec `ebpf:"netns_cookie"`
+	NetnsInode       *ebpf.VariableSpec `ebpf:"netns_inode"`
+	PortCount        *ebpf.VariableSpec `ebpf:"port_count"`
+	PortFirst        *ebpf.VariableSpec `ebpf:"port_first"`
 }
 
 // fromHostObjects contains all objects after they have been loaded into the kernel.
@@ -237,16 +239,17 @@ func (m *fromHostMaps) Close() error {
 //
 // It can be passed to loadFromHostObjects or ebpf.CollectionSpec.LoadAndAssign.
 type fromHostVariables struct {
-	AllocationSlots *ebpf.Variable `ebpf:"allocation_slots"`
-	CoarseClock     *ebpf.Variable `ebpf:"coarse_clock"`
-	EndpointLimit   *ebpf.Variable `ebpf:"endpoint_limit"`
-	FibFlags        *ebpf.Variable `ebpf:"fib_flags"`
-	MarkBase        *ebpf.Variable `ebpf:"mark_base"`
-	Masquerade      *ebpf.Variable `ebpf:"masquerade"`
-	NetnsCookie     *ebpf.Variable `ebpf:"netns_cookie"`
-	NetnsInode      *ebpf.Variable `ebpf:"netns_inode"`
-	PortCount       *ebpf.Variable `ebpf:"port_count"`
-	PortFirst       *ebpf.Variable `ebpf:"port_first"`
+	AllocationSlots  *ebpf.Variable `ebpf:"allocation_slots"`
+	CoarseClock      *ebpf.Variable `ebpf:"coarse_clock"`
+	EndpointLimit    *ebpf.Variable `ebpf:"endpoint_limit"`
+	FibFlags         *ebpf.Variable `ebpf:"fib_flags"`
+	IdentityNodeType *ebpf.Variable `ebpf:"identity_node_type"`
+	MarkBase         *ebpf.Variable `ebpf:"mark_base"`
+	Masquerade       *ebpf.Variable `ebpf:"masquerade"`
+	NetnsCookie      *ebpf.Variable `ebpf:"netns_cookie"`
+	NetnsInode       *ebpf.Variable `ebpf:"netns_inode"`
+	PortCount        *ebpf.Variable `ebpf:"port_count"`
+	PortFirst        *ebpf.Variable `ebpf:"port_first"`
 }
 
 // fromHostPrograms contains all programs after they have been loaded into the kernel.

@@ -41,6 +41,7 @@ const (
 	limitEgressMapTranslations      = "translations"
 	limitEgressMapUnshaped          = "unshaped"
 	limitEgressProgLimitEgress      = "limit_egress"
+	limitEgressVarIdentityNodeType  = "identity_node_type"
 )
 
 // loadLimitEgress returns the embedded CollectionSpec for limitEgress.
@@ -122,6 +123,7 @@ type limitEgressMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type limitEgressVariableSpecs struct {
+	IdentityNodeType *ebpf.VariableSpec `ebpf:"identity_node_type"`
 }
 
 // limitEgressObjects contains all objects after they have been loaded into the kernel.
@@ -203,6 +205,7 @@ func (m *limitEgressMaps) Close() error {
 //
 // It can be passed to loadLimitEgressObjects or ebpf.CollectionSpec.LoadAndAssign.
 type limitEgressVariables struct {
+	IdentityNodeType *ebpf.Variable `ebpf:"identity_node_type"`
 }
 
 // limitEgressPrograms contains all programs after they have been loaded into the kernel.

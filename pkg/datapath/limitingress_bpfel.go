@@ -41,6 +41,7 @@ const (
 	limitIngressMapTranslations      = "translations"
 	limitIngressMapUnshaped          = "unshaped"
 	limitIngressProgLimitIngress     = "limit_ingress"
+	limitIngressVarIdentityNodeType  = "identity_node_type"
 )
 
 // loadLimitIngress returns the embedded CollectionSpec for limitIngress.
@@ -122,6 +123,7 @@ type limitIngressMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type limitIngressVariableSpecs struct {
+	IdentityNodeType *ebpf.VariableSpec `ebpf:"identity_node_type"`
 }
 
 // limitIngressObjects contains all objects after they have been loaded into the kernel.
@@ -203,6 +205,7 @@ func (m *limitIngressMaps) Close() error {
 //
 // It can be passed to loadLimitIngressObjects or ebpf.CollectionSpec.LoadAndAssign.
 type limitIngressVariables struct {
+	IdentityNodeType *ebpf.Variable `ebpf:"identity_node_type"`
 }
 
 // limitIngressPrograms contains all programs after they have been loaded into the kernel.

@@ -156,7 +156,7 @@ func (l *loaded) empty(m *ebpf.Map) error {
 			}
 		}
 		return nil
-	case ebpf.LPMTrie:
+	case ebpf.LPMTrie, ebpf.HashOfMaps:
 		for {
 			if key, err := m.NextKeyBytes(nil); err != nil || key == nil {
 				return err
@@ -267,8 +267,14 @@ func TestBorrowed(t *testing.T) {
 		}
 		for _, m := range first.reached(t) {
 			value := any(bytes.Repeat([]byte{255}, int(m.ValueSize())))
-			if m.Type() == ebpf.PerCPUArray {
+			switch m.Type() {
+			case ebpf.PerCPUArray:
 				value = slices.Repeat([][]byte{value.([]byte)}, ebpf.MustPossibleCPU())
+			case ebpf.HashOfMaps:
+				tree, err := first.maps.NewIdentityTree(2)
+				must(t, err)
+				defer func() { _ = tree.Close() }()
+				value = tree
 			}
 			must(t, m.Put(make([]byte, m.KeySize()), value))
 		}

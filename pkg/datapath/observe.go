@@ -232,9 +232,9 @@ func (d *Datapath) Maps() ([]MapUsage, error) {
 		d.maps.MasqueradeExclude: walked[maps.PrefixKey, uint8],
 		d.maps.StackDestinations: walked[maps.PrefixKey, uint8],
 		d.maps.Subjects:          entries[maps.SubjectKey, maps.Subject],
-		d.maps.Identities:        walked[maps.IdentityKey, uint32],
+		d.maps.Identities:        walked[uint32, uint32],
 		d.maps.Policies:          entries[maps.PolicyKey, maps.Policy],
-		d.maps.Hits:              entries[uint64, uint64],
+		d.maps.Hits:              entries[uint64, maps.Hit],
 	}
 	var usage []MapUsage
 	for name, m := range d.maps.All() {
@@ -244,6 +244,13 @@ func (d *Datapath) Maps() ([]MapUsage, error) {
 			return nil, fmt.Errorf("read map %s: %w", name, err)
 		}
 		u.Memory, _ = info.Memlock()
+		if m == d.maps.Identities {
+			inner, err := d.treeMemory()
+			if err != nil {
+				return nil, err
+			}
+			u.Memory += inner
+		}
 		if count := counts[m]; count != nil {
 			if u.Entries, err = count(m); err != nil {
 				return nil, err
@@ -264,7 +271,7 @@ func entries[K, V any](m *ebpf.Map) (n uint64, err error) {
 	return n, err
 }
 
-// walked counts the entries of a trie.
+// walked counts the entries of a map that takes no batches.
 func walked[K, V any](m *ebpf.Map) (uint64, error) { return walk(m, func(K, V) {}) }
 
 // ticks reads the programs' clock.

@@ -45,6 +45,7 @@ const (
 	pacerInVarCoarseClock       = "coarse_clock"
 	pacerInVarEndpointLimit     = "endpoint_limit"
 	pacerInVarFibFlags          = "fib_flags"
+	pacerInVarIdentityNodeType  = "identity_node_type"
 	pacerInVarMarkBase          = "mark_base"
 	pacerInVarMasquerade        = "masquerade"
 	pacerInVarNetnsCookie       = "netns_cookie"
@@ -132,16 +133,17 @@ type pacerInMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type pacerInVariableSpecs struct {
-	AllocationSlots *ebpf.VariableSpec `ebpf:"allocation_slots"`
-	CoarseClock     *ebpf.VariableSpec `ebpf:"coarse_clock"`
-	EndpointLimit   *ebpf.VariableSpec `ebpf:"endpoint_limit"`
-	FibFlags        *ebpf.VariableSpec `ebpf:"fib_flags"`
-	MarkBase        *ebpf.VariableSpec `ebpf:"mark_base"`
-	Masquerade      *ebpf.VariableSpec `ebpf:"masquerade"`
-	NetnsCookie     *ebpf.VariableSpec `ebpf:"netns_cookie"`
-	NetnsInode      *ebpf.VariableSpec `ebpf:"netns_inode"`
-	PortCount       *ebpf.VariableSpec `ebpf:"port_count"`
-	PortFirst       *ebpf.VariableSpec `ebpf:"port_first"`
+	AllocationSlots  *ebpf.VariableSpec `ebpf:"allocation_slots"`
+	CoarseClock      *ebpf.VariableSpec `ebpf:"coarse_clock"`
+	EndpointLimit    *ebpf.VariableSpec `ebpf:"endpoint_limit"`
+	FibFlags         *ebpf.VariableSpec `ebpf:"fib_flags"`
+	IdentityNodeType *ebpf.VariableSpec `ebpf:"identity_node_type"`
+	MarkBase         *ebpf.VariableSpec `ebpf:"mark_base"`
+	Masquerade       *ebpf.VariableSpec `ebpf:"masquerade"`
+	NetnsCookie      *ebpf.VariableSpec `ebpf:"netns_cookie"`
+	NetnsInode       *ebpf.VariableSpec `ebpf:"netns_inode"`
+	PortCount        *ebpf.VariableSpec `ebpf:"port_count"`
+	PortFirst        *ebpf.VariableSpec `ebpf:"port_first"`
 }
 
 // pacerInObjects contains all objects after they have been loaded into the kernel.
@@ -223,16 +225,17 @@ func (m *pacerInMaps) Close() error {
 //
 // It can be passed to loadPacerInObjects or ebpf.CollectionSpec.LoadAndAssign.
 type pacerInVariables struct {
-	AllocationSlots *ebpf.Variable `ebpf:"allocation_slots"`
-	CoarseClock     *ebpf.Variable `ebpf:"coarse_clock"`
-	EndpointLimit   *ebpf.Variable `ebpf:"endpoint_limit"`
-	FibFlags        *ebpf.Variable `ebpf:"fib_flags"`
-	MarkBase        *ebpf.Variable `ebpf:"mark_base"`
-	Masquerade      *ebpf.Variable `ebpf:"masquerade"`
-	NetnsCookie     *ebpf.Variable `ebpf:"netns_cookie"`
-	NetnsInode      *ebpf.Variable `ebpf:"netns_inode"`
-	PortCount       *ebpf.Variable `ebpf:"port_count"`
-	PortFirst       *ebpf.Variable `ebpf:"port_first"`
+	AllocationSlots  *ebpf.Variable `ebpf:"allocation_slots"`
+	CoarseClock      *ebpf.Variable `ebpf:"coarse_clock"`
+	EndpointLimit    *ebpf.Variable `ebpf:"endpoint_limit"`
+	FibFlags         *ebpf.Variable `ebpf:"fib_flags"`
+	IdentityNodeType *ebpf.Variable `ebpf:"identity_node_type"`
+	MarkBase         *ebpf.Variable `ebpf:"mark_base"`
+	Masquerade       *ebpf.Variable `ebpf:"masquerade"`
+	NetnsCookie      *ebpf.Variable `ebpf:"netns_cookie"`
+	NetnsInode       *ebpf.Variable `ebpf:"netns_inode"`
+	PortCount        *ebpf.Variable `ebpf:"port_count"`
+	PortFirst        *ebpf.Variable `ebpf:"port_first"`
 }
 
 // pacerInPrograms contains all programs after they have been loaded into the kernel.

@@ -41,6 +41,7 @@ const (
 	pacerOutMapTranslations      = "translations"
 	pacerOutMapUnshaped          = "unshaped"
 	pacerOutProgPacerOut         = "pacer_out"
+	pacerOutVarIdentityNodeType  = "identity_node_type"
 )
 
 // loadPacerOut returns the embedded CollectionSpec for pacerOut.
@@ -122,6 +123,7 @@ type pacerOutMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type pacerOutVariableSpecs struct {
+	IdentityNodeType *ebpf.VariableSpec `ebpf:"identity_node_type"`
 }
 
 // pacerOutObjects contains all objects after they have been loaded into the kernel.
@@ -203,6 +205,7 @@ func (m *pacerOutMaps) Close() error {
 //
 // It can be passed to loadPacerOutObjects or ebpf.CollectionSpec.LoadAndAssign.
 type pacerOutVariables struct {
+	IdentityNodeType *ebpf.Variable `ebpf:"identity_node_type"`
 }
 
 // pacerOutPrograms contains all programs after they have been loaded into the kernel.

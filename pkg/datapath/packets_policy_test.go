@@ -127,8 +127,11 @@ func (w firewall) written(n *node, number uint32) Policy {
 func newFirewalls(tb testing.TB, n *node) []firewall {
 	all := n.firewalls()
 	for number, w := range all[1:] {
-		_, err := n.writeGeneration(Policy{}, w.written(n, uint32(number+1)), uint32(number+1))
-		must(tb, err)
+		written := writtenPolicy{now: w.written(n, uint32(number+1)), generation: uint32(number + 1)}
+		written.places = newIdentityPlaces(written.now)
+		written.entries = policyEntries(written.generation, written.now.Entries, written.places)
+		must(tb, n.writeGeneration(&written))
+		must(tb, written.tree.Close())
 	}
 	return all
 }

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
-// Policy is what the programs ask. Sets and identities are numbers for contents, and no
-// number is used again for another one.
+// Policy is what the programs ask. Sets and identities are numbers for contents, and as long
+// as a Datapath is open no number is used again for another one.
 type Policy struct {
 	// Active says that somebody is restricted. If not, nothing is asked.
 	Active bool
@@ -35,8 +37,8 @@ type Subject struct {
 	NoOthers, NoOwn bool
 }
 
-func (s Subject) value() maps.Subject {
-	value := maps.Subject{Ingress: s.Ingress, Egress: s.Egress, Identity: s.Identity, Network: s.Network}
+func (s Subject) value(places *identityPlaces) maps.Subject {
+	value := maps.Subject{Ingress: s.Ingress, Egress: s.Egress, Identity: places.of[s.Identity], Network: s.Network}
 	for flag, set := range map[uint32]bool{
 		maps.SubjectNoOthers: s.NoOthers, maps.SubjectNoOwn: s.NoOwn, maps.SubjectByAddress: s.ByAddress,
 	} {
@@ -59,23 +61,28 @@ type PolicyRange struct {
 	Rule uint64
 }
 
-// Bounds of a policy. The maps hold two of each kind but the rules, because the next one
+// Bounds of a policy. The maps of subjects and entries have room for two, because the next one
 // is written before this one goes.
 const (
 	// PolicyPrefixes bounds Policy.Identities.
 	PolicyPrefixes = 65536
-	// PolicyEntries bounds the values of map policies: one for four ranges of a pair.
-	PolicyEntries = 65536
-	// PolicyPairRanges bounds the ranges of a pair.
-	PolicyPairRanges = 4 * 128
+	// PolicyEntries bounds the values of map policies: one for the first ranges of some
+	// pairs of a set, and one for each PolicyEntryRanges more that a pair has.
+	PolicyEntries = 2 * PolicyPairs
+	// PolicyPairs bounds pairs such that their entries fit, however they come to lie: a pair
+	// counts once for each PolicyEntryRanges that it has or begins.
+	PolicyPairs = 65536
+	// PolicyPairRanges bounds the ranges of a pair: 1 + PolicyEntryRanges * (POLICY_CHUNKS of
+	// bpf/lib/types.h - 1).
+	PolicyPairRanges = 1 + PolicyEntryRanges*32
 	// PolicyRules bounds the rules, each of which is counted.
 	PolicyRules = 131072
 	// PolicySubjects bounds Policy.Subjects.
 	PolicySubjects = 16384
 )
 
-// PolicyEntryRanges is how many ranges of a pair one entry of PolicyEntries holds:
-// POLICY_RANGES of bpf/lib/types.h.
+// PolicyEntryRanges is how many ranges one entry of PolicyEntries holds: POLICY_RANGES of
+// bpf/lib/types.h.
 const PolicyEntryRanges = len(maps.Policy{}.Ranges)
 
 // TooBigError is a policy that the maps have no room for. The one before stays.
@@ -91,28 +98,35 @@ func (e *TooBigError) Error() string {
 
 // writtenPolicy is what the maps hold.
 type writtenPolicy struct {
+	// known says that this agent has written it. If not, generation and last are a predecessor's.
 	known bool
-	// generation is the last that was written, whether or not it counts.
-	generation uint32
-	now        Policy
+	// generation is the one that counts, 0 for none, and last the last that was written, whether or
+	// not it counts.
+	generation, last uint32
+	now              Policy
+	// places and entries are those of the generation that counts, and nodes are in its tree.
+	places *identityPlaces
+	// growth bounds the entries: what nobody needs any more is among them, and goes with the generation.
+	growth  int
+	entries map[maps.PolicyKey]maps.Policy
+	nodes   identityTree
+	tree    *ebpf.Map
+	// unfinished says that there may be other generations, whose decisions may count.
+	unfinished bool
 }
 
 func (p *Policy) check() error {
-	chunks := 0
 	for pair, ranges := range p.Entries {
 		if len(ranges) > PolicyPairRanges {
 			return &TooBigError{What: fmt.Sprintf("ranges of ports for identity %d in set %d", pair.Identity, pair.Set), Need: len(ranges), Limit: PolicyPairRanges}
 		}
-		chunks += (len(ranges) + PolicyEntryRanges - 1) / PolicyEntryRanges
 	}
 	switch {
-	case chunks > PolicyEntries:
-		return &TooBigError{What: "entries", Need: chunks, Limit: PolicyEntries}
 	case len(p.Subjects) > PolicySubjects:
 		return &TooBigError{What: "subjects", Need: len(p.Subjects), Limit: PolicySubjects}
 	case len(p.rules()) > PolicyRules:
 		return &TooBigError{What: "rules", Need: len(p.rules()), Limit: PolicyRules}
-	case len(p.Identities) >= PolicyPrefixes:
+	case len(p.Identities) > PolicyPrefixes:
 		return &TooBigError{What: "prefixes", Need: len(p.Identities), Limit: PolicyPrefixes}
 	}
 	return nil

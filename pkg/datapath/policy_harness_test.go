@@ -3,14 +3,18 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 	gomaps "maps"
 	"net/netip"
+	"path/filepath"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
@@ -120,6 +124,22 @@ func (n *node) wantHits(t *testing.T, want PolicyHits) {
 	gomaps.DeleteFunc(got.Rules, func(_, n uint64) bool { return n == 0 })
 	if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("hits (-want +got):\n%s", diff)
+	}
+}
+
+// locked has a map refuse to be written, until it is called.
+func locked(t *testing.T, m **ebpf.Map) (unlock func()) {
+	t.Helper()
+	good, pin := *m, filepath.Join(nstest.BPFFS(t), "locked")
+	pinned, err := good.Clone()
+	must(t, err)
+	must(t, pinned.Pin(pin))
+	bad, err := ebpf.LoadPinnedMap(pin, &ebpf.LoadPinOptions{ReadOnly: true})
+	must(t, errors.Join(err, pinned.Unpin(), pinned.Close()))
+	*m = bad
+	return func() {
+		*m = good
+		must(t, bad.Close())
 	}
 }
 

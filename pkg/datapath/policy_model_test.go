@@ -32,7 +32,7 @@ const (
 func TestPolicyModel(t *testing.T) {
 	nstest.Halve(t, 1)
 	n := newNode(t, Config{})
-	m := &modelNode{node: n, engine: policy.New(policy.Limits{}, 1)}
+	m := &modelNode{node: n, engine: policy.New(policy.Limits{})}
 	policies := uint64(modelPolicies)
 	if nstest.Emulated() {
 		policies = modelPoliciesEmulated

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	gomaps "maps"
-	"net/netip"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -17,8 +16,9 @@ import (
 
 // ReconcilePolicy has the programs ask this policy, from one packet to the next: each
 // packet is judged by all of the policy before or by all of this one. Where it only has
-// subjects more or less, nothing else is judged anew. If it fails, the policy before
-// stays. The error is a *TooBigError where the maps have no room.
+// subjects more or less, nothing else is judged anew, as a rule. If it fails, the policy
+// before stays, or counts for what it has decided already. The error is a *TooBigError where
+// the maps have no room.
 func (d *Datapath) ReconcilePolicy(p Policy) error {
 	if err := p.check(); err != nil {
 		return err
@@ -30,231 +30,257 @@ func (d *Datapath) ReconcilePolicy(p Policy) error {
 			return err
 		}
 	}
-	if d.policy.known && d.policy.now.Active && p.Active && d.policy.now.grewTo(p) {
-		return d.growPolicy(p)
+	if err := d.finishPolicy(); err != nil {
+		return err
+	}
+	if d.policy.now.Active && p.Active && d.policy.now.grewTo(p) {
+		if grown, err := d.growPolicy(p); grown || err != nil {
+			return err
+		}
 	}
 	return d.replacePolicy(p)
 }
 
-// grewTo tells whether next differs from p in subjects that came or went, and what they need.
+// grewTo tells whether next differs from p in subjects that came or went, and what they need. What they
+// do not need any more nobody asks for: nothing is gone that lets one who is still there through.
 func (p Policy) grewTo(next Policy) bool {
 	for id, subject := range p.Subjects {
 		if now, there := next.Subjects[id]; there && now != subject {
 			return false
 		}
 	}
-	return gomaps.Equal(p.Identities, next.Identities)
+	if !gomaps.Equal(p.Identities, next.Identities) {
+		return false
+	}
+	sets, identities := next.sets(), next.numbers()
+	for pair := range p.Entries {
+		if _, there := next.Entries[pair]; !there && sets[pair.Set] && identities[pair.Identity] {
+			return false
+		}
+	}
+	return true
 }
 
-// learnPolicy removes what a predecessor has left half done.
+// learnPolicy finds out which generation of a predecessor counts, and removes what it has left half
+// done.
 func (d *Datapath) learnPolicy() error {
 	var current uint32
 	if err := d.maps.PolicyGeneration.Lookup(uint32(0), &current); err != nil {
 		return fmt.Errorf("read map policy_generation: %w", err)
 	}
-	d.policy.generation = current
-	if err := d.removeGenerations(func(generation uint32) bool { return generation != current }); err != nil {
+	// A program that still asks the others must have ended before they are counted.
+	if err := waitForPrograms(); err != nil {
 		return err
 	}
+	if err := d.endGenerations(func(generation uint32) bool { return generation != current }, nil); err != nil {
+		return err
+	}
+	// No number is used again that hits have counted for, just now or before.
+	last := current
+	if err := each(d.maps.Hits, func(_ uint64, hit maps.Hit) bool {
+		last = max(last, hit.Generation)
+		return true
+	}); err != nil {
+		return err
+	}
+	d.policy.generation, d.policy.last = current, last
 	return nil
 }
 
-func (d *Datapath) growPolicy(p Policy) error {
-	before := d.policy.now
-	written, err := d.writeEntries(before, p)
-	if err != nil {
-		return errors.Join(err, d.removeEntries(written))
+// endGenerations removes all of the generations for which gone holds and which no program asks any more,
+// and keeps what their rules have counted. It stops at the first step that fails, and can be repeated.
+func (d *Datapath) endGenerations(gone func(uint32) bool, wanted map[uint64]bool) error {
+	left, err := d.keysOf(gone)
+	if err != nil || left.none() {
+		return err
 	}
-	if err := errors.Join(d.writeHits(p), d.clearDenied(before, p)); err != nil {
-		return errors.Join(err, d.removeEntries(written))
+	if err := d.settleHits(gone, wanted); err != nil {
+		return err
+	}
+	return d.remove(left)
+}
+
+// finishPolicy ends what a change of policy has left to be done, if anything.
+func (d *Datapath) finishPolicy() error {
+	if !d.policy.unfinished {
+		return nil
+	}
+	if err := d.decideAnew(); err != nil {
+		return err
+	}
+	return d.endFormer()
+}
+
+// decideAnew has all decisions of the former policy taken again. No program asks that any more then.
+func (d *Datapath) decideAnew() error {
+	// A packet under way may still ask the one before, and another CPU's may have seen the new
+	// epoch before the new policy: what they have decided is decided again.
+	return errors.Join(d.bumpEpoch(0), waitForPrograms(), d.bumpEpoch(0))
+}
+
+// endFormer keeps what the former policy has counted, and removes it.
+func (d *Datapath) endFormer() error {
+	rules := d.policy.now.rules()
+	if err := d.keepHits(rules); err != nil {
+		return err
+	}
+	current := d.policy.generation
+	if err := d.endGenerations(func(generation uint32) bool { return generation != current }, rules); err != nil {
+		return err
+	}
+	d.policy.unfinished = false
+	return nil
+}
+
+// growPolicy changes the generation that counts, where nothing that is in it needs to be
+// another. What nobody needs any more stays in it.
+func (d *Datapath) growPolicy(p Policy) (grown bool, err error) {
+	before, places := d.policy.now, d.policy.places
+	places.give(p.numbers())
+	entries := policyEntries(d.policy.generation, pairsBesides(before.Entries, p.Entries), places)
+	for key, value := range entries {
+		if there, ok := d.policy.entries[key]; ok {
+			if !contains(there, value) {
+				return false, nil // the next generation has them in order
+			}
+			delete(entries, key)
+		}
+	}
+	if places.next >= maxPlace || places.isLoose(p) || len(d.policy.entries)+len(entries) > d.policy.growth {
+		return false, nil
 	}
 	var keys []maps.SubjectKey
 	var values []maps.Subject
 	for id, subject := range p.Subjects {
 		if _, there := before.Subjects[id]; !there {
 			keys = append(keys, maps.SubjectKey{Generation: d.policy.generation, Endpoint: uint32(id)})
-			values = append(values, subject.value())
+			values = append(values, subject.value(places))
 		}
 	}
-	if err := writeAll(d.maps.Subjects, keys, values); err != nil {
-		return errors.Join(fmt.Errorf("write map subjects: %w", err), removeAll(d.maps.Subjects, keys), d.removeEntries(written))
+	if err = errors.Join(d.writeEntries(entries), d.clearDenied(before, p)); err == nil {
+		if err = writeAll(d.maps.Subjects, keys, values); err != nil {
+			err = fmt.Errorf("write map subjects: %w", err)
+		}
 	}
-	d.policy.now = p
-	var gone []maps.SubjectKey
+	if err != nil {
+		return false, errors.Join(err, removeAll(d.maps.Subjects, keys), removeAll(d.maps.Policies, slices.Collect(gomaps.Keys(entries))))
+	}
+	gomaps.Copy(d.policy.entries, entries)
+	var left []maps.SubjectKey
 	for id := range before.Subjects {
 		if _, there := p.Subjects[id]; !there {
-			gone = append(gone, maps.SubjectKey{Generation: d.policy.generation, Endpoint: uint32(id)})
+			left = append(left, maps.SubjectKey{Generation: d.policy.generation, Endpoint: uint32(id)})
 		}
 	}
-	return errors.Join(removeAll(d.maps.Subjects, gone), d.removeStale(before, p))
+	if err := removeAll(d.maps.Subjects, left); err != nil {
+		d.log.Error("subjects that are gone stay until the next policy", "error", err)
+		return false, nil // which is this one
+	}
+	d.policy.now = p
+	return true, nil
 }
 
+// contains says whether an entry has the ranges of another.
+func contains(entry, other maps.Policy) bool {
+	for i, r := range other.Ranges {
+		if r.Rule != 0 && entry.Ranges[i] != r {
+			return false
+		}
+	}
+	return true
+}
+
+// pairsBesides are the pairs of b that a has not.
+func pairsBesides(a, b map[PolicyPair][]PolicyRange) map[PolicyPair][]PolicyRange {
+	out := make(map[PolicyPair][]PolicyRange)
+	for pair, ranges := range b {
+		if _, there := a[pair]; !there {
+			out[pair] = ranges
+		}
+	}
+	return out
+}
+
+// replacePolicy writes a generation of its own for a policy, and has it count.
 func (d *Datapath) replacePolicy(p Policy) error {
-	before := d.policy.now
-	next := uint32(0)
-	var written []maps.PolicyKey
+	next := writtenPolicy{known: true, now: p, last: d.policy.last}
 	if p.Active {
-		next = max(1, d.policy.generation+1)
-		var err error
-		if written, err = d.writeGeneration(before, p, next); err != nil {
-			return errors.Join(err, d.removeGenerations(func(g uint32) bool { return g == next }), d.removeEntries(written))
+		d.policy.last++ // whatever becomes of this one
+		next.last, next.generation = d.policy.last, d.policy.last
+		next.places = newIdentityPlaces(p)
+		next.entries = policyEntries(next.generation, p.Entries, next.places)
+		next.growth = min(2*len(next.entries)+4096, PolicyEntries)
+		if err := d.writeGeneration(&next); err != nil {
+			return errors.Join(err, d.abandon(&next))
 		}
 	}
 	failpoint.Hit(failpoint.AgentPolicyWritten)
 	// One write, and all of it counts.
-	if err := d.maps.PolicyGeneration.Put(uint32(0), next); err != nil {
-		return errors.Join(fmt.Errorf("write map policy_generation: %w", err),
-			d.removeGenerations(func(g uint32) bool { return g == next }), d.removeEntries(written))
+	if err := d.maps.PolicyGeneration.Put(uint32(0), next.generation); err != nil {
+		return errors.Join(fmt.Errorf("write map policy_generation: %w", err), d.abandon(&next))
 	}
-	known := d.policy.known
-	d.policy.known, d.policy.now = true, p
-	d.policy.generation = max(d.policy.generation, next)
-	changed := d.bumpEpoch(0)
+	closed := d.policy.tree.Close()
+	d.policy, d.policy.unfinished = next, true
 	failpoint.Hit(failpoint.AgentPolicyCounts)
-	// A packet under way may still ask the one before, and another CPU's may have seen the new
-	// epoch before the new policy: what they have decided is decided again.
-	errs := []error{changed, waitForPrograms(), d.bumpEpoch(0), d.removeGenerations(func(g uint32) bool { return g != next })}
-	if !p.Active {
-		errs = append(errs, d.writeHits(Policy{}))
+	if err := d.decideAnew(); err != nil {
+		return errors.Join(fmt.Errorf("what the former policy has decided may still count: %w", err), closed)
 	}
-	if known {
-		errs = append(errs, d.removeStale(before, p))
-	} else {
-		errs = append(errs, d.removeUnknown(p))
+	// That the former one is still there is no failure of this one.
+	if err := errors.Join(closed, d.endFormer()); err != nil {
+		d.log.Error("the former policy is not removed yet", "error", err)
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
-func (d *Datapath) writeGeneration(before, p Policy, generation uint32) ([]maps.PolicyKey, error) {
-	written, err := d.writeEntries(before, p)
-	if err != nil {
-		return written, err
+// abandon removes a generation that does not count.
+func (d *Datapath) abandon(w *writtenPolicy) error {
+	err := w.tree.Close()
+	left, err2 := d.keysOf(func(generation uint32) bool { return generation == w.generation })
+	if err = errors.Join(err, err2, d.remove(left)); err != nil {
+		d.policy.unfinished = d.policy.known // if not, all is learned again
 	}
-	if err := d.writeHits(p); err != nil {
-		return written, err
-	}
-	if d.policy.known {
-		if err := d.clearDenied(before, p); err != nil {
-			return written, err
-		}
-	}
-	for prefix, identity := range p.identities() {
-		// A trie takes no batches on 5.10.
-		if err := d.maps.Identities.Put(maps.NewIdentityKey(generation, prefix), identity); err != nil {
-			return written, fmt.Errorf("write map identities: %w", err)
-		}
-	}
-	keys := make([]maps.SubjectKey, 0, len(p.Subjects))
-	values := make([]maps.Subject, 0, len(p.Subjects))
-	for id, subject := range p.Subjects {
-		keys = append(keys, maps.SubjectKey{Generation: generation, Endpoint: uint32(id)})
-		values = append(values, subject.value())
-	}
-	if err := writeAll(d.maps.Subjects, keys, values); err != nil {
-		return written, fmt.Errorf("write map subjects: %w", err)
-	}
-	return written, nil
+	return err
 }
 
-// identities are those of the policy, as the trie has them.
-func (p *Policy) identities() map[netip.Prefix]uint32 {
-	everything := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	if _, there := p.Identities[everything]; there {
-		return p.Identities
+// writeGeneration writes all of a policy that is not asked yet.
+func (d *Datapath) writeGeneration(w *writtenPolicy) (err error) {
+	if len(w.entries) > PolicyEntries {
+		return &TooBigError{What: "entries", Need: len(w.entries), Limit: PolicyEntries}
 	}
-	for prefix := range p.Identities {
-		if maps.CoversIPv4(prefix) {
-			guarded := gomaps.Clone(p.Identities)
-			guarded[everything] = 0
-			return guarded
-		}
-	}
-	return p.Identities
-}
-
-// chunks are the values of map policies that a pair has.
-func chunks(pair PolicyPair, ranges []PolicyRange) (keys []maps.PolicyKey, values []maps.Policy) {
-	for i := 0; i < len(ranges); i += PolicyEntryRanges {
-		var value maps.Policy
-		for j, r := range ranges[i:min(len(ranges), i+PolicyEntryRanges)] {
-			value.Ranges[j] = maps.PolicyRange{Rule: r.Rule, First: r.First, Last: r.Last, Protocol: r.Protocol}
-		}
-		if i+PolicyEntryRanges < len(ranges) {
-			value.More = 1
-		}
-		keys = append(keys, maps.PolicyKey{Set: pair.Set, Identity: pair.Identity, Chunk: uint32(i / PolicyEntryRanges)})
-		values = append(values, value)
-	}
-	return keys, values
-}
-
-// writeEntries writes those that are not there yet. It returns their keys, also when it fails:
-// nothing that counts needs them.
-func (d *Datapath) writeEntries(before, p Policy) ([]maps.PolicyKey, error) {
-	there := make(map[maps.PolicyKey]maps.Policy)
-	if !d.policy.known {
-		// Another agent has written some, or others have removed some of ours.
-		if err := each(d.maps.Policies, func(key maps.PolicyKey, value maps.Policy) bool {
-			there[key] = value
-			return true
-		}); err != nil {
-			return nil, err
-		}
-	}
-	var keys []maps.PolicyKey
-	var values []maps.Policy
-	for pair, ranges := range p.Entries {
-		if _, known := before.Entries[pair]; known {
-			continue
-		}
-		k, v := chunks(pair, ranges)
-		for i := range k {
-			if got, is := there[k[i]]; !is || got != v[i] {
-				keys, values = append(keys, k[i]), append(values, v[i])
-			}
-		}
-	}
-	if err := writeAll(d.maps.Policies, keys, values); err != nil {
-		return keys, fmt.Errorf("write map policies: %w", err)
-	}
-	return keys, nil
-}
-
-func (d *Datapath) removeEntries(keys []maps.PolicyKey) error {
-	return removeAll(d.maps.Policies, keys)
-}
-
-// rules are those of a policy, by the keys of their counters.
-func (p *Policy) rules() map[uint64]bool {
-	rules := make(map[uint64]bool)
-	for _, ranges := range p.Entries {
-		for _, r := range ranges {
-			rules[r.Rule] = true
-		}
-	}
-	return rules
-}
-
-// writeHits makes the map of hits have the counters of the policy's rules, and of no others.
-// What the rules that go still count is lost.
-func (d *Datapath) writeHits(p Policy) error {
-	wanted := p.rules()
-	var stale []uint64
-	if err := each(d.maps.Hits, func(rule, _ uint64) bool {
-		if !wanted[rule] {
-			stale = append(stale, rule)
-		}
-		delete(wanted, rule)
-		return true
-	}); err != nil {
+	if err := d.writeEntries(w.entries); err != nil {
 		return err
 	}
-	if err := removeAll(d.maps.Hits, stale); err != nil {
-		return fmt.Errorf("write map hits: %w", err)
+	if d.policy.known {
+		if err := d.clearDenied(d.policy.now, w.now); err != nil {
+			return err
+		}
 	}
-	keys := slices.Collect(gomaps.Keys(wanted))
-	if err := writeAll(d.maps.Hits, keys, make([]uint64, len(keys))); err != nil {
-		return fmt.Errorf("write map hits: %w", err)
+	if w.nodes, err = newIdentityTree(w.places.identities(w.now)); err != nil {
+		return err
+	}
+	if w.tree, err = d.writeIdentities(w.generation, w.nodes); err != nil {
+		return err
+	}
+	keys := make([]maps.SubjectKey, 0, len(w.now.Subjects))
+	values := make([]maps.Subject, 0, len(w.now.Subjects))
+	for id, subject := range w.now.Subjects {
+		keys = append(keys, maps.SubjectKey{Generation: w.generation, Endpoint: uint32(id)})
+		values = append(values, subject.value(w.places))
+	}
+	if err := writeAll(d.maps.Subjects, keys, values); err != nil {
+		return fmt.Errorf("write map subjects: %w", err)
+	}
+	return nil
+}
+
+func (d *Datapath) writeEntries(entries map[maps.PolicyKey]maps.Policy) error {
+	keys := make([]maps.PolicyKey, 0, len(entries))
+	values := make([]maps.Policy, 0, len(entries))
+	for key, value := range entries {
+		keys, values = append(keys, key), append(values, value)
+	}
+	if err := writeAll(d.maps.Policies, keys, values); err != nil {
+		return fmt.Errorf("write map policies: %w", err)
 	}
 	return nil
 }
@@ -284,44 +310,37 @@ func deniedAt(endpoint uint16, egress bool) uint32 {
 	return at
 }
 
-// removeStale removes the entries that only the policy before needs.
-func (d *Datapath) removeStale(before, p Policy) error {
-	var keys []maps.PolicyKey
-	for pair, ranges := range before.Entries {
-		if _, there := p.Entries[pair]; !there {
-			k, _ := chunks(pair, ranges)
-			keys = append(keys, k...)
-		}
-	}
-	return d.removeEntries(keys)
+// policyKeys are what maps have of some generations.
+type policyKeys struct {
+	subjects []maps.SubjectKey
+	entries  []maps.PolicyKey
+	trees    []uint32
 }
 
-// removeUnknown removes what the policy does not need, of a predecessor's.
-func (d *Datapath) removeUnknown(p Policy) error {
-	wanted := make(map[maps.PolicyKey]bool)
-	for pair, ranges := range p.Entries {
-		keys, _ := chunks(pair, ranges)
-		for _, key := range keys {
-			wanted[key] = true
-		}
-	}
-	stale, err := keysWhere[maps.PolicyKey, maps.Policy](d.maps.Policies, func(key maps.PolicyKey) bool { return !wanted[key] })
-	return errors.Join(err, d.removeEntries(stale))
-}
+func (k *policyKeys) none() bool { return len(k.subjects)+len(k.entries)+len(k.trees) == 0 }
 
-// removeGenerations removes subjects and identities of the generations for which gone holds.
-func (d *Datapath) removeGenerations(gone func(uint32) bool) error {
-	subjects, err := keysWhere[maps.SubjectKey, maps.Subject](d.maps.Subjects, func(key maps.SubjectKey) bool { return gone(key.Generation) })
-	var identities []maps.IdentityKey
-	_, err2 := walk(d.maps.Identities, func(key maps.IdentityKey, _ uint32) {
-		if gone(key.Generation) {
-			identities = append(identities, key)
+func (d *Datapath) keysOf(which func(generation uint32) bool) (k policyKeys, err error) {
+	k.subjects, err = keysWhere[maps.SubjectKey, maps.Subject](d.maps.Subjects, func(key maps.SubjectKey) bool { return which(key.Generation) })
+	if err != nil {
+		return k, err
+	}
+	k.entries, err = keysWhere[maps.PolicyKey, maps.Policy](d.maps.Policies, func(key maps.PolicyKey) bool { return which(key.Generation) })
+	if err != nil {
+		return k, err
+	}
+	_, err = walk(d.maps.Identities, func(generation, _ uint32) {
+		if which(generation) {
+			k.trees = append(k.trees, generation)
 		}
 	})
-	return errors.Join(err, err2, removeAll(d.maps.Subjects, subjects), removeAll(d.maps.Identities, identities))
+	return k, err
 }
 
-// walk calls f for every entry of a trie, which takes no batches before Linux 5.16.
+func (d *Datapath) remove(k policyKeys) error {
+	return errors.Join(removeAll(d.maps.Subjects, k.subjects), removeAll(d.maps.Policies, k.entries), removeAll(d.maps.Identities, k.trees))
+}
+
+// walk calls f for every entry of a map that takes no batches, as a trie before Linux 5.16.
 func walk[K, V any](m *ebpf.Map, f func(K, V)) (n uint64, err error) {
 	var (
 		key   K
@@ -338,7 +357,7 @@ func walk[K, V any](m *ebpf.Map, f func(K, V)) (n uint64, err error) {
 	return n, nil
 }
 
-// writeAll writes many entries of a hash map in one call of the kernel.
+// writeAll writes many entries of a map in one call of the kernel.
 func writeAll[K, V any](m *ebpf.Map, keys []K, values []V) error {
 	if len(keys) == 0 {
 		return nil

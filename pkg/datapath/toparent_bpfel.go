@@ -46,6 +46,7 @@ const (
 	toParentVarCoarseClock       = "coarse_clock"
 	toParentVarEndpointLimit     = "endpoint_limit"
 	toParentVarFibFlags          = "fib_flags"
+	toParentVarIdentityNodeType  = "identity_node_type"
 	toParentVarMarkBase          = "mark_base"
 	toParentVarMasquerade        = "masquerade"
 	toParentVarNetnsCookie       = "netns_cookie"
@@ -134,16 +135,17 @@ type toParentMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type toParentVariableSpecs struct {
-	AllocationSlots *ebpf.VariableSpec `ebpf:"allocation_slots"`
-	CoarseClock     *ebpf.VariableSpec `ebpf:"coarse_clock"`
-	EndpointLimit   *ebpf.VariableSpec `ebpf:"endpoint_limit"`
-	FibFlags        *ebpf.VariableSpec `ebpf:"fib_flags"`
-	MarkBase        *ebpf.VariableSpec `ebpf:"mark_base"`
-	Masquerade      *ebpf.VariableSpec `ebpf:"masquerade"`
-	NetnsCookie     *ebpf.VariableSpec `ebpf:"netns_cookie"`
-	NetnsInode      *ebpf.VariableSpec `ebpf:"netns_inode"`
-	PortCount       *ebpf.VariableSpec `ebpf:"port_count"`
-	PortFirst       *ebpf.VariableSpec `ebpf:"port_first"`
+	AllocationSlots  *ebpf.VariableSpec `ebpf:"allocation_slots"`
+	CoarseClock      *ebpf.VariableSpec `ebpf:"coarse_clock"`
+	EndpointLimit    *ebpf.VariableSpec `ebpf:"endpoint_limit"`
+	FibFlags         *ebpf.VariableSpec `ebpf:"fib_flags"`
+	IdentityNodeType *ebpf.VariableSpec `ebpf:"identity_node_type"`
+	MarkBase         *ebpf.VariableSpec `ebpf:"mark_base"`
+	Masquerade       *ebpf.VariableSpec `ebpf:"masquerade"`
+	NetnsCookie      *ebpf.VariableSpec `ebpf:"netns_cookie"`
+	NetnsInode       *ebpf.VariableSpec `ebpf:"netns_inode"`
+	PortCount        *ebpf.VariableSpec `ebpf:"port_count"`
+	PortFirst        *ebpf.VariableSpec `ebpf:"port_first"`
 }
 
 // toParentObjects contains all objects after they have been loaded into the kernel.
@@ -227,16 +229,17 @@ func (m *toParentMaps) Close() error {
 //
 // It can be passed to loadToParentObjects or ebpf.CollectionSpec.LoadAndAssign.
 type toParentVariables struct {
-	AllocationSlots *ebpf.Variable `ebpf:"allocation_slots"`
-	CoarseClock     *ebpf.Variable `ebpf:"coarse_clock"`
-	EndpointLimit   *ebpf.Variable `ebpf:"endpoint_limit"`
-	FibFlags        *ebpf.Variable `ebpf:"fib_flags"`
-	MarkBase        *ebpf.Variable `ebpf:"mark_base"`
-	Masquerade      *ebpf.Variable `ebpf:"masquerade"`
-	NetnsCookie     *ebpf.Variable `ebpf:"netns_cookie"`
-	NetnsInode      *ebpf.Variable `ebpf:"netns_inode"`
-	PortCount       *ebpf.Variable `ebpf:"port_count"`
-	PortFirst       *ebpf.Variable `ebpf:"port_first"`
+	AllocationSlots  *ebpf.Variable `ebpf:"allocation_slots"`
+	CoarseClock      *ebpf.Variable `ebpf:"coarse_clock"`
+	EndpointLimit    *ebpf.Variable `ebpf:"endpoint_limit"`
+	FibFlags         *ebpf.Variable `ebpf:"fib_flags"`
+	IdentityNodeType *ebpf.Variable `ebpf:"identity_node_type"`
+	MarkBase         *ebpf.Variable `ebpf:"mark_base"`
+	Masquerade       *ebpf.Variable `ebpf:"masquerade"`
+	NetnsCookie      *ebpf.Variable `ebpf:"netns_cookie"`
+	NetnsInode       *ebpf.Variable `ebpf:"netns_inode"`
+	PortCount        *ebpf.Variable `ebpf:"port_count"`
+	PortFirst        *ebpf.Variable `ebpf:"port_first"`
 }
 
 // toParentPrograms contains all programs after they have been loaded into the kernel.

@@ -198,11 +198,24 @@ type kernelFragmentKey struct {
 	Pad            [7]uint8
 }
 
-type kernelIdentityKey struct {
+type kernelHit struct {
 	_          structs.HostLayout
-	Length     uint32
+	Flows      uint64
 	Generation uint32
-	Address    [16]uint8
+	Pad        uint32
+}
+
+type kernelIdentityNext uint32
+
+const (
+	kernelIdentityNextIDENTITY_NODE kernelIdentityNext = 2147483648
+	kernelIdentityNextIDENTITY_WORD kernelIdentityNext = 1073741824
+)
+
+type kernelIdentityNode struct {
+	_    structs.HostLayout
+	Keys [8]uint32
+	Next [8]uint32
 }
 
 type kernelInterface struct {
@@ -292,25 +305,26 @@ type kernelMac struct {
 
 type kernelPolicy struct {
 	_      structs.HostLayout
-	Ranges [4]kernelPolicyRange
-	More   uint32
-	Pad    uint32
+	Ranges [16]kernelPolicyRange
 }
 
 type kernelPolicyKey struct {
-	_        structs.HostLayout
-	Set      uint32
-	Identity uint32
-	Chunk    uint32
+	_          structs.HostLayout
+	Generation uint32
+	Set        uint32
+	Identity   uint32
+	Chunk      uint32
 }
 
 type kernelPolicyRange struct {
 	_        structs.HostLayout
 	Rule     uint64
+	Flows    uint64
 	First    uint16
 	Last     uint16
 	Protocol uint8
-	Pad      [3]uint8
+	More     uint8
+	Pad      [2]uint8
 }
 
 type kernelPort struct {
@@ -460,11 +474,13 @@ const (
 	kernelMapSubjects               = "subjects"
 	kernelMapTranslations           = "translations"
 	kernelMapUnshaped               = "unshaped"
+	kernelVarIdentityNodeType       = "identity_node_type"
 	kernelVarUnusedAction           = "unused_action"
 	kernelVarUnusedChildFlag        = "unused_child_flag"
 	kernelVarUnusedCounter          = "unused_counter"
 	kernelVarUnusedEndpointFlag     = "unused_endpoint_flag"
 	kernelVarUnusedFlowFlag         = "unused_flow_flag"
+	kernelVarUnusedIdentityNext     = "unused_identity_next"
 	kernelVarUnusedInterfaceFlag    = "unused_interface_flag"
 	kernelVarUnusedInterfaceRole    = "unused_interface_role"
 	kernelVarUnusedJourney          = "unused_journey"
@@ -554,11 +570,13 @@ type kernelMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelVariableSpecs struct {
+	IdentityNodeType       *ebpf.VariableSpec `ebpf:"identity_node_type"`
 	UnusedAction           *ebpf.VariableSpec `ebpf:"unused_action"`
 	UnusedChildFlag        *ebpf.VariableSpec `ebpf:"unused_child_flag"`
 	UnusedCounter          *ebpf.VariableSpec `ebpf:"unused_counter"`
 	UnusedEndpointFlag     *ebpf.VariableSpec `ebpf:"unused_endpoint_flag"`
 	UnusedFlowFlag         *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
+	UnusedIdentityNext     *ebpf.VariableSpec `ebpf:"unused_identity_next"`
 	UnusedInterfaceFlag    *ebpf.VariableSpec `ebpf:"unused_interface_flag"`
 	UnusedInterfaceRole    *ebpf.VariableSpec `ebpf:"unused_interface_role"`
 	UnusedJourney          *ebpf.VariableSpec `ebpf:"unused_journey"`
@@ -649,11 +667,13 @@ func (m *kernelMaps) Close() error {
 //
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelVariables struct {
+	IdentityNodeType       *ebpf.Variable `ebpf:"identity_node_type"`
 	UnusedAction           *ebpf.Variable `ebpf:"unused_action"`
 	UnusedChildFlag        *ebpf.Variable `ebpf:"unused_child_flag"`
 	UnusedCounter          *ebpf.Variable `ebpf:"unused_counter"`
 	UnusedEndpointFlag     *ebpf.Variable `ebpf:"unused_endpoint_flag"`
 	UnusedFlowFlag         *ebpf.Variable `ebpf:"unused_flow_flag"`
+	UnusedIdentityNext     *ebpf.Variable `ebpf:"unused_identity_next"`
 	UnusedInterfaceFlag    *ebpf.Variable `ebpf:"unused_interface_flag"`
 	UnusedInterfaceRole    *ebpf.Variable `ebpf:"unused_interface_role"`
 	UnusedJourney          *ebpf.Variable `ebpf:"unused_journey"`

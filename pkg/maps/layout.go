@@ -38,13 +38,13 @@ type (
 	SubjectKey = kernelSubjectKey
 	// Subject is what policy says of an endpoint.
 	Subject = kernelSubject
-	// IdentityKey is a prefix in a generation of policy.
-	IdentityKey = kernelIdentityKey
-	// PolicyKey is a set of rules and an identity, or a part of what they let through.
+	// IdentityNode is one of the tree that finds the identity of an address.
+	IdentityNode = kernelIdentityNode
+	// PolicyKey is a set of rules and some identities in a generation of policy.
 	PolicyKey = kernelPolicyKey
 	// PolicyRange are ports that a rule lets through.
 	PolicyRange = kernelPolicyRange
-	// Policy is what a set lets through for an identity, or a part of it.
+	// Policy is what a set lets through for these identities, or a part of it.
 	Policy = kernelPolicy
 	// LimitKey is what an endpoint sends, or what it gets.
 	LimitKey = kernelLimitKey
@@ -52,6 +52,8 @@ type (
 	Limit = kernelLimit
 	// UnshapedKey is a prefix that the limits of an endpoint do not count for.
 	UnshapedKey = kernelUnshapedKey
+	// Hit is what a rule let through before the generation that counts.
+	Hit = kernelHit
 	// FragmentKey is a fragmented packet.
 	FragmentKey = kernelFragmentKey
 	// Fragment holds the ports of a fragmented packet.
@@ -110,6 +112,9 @@ const (
 	SubjectNoOthers  = uint32(kernelSubjectFlagSUBJECT_NO_OTHERS)
 	SubjectNoOwn     = uint32(kernelSubjectFlagSUBJECT_NO_OWN)
 	SubjectByAddress = uint32(kernelSubjectFlagSUBJECT_BY_ADDRESS)
+
+	IdentityNodeFollows = uint32(kernelIdentityNextIDENTITY_NODE)
+	IdentityNextWord    = uint32(kernelIdentityNextIDENTITY_WORD)
 
 	RoleEndpoint = uint8(kernelInterfaceRoleINTERFACE_ENDPOINT)
 	RoleUplink   = uint8(kernelInterfaceRoleINTERFACE_UPLINK)
@@ -171,15 +176,6 @@ var allIPv4 = netip.MustParsePrefix("::ffff:0:0/96")
 // trie has as v4-mapped: then it needs an entry for 0.0.0.0/0 that says otherwise.
 func CoversIPv4(p netip.Prefix) bool {
 	return p.Addr().Is6() && p.Bits() <= allIPv4.Bits() && p.Contains(allIPv4.Addr())
-}
-
-// generationBits is the length of the generation in an IdentityKey.
-const generationBits = 32
-
-// NewIdentityKey is the key of a prefix of either family in a generation.
-func NewIdentityKey(generation uint32, p netip.Prefix) IdentityKey {
-	key := NewPrefixKey(p)
-	return IdentityKey{Length: generationBits + key.Length, Generation: generation, Address: key.Address}
 }
 
 // ifindexBits is the length of the interface index in an UnshapedKey.

@@ -50,6 +50,8 @@ type Maps struct {
 	Kept []KeptSize
 
 	made []string // what Open put below the folder
+	// identityTree is what identities holds.
+	identityTree *ebpf.MapSpec
 }
 
 // KeptSize is a pinned map that has another size than was asked for, in entries.
@@ -93,7 +95,10 @@ func Open(dir string, sizes Sizes) (*Maps, error) {
 		return nil, err
 	}
 
-	m := &Maps{JourneyNames: enumNames(spec, "journey"), CounterNames: enumNames(spec, "counter")}
+	m := &Maps{
+		JourneyNames: enumNames(spec, "journey"), CounterNames: enumNames(spec, "counter"),
+		identityTree: spec.Maps[kernelMapIdentities].InnerMap,
+	}
 	// All that is there is judged before anything is made.
 	for name, field := range m.byName() {
 		if *field, err = adopt(filepath.Join(dir, name), spec.Maps[name]); err != nil {
@@ -122,6 +127,17 @@ func Open(dir string, sizes Sizes) (*Maps, error) {
 		return nil, errors.Join(fmt.Errorf("record layout: %w", err), m.Undo(), m.Close())
 	}
 	return m, nil
+}
+
+// NewIdentityTree makes a map of nodes that Identities can hold. The caller closes it.
+func (m *Maps) NewIdentityTree(nodes uint32) (*ebpf.Map, error) {
+	spec := m.identityTree.Copy()
+	spec.Name, spec.MaxEntries = "identity_tree", nodes
+	tree, err := ebpf.NewMap(spec)
+	if err != nil {
+		return nil, fmt.Errorf("make map identity_tree: %w", err)
+	}
+	return tree, nil
 }
 
 // Undo removes the pins that Open made. Maps that it adopted keep theirs.
@@ -255,8 +271,13 @@ func layoutDir(spec *ebpf.CollectionSpec) string {
 		_, _ = fmt.Fprintln(hash, name, spec.Maps[name].Type)
 		describe(hash, spec.Maps[name].Key)
 		describe(hash, spec.Maps[name].Value)
+		if inner := spec.Maps[name].InnerMap; inner != nil {
+			_, _ = fmt.Fprintln(hash, inner.Type, inner.Flags)
+			describe(hash, inner.Key)
+			describe(hash, inner.Value)
+		}
 	}
-	for _, name := range []string{"action", "flow_flag", "translation_state", "translation_flag", "endpoint_flag", "port_flag", "interface_role", "key_kind", "subject_flag"} {
+	for _, name := range []string{"action", "flow_flag", "translation_state", "translation_flag", "endpoint_flag", "port_flag", "interface_role", "key_kind", "subject_flag", "identity_next"} {
 		var enum *btf.Enum
 		if spec.Types.TypeByName(name, &enum) == nil {
 			_, _ = fmt.Fprintln(hash, enum.Values)

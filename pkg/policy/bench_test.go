@@ -114,7 +114,7 @@ func BenchmarkWith(b *testing.B) {
 	for _, l := range large {
 		b.Run(l.name, func(b *testing.B) {
 			o := l.make()
-			e := New(Limits{}, 1)
+			e := New(Limits{})
 			for i := range 100 {
 				mustAdd(b, e, numbered(i))
 			}
@@ -130,7 +130,7 @@ func BenchmarkWith(b *testing.B) {
 func BenchmarkAdd(b *testing.B) {
 	for _, l := range large {
 		b.Run(l.name, func(b *testing.B) {
-			e := New(Limits{}, 1)
+			e := New(Limits{})
 			for i := range 100 {
 				mustAdd(b, e, numbered(i))
 			}
@@ -148,7 +148,7 @@ func BenchmarkAdd(b *testing.B) {
 func BenchmarkTables(b *testing.B) {
 	for _, l := range large {
 		b.Run(l.name, func(b *testing.B) {
-			e := New(Limits{}, 1)
+			e := New(Limits{})
 			for i := range 100 {
 				mustAdd(b, e, numbered(i))
 			}
@@ -165,7 +165,7 @@ func BenchmarkTables(b *testing.B) {
 func BenchmarkAddFirst(b *testing.B) {
 	for _, l := range large {
 		b.Run(l.name, func(b *testing.B) {
-			e := mustWith(b, New(Limits{}, 1), l.make())
+			e := mustWith(b, New(Limits{}), l.make())
 			b.ReportAllocs()
 			for b.Loop() {
 				mustAdd(b, e, numbered(0))

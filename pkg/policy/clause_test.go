@@ -50,7 +50,7 @@ func end(id uint16, namespace, labels, addresses string, ports ...NamedPort) End
 // world has all ends that are endpoints.
 func world(tb testing.TB) *Engine {
 	tb.Helper()
-	e := New(Limits{}, 1)
+	e := New(Limits{})
 	for _, name := range []string{"web", "db", "blue", "edge", "edge2"} {
 		mustAdd(tb, e, ends[name])
 	}

@@ -13,9 +13,8 @@ import (
 type Limits struct {
 	// Subjects is the number of endpoints of this node.
 	Subjects int
-	// Prefixes and Entries are the sizes of the maps. A value of the map of
-	// policies holds PerEntry ranges, so a pair with more counts more than once;
-	// if PerEntry is 0, a pair counts once.
+	// Prefixes and Entries bound what tables have of these. A pair is an entry
+	// for each PerEntry ranges that it has or begins; if PerEntry is 0, it is one.
 	Prefixes, Entries, PerEntry int
 	// Rules is the number of counters of rules.
 	Rules int
@@ -62,11 +61,11 @@ type numbers struct {
 }
 
 // New returns an engine without policies and endpoints. Sets and identities are
-// numbered from firstNumber on, or from 1 if it is 0. No number is used twice,
-// whatever becomes of the engines that With makes of this one.
-func New(limits Limits, firstNumber uint32) *Engine {
+// numbered from 1 on. No number is used twice, whatever becomes of the engines
+// that With makes of this one.
+func New(limits Limits) *Engine {
 	program, _ := newProgram(new(Objects)) // nothing is wrong with nothing
-	return newEngine(limits, &numbers{max(1, uint64(firstNumber)), make(map[string]uint32)}, program)
+	return newEngine(limits, &numbers{1, make(map[string]uint32)}, program)
 }
 
 func newEngine(limits Limits, numbers *numbers, program *program) *Engine {

@@ -140,7 +140,7 @@ func TestRuleHash(t *testing.T) {
 
 // Two hundred replicas are one set and one identity.
 func TestReplicasShare(t *testing.T) {
-	e := mustWith(t, New(Limits{}, 7), mustParse(t, "p", spec(`
+	e := mustWith(t, New(Limits{}), mustParse(t, "p", spec(`
 		podSelector: {matchLabels: {app: x}}
 		ingress: [{from: [{podSelector: {matchLabels: {app: x}}}], ports: [{port: http}]}]`)))
 	for i := range 200 {
@@ -152,10 +152,10 @@ func TestReplicasShare(t *testing.T) {
 	got := e.Tables()
 	want := &Tables{
 		Active: true, Subjects: make(map[uint16]Subject), Prefixes: map[netip.Prefix]uint32{},
-		Entries: map[Pair][]Range{{8, 7}: {{80, 80, TCP, e.Rules()[0].Hash}}},
+		Entries: map[Pair][]Range{{2, 1}: {{80, 80, TCP, e.Rules()[0].Hash}}},
 	}
 	for i := range 200 {
-		want.Subjects[uint16(i+1)] = Subject{Ingress: 8, Identity: 7, Network: 1}
+		want.Subjects[uint16(i+1)] = Subject{Ingress: 2, Identity: 1, Network: 1}
 	}
 	if diff := cmp.Diff(want, got, netips); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -164,7 +164,7 @@ func TestReplicasShare(t *testing.T) {
 	other := numbered(300)
 	other.Labels, other.Ports = map[string]string{"app": "x"}, []NamedPort{{"http", TCP, 81}}
 	mustAdd(t, e, other)
-	if s := e.Tables().Subjects[other.ID]; s.Ingress != 9 || s.Identity != 7 {
+	if s := e.Tables().Subjects[other.ID]; s.Ingress != 3 || s.Identity != 1 {
 		t.Errorf("got %+v", s)
 	}
 }
@@ -216,7 +216,7 @@ func TestDeterministic(t *testing.T) {
 	o := large[0].make()
 	o.Policies = o.Policies[:500]
 	build := func(backwards bool) *Engine {
-		e := New(Limits{}, 1)
+		e := New(Limits{})
 		for i := range 50 {
 			mustAdd(t, e, numbered(i))
 		}
@@ -326,7 +326,7 @@ func TestPolicies(t *testing.T) {
 }
 
 func TestActive(t *testing.T) {
-	e := New(Limits{}, 1)
+	e := New(Limits{})
 	expect := func(e *Engine, want bool) {
 		t.Helper()
 		if got := e.Tables().Active; got != want {
@@ -371,7 +371,7 @@ func TestAddRefuses(t *testing.T) {
 // Addresses of IPv4 in IPv6 form are IPv4, and what the caller does with its
 // endpoint later does not matter.
 func TestAddCopies(t *testing.T) {
-	e := mustWith(t, New(Limits{}, 1), mustParse(t, "p", spec(`
+	e := mustWith(t, New(Limits{}), mustParse(t, "p", spec(`
 		podSelector: {}
 		ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/24}}]}, {from: [{podSelector: {matchLabels: {app: web}}}]}]`)))
 	x := Endpoint{
@@ -414,7 +414,7 @@ func TestLimits(t *testing.T) {
 		{Limits{Subjects: 1}, nil, &TooBigError{"subjects", 2, 1}},
 	} {
 		t.Run(fmt.Sprintf("%+v", test.limits), func(t *testing.T) {
-			e := New(test.limits, 1)
+			e := New(test.limits)
 			mustAdd(t, e, ends["web"])
 			before := e.Tables()
 			next, err := e.With(mustParse(t, "p", two))
@@ -448,7 +448,7 @@ func expectTooBig(t *testing.T, want *TooBigError, err error) {
 
 // What is far too big is given up before it is all there.
 func TestLimitsGiveUp(t *testing.T) {
-	e := New(Limits{Entries: 10}, 1)
+	e := New(Limits{Entries: 10})
 	mustAdd(t, e, numbered(0))
 	_, err := e.With(large[1].make())
 	expectTooBig(t, &TooBigError{"entries", 21, 10}, err)
@@ -463,7 +463,7 @@ func TestLimitsOfReplacing(t *testing.T) {
 		- {from: [{ipBlock: {cidr: 192.0.2.0/24}}, {ipBlock: {cidr: "2001:db8::/64"}}], ports: [{port: http}]}
 		- {from: [{ipBlock: {cidr: 192.0.3.0/24}}], ports: [{port: https}]}
 		- {from: [{ipBlock: {cidr: 192.0.4.0/24}}], ports: [{port: dns}]}`
-	e := mustWith(t, New(Limits{Entries: 2, Prefixes: 4}, 1), mustParse(t, "p", spec(objects)))
+	e := mustWith(t, New(Limits{Entries: 2, Prefixes: 4}), mustParse(t, "p", spec(objects)))
 	x := ends["web"]
 	mustAdd(t, e, x)
 	x.Ports = []NamedPort{{"http", TCP, 81}}
@@ -490,7 +490,8 @@ func TestLimitsOfReplacing(t *testing.T) {
 }
 
 func TestNumbersEnd(t *testing.T) {
-	e := New(Limits{}, math.MaxUint32)
+	e := New(Limits{})
+	e.numbers.next = math.MaxUint32
 	mustAdd(t, e, ends["web"])
 	one := spec("podSelector: {}")
 	e = mustWith(t, e, mustParse(t, "p", one))
@@ -506,7 +507,7 @@ func TestMemberships(t *testing.T) {
 	for i := range 2100 {
 		fmt.Fprintf(&text, "- {from: [{ipBlock: {cidr: 0.0.0.0/0}}, {ipBlock: {cidr: 10.%d.%d.0/24}}]}\n", i>>8, i&255)
 	}
-	_, err := New(Limits{}, 1).With(mustParse(t, "p", spec(text.String())))
+	_, err := New(Limits{}).With(mustParse(t, "p", spec(text.String())))
 	var got *TooBigError
 	if errors.As(err, &got) {
 		t.Fatalf("got %v", err) // no prefix changes who is within
@@ -517,7 +518,7 @@ func TestMemberships(t *testing.T) {
 		cidr := fmt.Sprintf("10.%d.%d.0/24", i>>8, i&255)
 		fmt.Fprintf(&text, "- {from: [{ipBlock: {cidr: 0.0.0.0/0, except: [%s]}}]}\n", cidr)
 	}
-	if _, err := New(Limits{}, 1).With(mustParse(t, "p", spec(text.String()))); !errors.As(err, &got) || got.What != "memberships" {
+	if _, err := New(Limits{}).With(mustParse(t, "p", spec(text.String()))); !errors.As(err, &got) || got.What != "memberships" {
 		t.Errorf("got %v", err)
 	}
 }
@@ -541,7 +542,7 @@ func TestEntry(t *testing.T) {
 		text := func(name, ports string) string {
 			return strings.Replace(spec("podSelector: {}\ningress: [{from: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: "+ports+"}]"), "name: p", "name: "+name, 1)
 		}
-		e := mustWith(t, New(Limits{}, 1), mustParse(t, "p", text("b", test.b)+"---\n"+text("a", test.a)))
+		e := mustWith(t, New(Limits{}), mustParse(t, "p", text("b", test.b)+"---\n"+text("a", test.a)))
 		mustAdd(t, e, ends["web"])
 		var got []string
 		for _, ranges := range e.Tables().Entries {
@@ -562,7 +563,7 @@ func TestEntry(t *testing.T) {
 // What becomes free is counted once, though both the set and the identity of an
 // entry go.
 func TestLimitsOfReplacingBoth(t *testing.T) {
-	e := mustWith(t, New(Limits{Entries: 2}, 1), mustParse(t, "p", spec(`
+	e := mustWith(t, New(Limits{Entries: 2}), mustParse(t, "p", spec(`
 		podSelector: {matchLabels: {a: one}}
 		ingress: [{from: [{podSelector: {matchLabels: {a: one}}}]}]`)+"---\n"+strings.Replace(spec(`
 		podSelector: {matchLabels: {a: two}}

@@ -127,7 +127,7 @@ func (e *Engine) addEntry(at Pair, ranges []Range) error {
 	return nil
 }
 
-// cost is how many values of the map hold the ranges.
+// cost is how many values of the map hold the ranges, about.
 func (e *Engine) cost(ranges []Range) int {
 	if e.limits.PerEntry <= 0 {
 		return min(1, len(ranges))

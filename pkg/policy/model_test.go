@@ -32,7 +32,7 @@ func TestModel(t *testing.T) {
 		if rng.IntN(3) == 0 {
 			limits = []policy.Limits{{Subjects: 4}, {Prefixes: 8}, {Entries: 30}, {Entries: 50, PerEntry: 2}, {Rules: 16}}[rng.IntN(5)]
 		}
-		e := policy.New(limits, uint32(1+rng.IntN(1000)))
+		e := policy.New(limits)
 		all := policytest.RandomEndpoints(rng)
 		numbers := make(map[uint32]string)
 		for _, x := range all {

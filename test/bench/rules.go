@@ -109,9 +109,9 @@ const rulesPerSource = 25_000
 // newEngine returns one that knows the endpoints.
 func newEngine(endpoints []policy.Endpoint) (*policy.Engine, error) {
 	engine := policy.New(policy.Limits{
-		Subjects: datapath.PolicySubjects, Prefixes: datapath.PolicyPrefixes, Entries: datapath.PolicyEntries,
-		PerEntry: 4, Rules: datapath.PolicyRules,
-	}, 1)
+		Subjects: datapath.PolicySubjects, Prefixes: datapath.PolicyPrefixes, Entries: datapath.PolicyPairs,
+		PerEntry: datapath.PolicyEntryRanges, Rules: datapath.PolicyRules,
+	})
 	for _, e := range endpoints {
 		if err := engine.Add(e); err != nil {
 			return nil, err

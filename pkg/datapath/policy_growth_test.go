@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"testing"
+
+	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// TestPolicyGrows: endpoints that come and go, and what is let through to them, are added to the generation that
+// counts, unless it has been written otherwise, or what nobody needs any more is most of it.
+func TestPolicyGrows(t *testing.T) {
+	nstest.Halve(t, 1)
+	n := newNode(t, Config{Masquerade: true})
+	with := func(id uint16, pairs ...PolicyPair) Policy {
+		p := n.policy().restrict(n.b, ingress).allow(setOne, ofA)
+		p.Subjects[id] = Subject{Identity: 1000 + uint32(id), Ingress: setOne}
+		for _, pair := range pairs {
+			p.allow(pair.Set, pair.Identity)
+		}
+		return p
+	}
+	changes := func(when string, p Policy, want uint32) {
+		t.Helper()
+		before := n.generation()
+		must(t, n.ReconcilePolicy(p))
+		if got := n.generation() - before; got != want {
+			t.Errorf("%s: %d generations, want %d", when, got, want)
+		}
+		must(t, n.comparePolicy())
+		f := v4()
+		ask, asked := n.between(n.a, n.b, f.a, f.b, udp(low, server))
+		n.check(t, ask, deliveredAs(asked, "decided"))
+		ask, _ = n.between(n.c, n.b, f.c, f.b, udp(low, server))
+		n.check(t, ask, denied("policy_ingress", "decided"))
+		n.forget(t)
+	}
+	changes("the first", n.policy().restrict(n.b, ingress).allow(setOne, ofA), 1)
+	changes("another endpoint", with(7), 0)
+	changes("what one of the first may", with(7, PolicyPair{setOne, ofB}), 1)
+	changes("what it may no more", with(7), 1)
+	changes("what the other may", with(7, PolicyPair{setOne, 1007}), 1)
+	changes("one that may", with(8, PolicyPair{setOne, 1008}), 0)
+	changes("the other again", with(7, PolicyPair{setOne, 1007}), 0)
+
+	// A write that fails in the middle takes back what it has written, and the next one begins anew.
+	unlock := locked(t, &n.maps.Subjects)
+	if err := n.ReconcilePolicy(with(9, PolicyPair{setOne, 1009})); err == nil {
+		t.Error("a map that is read only was written")
+	}
+	unlock()
+	if got, err := keysWhere[maps.PolicyKey, maps.Policy](n.maps.Policies, func(maps.PolicyKey) bool { return true }); err != nil || len(got) != len(n.Datapath.policy.entries) {
+		t.Errorf("after a failed write there are %d entries and %v, want %d", len(got), err, len(n.Datapath.policy.entries))
+	}
+	must(t, n.comparePolicy())
+	changes("after a failed write", with(9, PolicyPair{setOne, 1009}), 0)
+
+	generations := n.generation()
+	const first, comers = 2000, 1200
+	for id := range uint16(comers) {
+		must(t, n.ReconcilePolicy(with(first+id, PolicyPair{setOne, 1000 + uint32(first+id)})))
+	}
+	if got := n.generation() - generations; got != 1 {
+		t.Errorf("%d who came and went took %d generations, want 1", comers, got)
+	}
+	changes("at last", with(first+comers-1, PolicyPair{setOne, 1000 + first + comers - 1}), 0)
+	n.Datapath.policy.growth = len(n.Datapath.policy.entries)
+	changes("without room", with(7, PolicyPair{setOne, 1007}), 1)
+	must(t, n.ReconcilePolicy(Policy{}))
+}
