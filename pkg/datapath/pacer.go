@@ -330,8 +330,11 @@ func (d *Datapath) RepairPacer() error {
 		return err
 	}
 	d.pacer.repaired = d.now()
+	if err := d.makePacer(); err != nil {
+		return err
+	}
 	d.log.Warn("the devices that limits hold packets back with were repaired", "found", found.Error())
-	return d.makePacer()
+	return nil
 }
 
 // makePacer makes the pacer, or what is missing of it. Where that fails there is none, and limits do

@@ -108,25 +108,36 @@ func (d *Datapath) settleHits(gone func(uint32) bool, wanted map[uint64]bool) er
 // addHits adds what the rules of a generation have let through, unless that is in already. Of more
 // rules than there is room for some are left out: that is no reason to refuse a policy.
 func (d *Datapath) addHits(flows flowsByRule, generation uint32, wanted map[uint64]bool) error {
-	var rules []uint64
-	var values []maps.Hit
+	// Those that are there have room.
+	var there, others struct {
+		rules  []uint64
+		values []maps.Hit
+	}
 	for rule, n := range flows {
 		if wanted != nil && !wanted[rule] {
 			continue
 		}
 		var hit maps.Hit
-		if err := ignoreMissing(d.maps.Hits.Lookup(rule, &hit)); err != nil {
+		err := d.maps.Hits.Lookup(rule, &hit)
+		if err := ignoreMissing(err); err != nil {
 			return fmt.Errorf("read map hits: %w", err)
 		}
 		if hit.Generation >= generation {
 			continue
 		}
-		rules = append(rules, rule)
-		values = append(values, maps.Hit{Flows: hit.Flows + n, Generation: generation})
+		some := &there
+		if err != nil {
+			some = &others
+		}
+		some.rules = append(some.rules, rule)
+		some.values = append(some.values, maps.Hit{Flows: hit.Flows + n, Generation: generation})
 	}
-	err := writeAll(d.maps.Hits, rules, values)
+	err := writeAll(d.maps.Hits, there.rules, there.values)
+	if err == nil {
+		err = writeAll(d.maps.Hits, others.rules, others.values)
+	}
 	if errors.Is(err, unix.E2BIG) {
-		d.log.Warn("some rules' numbers of flows are lost for want of room", "map", "hits", "rules", len(rules))
+		d.log.Warn("new flows of some rules are not counted any more: map hits is full", "of", len(others.rules))
 		return nil
 	}
 	if err != nil {

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
@@ -154,5 +156,29 @@ func TestPolicyRanges(t *testing.T) {
 		}
 		n.forget(t)
 		must(t, n.ReconcilePolicy(Policy{}))
+	}
+}
+
+// TestHitsFull: what a rule has counted before goes on where there is no room for others.
+func TestHitsFull(t *testing.T) {
+	n := newNode(t, Config{Masquerade: true})
+	all := n.maps.Hits
+	defer func() { n.maps.Hits = all }()
+	spec := &ebpf.MapSpec{Type: ebpf.Hash, KeySize: 8, ValueSize: 16, MaxEntries: 1}
+	var err error
+	n.maps.Hits, err = ebpf.NewMap(spec)
+	must(t, err)
+	defer func() { must(t, n.maps.Hits.Close()) }()
+	want := maps.Hit{Generation: 1, Flows: 5}
+	must(t, n.maps.Hits.Put(uint64(ruleOne), want))
+	for want.Generation < 10 { // whatever comes first
+		want.Generation++
+		want.Flows += 2
+		must(t, n.addHits(flowsByRule{ruleOne: 2, ruleTwo: 1}, want.Generation, nil))
+		var got maps.Hit
+		must(t, n.maps.Hits.Lookup(uint64(ruleOne), &got))
+		if got != want {
+			t.Errorf("hits of the first rule: %+v, want %+v", got, want)
+		}
 	}
 }
