@@ -7,12 +7,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
 // TestChildPassthru: the child has the parent's MAC, and is given what comes in for anybody.
 func TestChildPassthru(t *testing.T) {
+	nstest.Halve(t, 0)
 	p := &parent{node: newNode(t, Config{Masquerade: true})}
 	p.do(t, func() error {
 		inode, err := netnsInode()

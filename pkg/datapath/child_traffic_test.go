@@ -113,6 +113,7 @@ func (w *wired) pings(t *testing.T, from *nstest.NS, to int) (reached []bool) {
 }
 
 func TestChildTraffic(t *testing.T) {
+	nstest.Halve(t, 0)
 	w := newWired(t, map[string]Child{
 		"x": {Bridged: true, HostAccess: true}, "y": {Bridged: true, HostAccess: true}, "z": {},
 	})

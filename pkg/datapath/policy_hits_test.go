@@ -8,12 +8,14 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
 // TestPolicyHits: what rules have let through counts once, whatever becomes of the policy, of the agent, or
 // of a change that fails after it counts.
 func TestPolicyHits(t *testing.T) {
+	nstest.Halve(t, 0)
 	n := newNode(t, Config{Masquerade: true})
 	f := v4()
 	port := uint16(low)
@@ -131,6 +133,7 @@ func TestPolicyHits(t *testing.T) {
 
 // TestPolicyRanges: as many ranges as there may be are asked, each counts, and no other passes.
 func TestPolicyRanges(t *testing.T) {
+	nstest.Halve(t, 1)
 	n := newNode(t, Config{Masquerade: true})
 	f := v4()
 	for _, count := range []int{1, 2, PolicyEntryRanges, PolicyEntryRanges + 1, PolicyEntryRanges + 2, 2*PolicyEntryRanges + 1, PolicyPairRanges} {

@@ -5,12 +5,14 @@ package datapath
 import (
 	"testing"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
 // TestPolicyStories has what the packet fuzzer has found.
 func TestPolicyStories(t *testing.T) {
+	nstest.Halve(t, 1)
 	n := newNode(t, Config{Masquerade: true})
 	eachFamily(t, func(t *testing.T, f family) {
 		t.Run("SYN after a denied answer", func(t *testing.T) { testPolicyDeniedAnswer(t, n, f) })

@@ -10,12 +10,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
 // TestPolicyWays: ways round a policy that are none, and what a policy must not break.
 func TestPolicyWays(t *testing.T) {
+	nstest.Halve(t, 0)
 	n := newNode(t, Config{Masquerade: true})
 	eachFamily(t, func(t *testing.T, f family) {
 		for name, test := range map[string]func(*testing.T, *node, family){

@@ -20,6 +20,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/internal/nstest"
 )
 
 // reaches tells whether a process of the host is led to the container.
@@ -240,6 +242,7 @@ func testHooksGroups(t *testing.T, _ *site, d *Datapath) {
 
 // TestSocketHooksWithoutCgroup opens the datapath where no control groups are mounted.
 func TestSocketHooksWithoutCgroup(t *testing.T) {
+	nstest.Halve(t, 1)
 	s := newSite(t, "")
 	var d *Datapath
 	done := make(chan error)
