@@ -27,6 +27,7 @@ func checked(c *nodetest.Container) nodetest.Call {
 func TestCheck(t *testing.T) { eachDriver(t, testCheck) }
 
 func testCheck(t *testing.T, d driver) {
+	nstest.Halve(t, 1)
 	s := drivenBy(t, d)
 	index := func(c *nodetest.Container) int { return must(s.Handle.LinkByName(c.HostIfName))(t).Attrs().Index }
 	type tampering struct {
