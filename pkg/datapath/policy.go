@@ -121,11 +121,12 @@ func (p *Policy) check() error {
 			return &TooBigError{What: fmt.Sprintf("ranges of ports for identity %d in set %d", pair.Identity, pair.Set), Need: len(ranges), Limit: PolicyPairRanges}
 		}
 	}
+	rules := len(p.rules())
 	switch {
 	case len(p.Subjects) > PolicySubjects:
 		return &TooBigError{What: "subjects", Need: len(p.Subjects), Limit: PolicySubjects}
-	case len(p.rules()) > PolicyRules:
-		return &TooBigError{What: "rules", Need: len(p.rules()), Limit: PolicyRules}
+	case rules > PolicyRules:
+		return &TooBigError{What: "rules", Need: rules, Limit: PolicyRules}
 	case len(p.Identities) > PolicyPrefixes:
 		return &TooBigError{What: "prefixes", Need: len(p.Identities), Limit: PolicyPrefixes}
 	}

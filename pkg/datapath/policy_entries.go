@@ -46,11 +46,11 @@ func (i *identityPlaces) put(numbers map[uint32]bool) {
 	}
 }
 
-// isLoose says whether most places are of identities that a policy has not: they are given
+// isLoose says whether most places are of identities that are not among the numbers: they are given
 // anew then.
-func (i *identityPlaces) isLoose(p Policy) bool {
+func (i *identityPlaces) isLoose(numbers map[uint32]bool) bool {
 	const few = 1024
-	return len(i.of) > few+2*len(p.numbers())
+	return len(i.of) > few+2*len(numbers)
 }
 
 // identities are those of a policy's prefixes, as the programs know them.

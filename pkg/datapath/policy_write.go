@@ -136,7 +136,8 @@ func (d *Datapath) endFormer() error {
 // another. What nobody needs any more stays in it.
 func (d *Datapath) growPolicy(p Policy) (grown bool, err error) {
 	before, places := d.policy.now, d.policy.places
-	places.give(p.numbers())
+	numbers := p.numbers()
+	places.give(numbers)
 	entries := policyEntries(d.policy.generation, pairsBesides(before.Entries, p.Entries), places)
 	for key, value := range entries {
 		if there, ok := d.policy.entries[key]; ok {
@@ -146,7 +147,7 @@ func (d *Datapath) growPolicy(p Policy) (grown bool, err error) {
 			delete(entries, key)
 		}
 	}
-	if places.next >= maxPlace || places.isLoose(p) || len(d.policy.entries)+len(entries) > d.policy.growth {
+	if places.next >= maxPlace || places.isLoose(numbers) || len(d.policy.entries)+len(entries) > d.policy.growth {
 		return false, nil
 	}
 	var keys []maps.SubjectKey
