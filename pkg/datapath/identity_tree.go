@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/tendril-net/tendril/internal/prefix"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
@@ -60,7 +61,7 @@ func boundaries(identities map[netip.Prefix]uint32, is4 bool) []boundary {
 	leave := func() {
 		inner := around[len(around)-1]
 		around = around[:len(around)-1]
-		after := lastOf(inner).Next()
+		after := prefix.Last(inner).Next()
 		if !after.IsValid() {
 			return // there are no addresses left
 		}
@@ -81,16 +82,6 @@ func boundaries(identities map[netip.Prefix]uint32, is4 bool) []boundary {
 		leave()
 	}
 	return all
-}
-
-// lastOf is the last address of a prefix.
-func lastOf(p netip.Prefix) netip.Addr {
-	bytes := p.Addr().AsSlice()
-	for i := p.Bits(); i < 8*len(bytes); i++ {
-		bytes[i/8] |= 0x80 >> (i % 8)
-	}
-	last, _ := netip.AddrFromSlice(bytes)
-	return last
 }
 
 // identityTree are the nodes of the tree in which the programs look addresses up.

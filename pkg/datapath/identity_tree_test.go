@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/internal/prefix"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
@@ -65,7 +66,7 @@ func TestIdentityTree(t *testing.T) {
 	check := func(identities map[netip.Prefix]uint32, asked ...netip.Addr) {
 		t.Helper()
 		for p := range identities {
-			last := lastOf(p)
+			last := prefix.Last(p)
 			for _, at := range []netip.Addr{p.Addr(), p.Addr().Prev(), last, last.Next()} {
 				if at.IsValid() {
 					asked = append(asked, at)
@@ -99,7 +100,7 @@ func TestIdentityTree(t *testing.T) {
 	}
 	// The ends of the families, and what has both of them in other systems.
 	first4, last4, mapped := netip.IPv4Unspecified(), netip.AddrFrom4([4]byte{255, 255, 255, 255}), netip.MustParseAddr("::ffff:0:1")
-	last6 := lastOf(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
+	last6 := prefix.Last(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
 	for _, prefixes := range [][]string{
 		{"::/0"},
 		{"0.0.0.0/0"},

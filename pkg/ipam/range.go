@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"github.com/tendril-net/tendril/internal/prefix"
 )
 
 // Range is a part of a subnet from which addresses are handed out. The words
@@ -244,12 +246,7 @@ func within(subnet netip.Prefix, key string, a netip.Addr) (netip.Addr, *RangeEr
 // not IPv4's network and broadcast address (RFC 1122, section 3.2.1.3), not
 // IPv6's subnet-router anycast address (RFC 4291, section 2.6.1).
 func hosts(subnet netip.Prefix) (first, last netip.Addr) {
-	first = subnet.Masked().Addr()
-	b := first.AsSlice()
-	for i := subnet.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	last, _ = netip.AddrFromSlice(b)
+	first, last = subnet.Masked().Addr(), prefix.Last(subnet)
 	if subnet.Bits() >= first.BitLen()-1 {
 		return first, last
 	}

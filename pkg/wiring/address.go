@@ -3,11 +3,12 @@
 package wiring
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/internal/prefix"
 )
 
 // whole is the prefix of one address alone.
@@ -46,20 +47,12 @@ func (o ownAddress) message(kind uint16) message {
 	if a.Addr().Is6() && !o.doubted {
 		flags |= unix.IFA_F_NODAD
 	} else if a.Addr().Is4() && a.Bits() < 31 { // RFC 3021: two hosts leave none
-		body = attributeAddr(body, unix.IFA_BROADCAST, broadcast(a))
+		// The kernel takes packets for it in any case; programs that ask for it (SIOCGIFBRDADDR) want it said.
+		body = attributeAddr(body, unix.IFA_BROADCAST, prefix.Last(a))
 	}
 	body = attribute32(body, unix.IFA_FLAGS, flags)
 	return message{
 		kind: kind, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, body: body,
 		what: fmt.Sprintf("add address %s to %s", a, o.name),
 	}
-}
-
-// broadcast is the last address of an IPv4 subnet. The kernel takes packets for it in any
-// case; programs that ask for it (SIOCGIFBRDADDR) want it said.
-func broadcast(subnet netip.Prefix) netip.Addr {
-	last := subnet.Addr().As4()
-	bits := binary.BigEndian.Uint32(last[:]) | ^uint32(0)>>subnet.Bits()
-	binary.BigEndian.PutUint32(last[:], bits)
-	return netip.AddrFrom4(last)
 }
