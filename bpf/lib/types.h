@@ -227,8 +227,8 @@ struct interface {
 	struct mac mac; /* endpoint: the container's; uplink: its own */
 	__u8 role;	/* enum interface_role */
 	__u8 flags;	/* enum interface_flag */
-	__u32 bridge;	/* endpoint: whose link it shares with others, the bridge that the host side
-			   is a port of or the parent of a macvlan child; 0: none */
+	__u32 bridge;	/* endpoint: whose link it shares with others: the node's device among the
+			   ports of a bridge, or the parent of a macvlan child; 0: none */
 };
 _Static_assert(sizeof(struct interface) == 48, "interface has no hidden padding");
 

@@ -29,13 +29,13 @@ type bridgeConfig struct {
 
 // bridgeKeys are the keys of the driver "bridge" alone.
 func bridgeKeys() []string {
-	own := []string{"bridge", "isGateway", "isDefaultGateway", "forceAddress", "hairpinMode", "promiscMode", "macspoofchk", "preserveDefaultVlan", "portIsolation", "enabledad"}
+	own := []string{"bridge", "isGateway", "isDefaultGateway", "forceAddress", "hairpinMode", "promiscMode", "macspoofchk", "vlan", "preserveDefaultVlan", "portIsolation", "enabledad"}
 	return append(own, unsupportedBridgeKeys()...)
 }
 
 // unsupportedBridgeKeys are those that may be there as long as they ask for nothing.
 func unsupportedBridgeKeys() []string {
-	return []string{"vlan", "vlanTrunk", "disableContainerInterface"}
+	return []string{"vlanTrunk", "disableContainerInterface"}
 }
 
 func (c *config) readBridge(o object) {
@@ -44,7 +44,8 @@ func (c *config) readBridge(o object) {
 	if reason := api.BridgeNameFault(c.network.Bridge); reason != "" {
 		o.fault("bridge", fmt.Sprintf("%q %s", c.network.Bridge, reason))
 	}
-	var told bool // the sender's MAC is checked in any case, and no VLAN is filtered
+	var told bool // the sender's MAC is checked in any case
+	c.network.PreserveDefaultVLAN = true
 	for _, one := range []struct {
 		key  string
 		dest *bool
@@ -57,7 +58,7 @@ func (c *config) readBridge(o object) {
 		{"portIsolation", &c.network.Isolated},
 		{"enabledad", &c.bridge.dad},
 		{"macspoofchk", &told},
-		{"preserveDefaultVlan", &told},
+		{"preserveDefaultVlan", &c.network.PreserveDefaultVLAN},
 	} {
 		o.read(one.key, one.dest, "true or false")
 	}
@@ -66,11 +67,28 @@ func (c *config) readBridge(o object) {
 	if c.network.Hairpin && c.network.Promisc {
 		o.fault("promiscMode", "true together with hairpinMode: a frame would come back to its sender twice")
 	}
+	c.readBridgeVLAN(o)
 	for _, key := range unsupportedBridgeKeys() {
 		if o.has(key) && !empty(o.fields[key]) {
 			o.unsupported(key, "it does not exist yet", "")
 		}
 	}
+}
+
+func (c *config) readBridgeVLAN(o object) {
+	readVLAN(o, &c.network.VLAN)
+	if c.network.VLAN == 0 {
+		c.network.PreserveDefaultVLAN = false // there is no other
+		return
+	}
+	if reason := api.BridgeNameFault(c.network.BridgeInterface()); reason != "" {
+		o.fault("vlan", fmt.Sprintf("the node's interface there would be called %q, which %s", c.network.BridgeInterface(), reason))
+	}
+}
+
+// device is the bridge as pkg/wiring has it.
+func (c *config) device() wiring.Bridge {
+	return wiring.Bridge{Name: c.network.Bridge, MTU: c.network.MTU, Promisc: c.network.Promisc, VLAN: c.network.VLAN}
 }
 
 // ensureBridge is the first step: the host's side gets the bridge's MAC, by which the
@@ -82,10 +100,8 @@ func (a *attachment) ensureBridge() error {
 		return err
 	}
 	a.joining = joining
-	a.bridge, err = wiring.EnsureBridge(a.host, wiring.Bridge{
-		Name: a.config.network.Bridge, MTU: a.config.network.MTU, Promisc: a.config.network.Promisc,
-	})
-	if a.bridge.Made {
+	a.bridge, err = wiring.EnsureBridge(a.host, a.config.device())
+	if a.bridge.Made || a.bridge.VLANMade {
 		a.undo.push(a.removeBridge)
 	}
 	return err
@@ -96,7 +112,7 @@ func (a *attachment) removeBridge(ctx context.Context) error {
 	if alone, err := a.joining.alone(ctx); err != nil || !alone {
 		return err
 	}
-	return wiring.RemoveUnusedBridge(a.host, a.config.network.Bridge, a.bridge)
+	return wiring.RemoveUnusedBridge(a.host, a.config.device(), a.bridge)
 }
 
 func (a *attachment) wireBridged() error {
@@ -105,7 +121,7 @@ func (a *attachment) wireBridged() error {
 		return err
 	}
 	if a.config.network.BridgeGateway {
-		if err := wiring.EnsureGateways(a.host, bridged.Bridge, a.endpoint.Gateways(), a.config.network.ForceAddress); err != nil {
+		if err := wiring.EnsureGateways(a.host, a.config.device(), a.endpoint.Gateways(), a.config.network.ForceAddress); err != nil {
 			return err
 		}
 	}
@@ -138,7 +154,8 @@ func firstOf(address netip.Prefix) netip.Addr {
 // link.
 func (a *attachment) bridged() (wiring.Bridged, error) {
 	b := wiring.Bridged{
-		Bridge: a.config.network.Bridge, Hairpin: a.config.network.Hairpin, Isolated: a.config.network.Isolated,
+		Bridge: a.config.network.Bridge, VLAN: a.config.network.VLAN, PreserveDefaultVLAN: a.config.network.PreserveDefaultVLAN,
+		Hairpin: a.config.network.Hairpin, Isolated: a.config.network.Isolated,
 		DAD: a.config.bridge.dad, MTU: a.endpoint.MTU,
 	}
 	var err error
@@ -190,7 +207,7 @@ func (a *attachment) checkPorts(routes []wiring.Route) error {
 	if a.config.network.BridgeGateway || len(a.config.ports) == 0 {
 		return nil
 	}
-	near, err := wiring.BridgeAddresses(a.host, a.config.network.Bridge)
+	near, err := wiring.BridgeAddresses(a.host, a.config.device())
 	if err != nil {
 		return err
 	}

@@ -134,7 +134,8 @@ func (p *plugin) checkWiring(endpoint api.Endpoint, answered answer) error {
 	}
 	if endpoint.Driver == api.DriverBridge {
 		b := wiring.Bridged{
-			Bridge: endpoint.Bridge, Hairpin: p.config.network.Hairpin, Isolated: p.config.network.Isolated, MTU: answered.mtu, Routes: answered.routes,
+			Bridge: endpoint.Bridge, VLAN: p.config.network.VLAN, PreserveDefaultVLAN: p.config.network.PreserveDefaultVLAN,
+			Hairpin: p.config.network.Hairpin, Isolated: p.config.network.Isolated, MTU: answered.mtu, Routes: answered.routes,
 		}
 		for _, a := range endpoint.Addresses {
 			b.Addresses = append(b.Addresses, a.Address)

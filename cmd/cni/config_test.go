@@ -197,6 +197,9 @@ func TestBridgeKeys(t *testing.T) {
 	named := func(name string) func(*read) { return func(r *read) { r.Network.Bridge = name } }
 	gateway := func(r *read) { r.Network.BridgeGateway = true }
 	defaultGateway := func(r *read) { r.Bridge.defaultGateway = true }
+	tagged := func(vlan int, preserved bool) func(*read) {
+		return func(r *read) { r.Network.VLAN, r.Network.PreserveDefaultVLAN = vlan, preserved }
+	}
 	for keys, want := range map[string]read{
 		``:                          with(),
 		`"bridge": "br-0",`:         with(named("br-0")),
@@ -211,6 +214,9 @@ func TestBridgeKeys(t *testing.T) {
 		`"promiscMode": true,`:                                                with(func(r *read) { r.Network.Promisc = true }),
 		`"macspoofchk": true,`:                                                with(),
 		`"macspoofchk": false,`:                                               with(),
+		`"vlan": 4094,`:                                                       with(tagged(4094, true)),
+		`"vlan": 10, "preserveDefaultVlan": false,`:                           with(tagged(10, false)),
+		`"preserveDefaultVlan": true,`:                                        with(), // there is no other
 		`"vlan": 0, "vlanTrunk": [], "preserveDefaultVlan": false, "enabledad": false, "portIsolation": false, "disableContainerInterface": null,`: with(),
 	} {
 		c, err := parseConfig([]byte(`{"cniVersion": "1.1.0", "name": "n", "driver": "bridge", `+keys+` "ipam": {"type": "static"}}`), true)
@@ -231,21 +237,27 @@ func TestBridgeKeysRefused(t *testing.T) {
 	}
 	const badName = `bridge: %q must not hold / : white space or control characters`
 	tests := map[string]refusal{
-		`"bridge": ""`:                             {7, `bridge: "" is missing`},
-		`"bridge": "abcdefghijklmnop"`:             {7, `bridge: "abcdefghijklmnop" is longer than 15 bytes`},
-		`"bridge": "a/b"`:                          {7, fmt.Sprintf(badName, "a/b")},
-		`"bridge": "a b"`:                          {7, fmt.Sprintf(badName, "a b")},
-		`"bridge": ".."`:                           {7, `bridge: ".." is no name of a network device`},
-		`"bridge": "tdl0123456789ab"`:              {7, `bridge: "tdl0123456789ab" is named as the host's side of an endpoint is`},
-		`"bridge": 5`:                              {7, `bridge: 5 is not a string`},
-		`"isGateway": "yes"`:                       {7, `isGateway: "yes" is not true or false`},
-		`"isDefaultGateway": 1`:                    {7, `isDefaultGateway: 1 is not true or false`},
-		`"forceAddress": []`:                       {7, `forceAddress: [] is not true or false`},
-		`"hairpinMode": 0`:                         {7, `hairpinMode: 0 is not true or false`},
-		`"promiscMode": 0`:                         {7, `promiscMode: 0 is not true or false`},
-		`"macspoofchk": 0`:                         {7, `macspoofchk: 0 is not true or false`},
-		`"isgateway": true`:                        {2, `isgateway: true is not supported: unknown key; did you mean "isGateway"?`},
-		`"vlan": 100`:                              {2, `vlan: 100 is not supported: it does not exist yet`},
+		`"bridge": ""`:                         {7, `bridge: "" is missing`},
+		`"bridge": "abcdefghijklmnop"`:         {7, `bridge: "abcdefghijklmnop" is longer than 15 bytes`},
+		`"bridge": "a/b"`:                      {7, fmt.Sprintf(badName, "a/b")},
+		`"bridge": "a b"`:                      {7, fmt.Sprintf(badName, "a b")},
+		`"bridge": ".."`:                       {7, `bridge: ".." is no name of a network device`},
+		`"bridge": "tdl0123456789ab"`:          {7, `bridge: "tdl0123456789ab" is named as the host's side of an endpoint is`},
+		`"bridge": 5`:                          {7, `bridge: 5 is not a string`},
+		`"isGateway": "yes"`:                   {7, `isGateway: "yes" is not true or false`},
+		`"isDefaultGateway": 1`:                {7, `isDefaultGateway: 1 is not true or false`},
+		`"forceAddress": []`:                   {7, `forceAddress: [] is not true or false`},
+		`"hairpinMode": 0`:                     {7, `hairpinMode: 0 is not true or false`},
+		`"promiscMode": 0`:                     {7, `promiscMode: 0 is not true or false`},
+		`"macspoofchk": 0`:                     {7, `macspoofchk: 0 is not true or false`},
+		`"isgateway": true`:                    {2, `isgateway: true is not supported: unknown key; did you mean "isGateway"?`},
+		`"vlan": "10"`:                         {7, `vlan: "10" is not a whole number`},
+		`"vlan": 4095`:                         {7, `vlan: 4095 is not 0, for none, or between 1 and 4094`},
+		`"vlan": -1`:                           {7, `vlan: -1 is not 0, for none, or between 1 and 4094`},
+		`"vlan": 10, "preserveDefaultVlan": 1`: {7, `preserveDefaultVlan: 1 is not true or false`},
+		`"bridge": "abcdefghijklm", "vlan": 10`: {
+			7, `vlan: the node's interface there would be called "abcdefghijklm.10", which is longer than 15 bytes`,
+		},
 		`"vlanTrunk": [{"id": 42}]`:                {2, `vlanTrunk: [{"id": 42}] is not supported: it does not exist yet`},
 		`"enabledad": 1`:                           {7, `enabledad: 1 is not true or false`},
 		`"portIsolation": "yes"`:                   {7, `portIsolation: "yes" is not true or false`},

@@ -47,8 +47,8 @@ func codeOf(err error) uint {
 		return types.ErrTryAgainLater
 	case errors.As(err, &refused):
 		return codeOfAgent(refused)
-	case errors.Is(err, wiring.ErrNotBridge), errors.Is(err, wiring.ErrOverlap):
-		return types.ErrInvalidNetworkConfig // bridge or a gateway, which the message names
+	case errors.Is(err, wiring.ErrNotBridge), errors.Is(err, wiring.ErrOverlap), errors.Is(err, wiring.ErrBridgeVLAN):
+		return types.ErrInvalidNetworkConfig // bridge, vlan or a gateway, which the message names
 	case errors.Is(err, wiring.ErrParent), errors.Is(err, wiring.ErrNoBroadcastQueue):
 		return types.ErrInvalidNetworkConfig // master, mode or bcqueuelen, which the message names
 	case errors.Is(err, wiring.ErrDuplicate):

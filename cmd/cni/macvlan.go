@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"strconv"
 
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/tendril-net/tendril/internal/failpoint"
+	"github.com/tendril-net/tendril/internal/vlan"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
@@ -39,10 +39,7 @@ func (c *config) readMacvlan(o object) {
 			o.fault("master", fmt.Sprintf("%q %s", c.macvlan.master, reason))
 		}
 	}
-	o.read("vlan", &c.network.VLAN, "a whole number")
-	if c.network.VLAN < 0 || c.network.VLAN > api.MaxVLAN {
-		o.fault("vlan", fmt.Sprintf("%d is not 0, for none, or between 1 and %d", c.network.VLAN, api.MaxVLAN))
-	}
+	readVLAN(o, &c.network.VLAN)
 	c.network.Mode = api.ModeBridge
 	o.read("mode", &c.network.Mode, "a string")
 	modes := []string{api.ModeBridge, api.ModePrivate, api.ModeVEPA, api.ModePassthru}
@@ -69,13 +66,20 @@ func (c *config) readMacvlan(o object) {
 	c.setParent(o.faults)
 }
 
+func readVLAN(o object, id *int) {
+	o.read("vlan", id, "a whole number")
+	if *id < 0 || *id > vlan.Max {
+		o.fault("vlan", fmt.Sprintf("%d is not 0, for none, or between 1 and %d", *id, vlan.Max))
+	}
+}
+
 // setParent names the parent, as far as it is known.
 func (c *config) setParent(found *faults) {
 	c.network.Parent = c.macvlan.master
 	if c.macvlan.master == "" || c.network.VLAN == 0 {
 		return
 	}
-	c.network.Parent += "." + strconv.Itoa(c.network.VLAN)
+	c.network.Parent = vlan.Name(c.macvlan.master, c.network.VLAN)
 	if reason := api.ParentNameFault(c.network.Parent); reason != "" {
 		found.add(faultf(types.ErrInvalidNetworkConfig, "vlan: the device would be called %q, which %s", c.network.Parent, reason))
 	}

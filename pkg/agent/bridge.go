@@ -31,16 +31,17 @@ func (s *Service) checkBridge(n api.Network) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if slices.ContainsFunc(s.uplinks.Uplinks, func(u uplink.Uplink) bool { return u.Name == n.Bridge }) {
+	if slices.ContainsFunc(s.uplinks.Uplinks, func(u uplink.Uplink) bool { return u.Name == n.Bridge || u.Name == n.BridgeInterface() }) {
 		return invalid("bridge", n.Bridge, "is an uplink of the node, which endpoints cannot be ports of")
 	}
 	return nil
 }
 
-// isBridge tells whether endpoints are, or are to be, ports of the device.
+// isBridge tells whether endpoints are, or are to be, ports of the device, or it is the node's
+// interface among them.
 func (x *index) isBridge(name string) bool {
 	for _, n := range x.networks {
-		if n.Bridge == name {
+		if n.Bridge == name || n.BridgeInterface() == name {
 			return true
 		}
 	}
@@ -65,9 +66,32 @@ func (s *Service) bridgeOf(r *record) (HostLink, error) {
 	return link, nil
 }
 
+// amongPorts returns the node's interface among the ports of the endpoint's bridge: that itself,
+// or its VLAN. By its index the datapath knows who is on a link with whom. The error is as of
+// bridgeOf.
+func (s *Service) amongPorts(r *record, bridge HostLink) (HostLink, error) {
+	if r.Bridge == "" || r.Origin.VLAN == 0 {
+		return bridge, nil
+	}
+	name := r.Origin.BridgeInterface()
+	link, err := s.opts.Links.Link(name)
+	switch {
+	case errors.Is(err, ErrNoLink):
+		return HostLink{}, mismatch(name, "is gone, which is the node's interface on bridge %s", r.Bridge)
+	case err != nil:
+		return HostLink{}, fmt.Errorf("read device %s: %w", name, err)
+	case link.VLAN != r.Origin.VLAN || link.Lower != bridge.Index:
+		return HostLink{}, mismatch(name, "is not VLAN %d of bridge %s", r.Origin.VLAN, r.Bridge)
+	}
+	return link, nil
+}
+
 // findBridge looks for the bridge that a new endpoint's device is to become a port of.
 func (s *Service) findBridge(r *record) error {
 	link, err := s.bridgeOf(r)
+	if err == nil {
+		link, err = s.amongPorts(r, link)
+	}
 	r.bridge = link.Index
 	return err
 }
@@ -90,7 +114,8 @@ func (s *Service) checkPort(r *record) error {
 	case !bytes.Equal(bridge.MAC, parsedMAC(r.HostMAC)):
 		return mismatch(r.Bridge, "has MAC %s, not %s", bridge.MAC, r.HostMAC)
 	}
-	return nil
+	_, err = s.amongPorts(r, bridge)
+	return err
 }
 
 // place finds out where a macvlan device's parent is, or which bridge an endpoint's device is a port of, whatever bridges there are:
@@ -108,6 +133,16 @@ func (s *Service) place(r *record) error {
 		return fmt.Errorf("read device %s: %w", r.HostIfName, err)
 	}
 	r.bridge = port.Master
+	if r.Origin.VLAN != 0 {
+		among, err := s.opts.Links.Link(r.Origin.BridgeInterface())
+		if err != nil && !errors.Is(err, ErrNoLink) {
+			return fmt.Errorf("read device %s: %w", r.Origin.BridgeInterface(), err)
+		}
+		r.bridge = 0
+		if among.VLAN == r.Origin.VLAN && among.Lower == port.Master {
+			r.bridge = among.Index
+		}
+	}
 	if r.bridge == 0 {
 		r.bridge = r.HostIfIndex
 	}
@@ -141,9 +176,9 @@ func (s *Service) repairBridges() error {
 		if s.isDetached(r.Attachment) {
 			continue
 		}
-		w, known := bridges[r.Bridge]
+		w, known := bridges[r.Origin.BridgeInterface()]
 		if !known {
-			w.bridge = wiring.Bridge{Name: r.Bridge, MTU: r.Origin.MTU, MAC: parsedMAC(r.HostMAC)}
+			w.bridge = wiring.Bridge{Name: r.Bridge, MTU: r.Origin.MTU, MAC: parsedMAC(r.HostMAC), VLAN: r.Origin.VLAN}
 			w.gateways = make(map[netip.Prefix]netip.Prefix)
 		}
 		w.bridge.Promisc = w.bridge.Promisc || r.Origin.Promisc
@@ -152,7 +187,7 @@ func (s *Service) repairBridges() error {
 				w.gateways[gateway.Masked()] = gateway // the newest, where forceAddress has replaced one
 			}
 		}
-		bridges[r.Bridge] = w
+		bridges[r.Origin.BridgeInterface()] = w
 	}
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(bridges)) {
@@ -201,5 +236,8 @@ func (s *Service) repairPort(r *record) (mended []string, err error) {
 		return nil, nil
 	}
 	links := wiring.Links{Veth: wiring.Veth{HostName: r.HostIfName, MAC: parsedMAC(r.MAC)}, HostIndex: r.HostIfIndex}
-	return s.opts.Bridges.RepairPort(links, wiring.Bridged{Bridge: r.Bridge, Hairpin: r.Origin.Hairpin, Isolated: r.Origin.Isolated, MTU: r.MTU})
+	return s.opts.Bridges.RepairPort(links, wiring.Bridged{
+		Bridge: r.Bridge, VLAN: r.Origin.VLAN, PreserveDefaultVLAN: r.Origin.PreserveDefaultVLAN,
+		Hairpin: r.Origin.Hairpin, Isolated: r.Origin.Isolated, MTU: r.MTU,
+	})
 }

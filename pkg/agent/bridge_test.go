@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -98,6 +99,75 @@ func TestLifeOfABridgedEndpoint(t *testing.T) {
 	mustServe("without its bridge")
 	wantMessage(t, s.Check(ctx, ready.Attachment), "device br0 is gone, and endpoints are to be its ports")
 	w.mustRemain(t, s, present)
+}
+
+// In a VLAN the datapath knows who is on a link with whom by the node's interface there.
+func TestEndpointInAVLAN(t *testing.T) {
+	w := newWorld(t)
+	bridge := w.addBridge("br0")
+	addVLAN := func() HostLink {
+		link := w.addBridge("br0.10")
+		link.Bridge, link.VLAN, link.Lower = false, 10, bridge.Index
+		w.bridges["br0.10"] = link
+		return link
+	}
+	vlan := addVLAN()
+	w.occupied = []Occupied{{Addr: netip.MustParseAddr("10.30.0.1"), Device: "br0.10"}}
+	s, stop := w.boot(t)
+	req := bridged("c1")
+	req.Network.VLAN, req.Network.BridgeGateway = 10, true
+	e := w.mustAdd(t, s, req)
+	at := func(what string, want int) {
+		t.Helper()
+		if got := w.attached[e.ID].Bridge; got != want {
+			t.Errorf("%s: the datapath has it on a link with the ports of %d, want %d", what, got, want)
+		}
+	}
+	at("at first", vlan.Index)
+	must(t, s.Check(ctx, e.Attachment))
+	want := []bridgeRepair{{
+		bridge:   wiring.Bridge{Name: "br0", VLAN: 10, MAC: parsedMAC(bridgeMAC)},
+		gateways: []netip.Prefix{netip.MustParsePrefix("10.30.0.1/24"), netip.MustParsePrefix("fd00:30::1/64")},
+	}}
+	w.repairs = nil
+	s.tidy()
+	if d := cmp.Diff(want, w.repairs, cmp.AllowUnexported(bridgeRepair{}), cmpopts.EquateComparable(netip.Prefix{})); d != "" {
+		t.Errorf("repairs (-want +got):\n%s", d)
+	}
+
+	// The next agent, and an interface that was made anew.
+	stop()
+	w.attached = make(map[uint16]datapath.Endpoint)
+	s, _ = w.boot(t)
+	at("of the next agent", vlan.Index)
+	vlan = addVLAN()
+	s.tidy()
+	at("of another interface", vlan.Index)
+
+	// Without it, and with one of another number or bridge, it is on a link with nobody.
+	for what, tamper := range map[string]func(){
+		"device br0.10 is gone, which is the node's interface on bridge br0": func() { delete(w.bridges, "br0.10") },
+		"device br0.10 is not VLAN 10 of bridge br0": func() {
+			link := addVLAN()
+			link.VLAN = 11
+			w.bridges["br0.10"] = link
+		},
+		"device br0.10 is not VLAN 10 of bridge br0: lower": func() {
+			link := addVLAN()
+			link.Lower++
+			w.bridges["br0.10"] = link
+		},
+	} {
+		tamper()
+		s.tidy()
+		at(what, e.HostIfIndex)
+		message, _, _ := strings.Cut(what, ": lower")
+		wantMessage(t, s.Check(ctx, e.Attachment), message)
+		second := req
+		second.ContainerID = "c2"
+		_, err := w.add(s, second)
+		wantMessage(t, err, message)
+	}
 }
 
 // What others took from bridges and ports is put back each minute; what cannot be is named.

@@ -26,10 +26,17 @@ func TestPrepareRefuses(t *testing.T) {
 		"interface all":      {change: func(r *api.PrepareRequest) { r.IfName = "all" }, code: api.CodeInvalid, key: "ifName", value: "all"},
 		"network name":       {change: func(r *api.PrepareRequest) { r.Network.Name = "a/b" }, code: api.CodeInvalid, key: "name", value: "a/b"},
 		"driver":             {change: func(r *api.PrepareRequest) { r.Network.Driver = "ipvlan" }, code: api.CodeInvalid, key: "driver", value: "ipvlan"},
-		"bridge, routed":     {change: func(r *api.PrepareRequest) { r.Network.Bridge = "br0" }, code: api.CodeInvalid, key: "bridge", value: "br0"},
-		"force, routed":      {change: func(r *api.PrepareRequest) { r.Network.ForceAddress = true }, code: api.CodeInvalid, key: "forceAddress", value: "true"},
-		"no bridge":          {change: func(r *api.PrepareRequest) { *r = bridged("c9"); r.Network.Bridge = "" }, code: api.CodeInvalid, key: "bridge"},
-		"bridge's name":      {change: func(r *api.PrepareRequest) { *r = bridged("c9"); r.Network.Bridge = "br/0" }, code: api.CodeInvalid, key: "bridge", value: "br/0"},
+		"vlan, routed":       {change: func(r *api.PrepareRequest) { r.Network.VLAN = 10 }, code: api.CodeInvalid, key: "vlan", value: "10"},
+		"default, routed":    {change: func(r *api.PrepareRequest) { r.Network.PreserveDefaultVLAN = true }, code: api.CodeInvalid, key: "preserveDefaultVLAN", value: "true"},
+		"vlan too high":      {change: func(r *api.PrepareRequest) { *r = bridged("c9"); r.Network.VLAN = 4095 }, code: api.CodeInvalid, key: "vlan", value: "4095"},
+		"vlan's name": {change: func(r *api.PrepareRequest) {
+			*r = bridged("c9")
+			r.Network.Bridge, r.Network.VLAN = "abcdefghijklm", 10
+		}, code: api.CodeInvalid, key: "vlan", value: "10"},
+		"bridge, routed": {change: func(r *api.PrepareRequest) { r.Network.Bridge = "br0" }, code: api.CodeInvalid, key: "bridge", value: "br0"},
+		"force, routed":  {change: func(r *api.PrepareRequest) { r.Network.ForceAddress = true }, code: api.CodeInvalid, key: "forceAddress", value: "true"},
+		"no bridge":      {change: func(r *api.PrepareRequest) { *r = bridged("c9"); r.Network.Bridge = "" }, code: api.CodeInvalid, key: "bridge"},
+		"bridge's name":  {change: func(r *api.PrepareRequest) { *r = bridged("c9"); r.Network.Bridge = "br/0" }, code: api.CodeInvalid, key: "bridge", value: "br/0"},
 		"bridge like an endpoint": {
 			change: func(r *api.PrepareRequest) { *r = bridged("c9"); r.Network.Bridge = "tdl0123456789ab" },
 			code:   api.CodeInvalid, key: "bridge", value: "tdl0123456789ab",

@@ -91,7 +91,7 @@ func isIdle(a netip.Addr, r api.Range) bool {
 // there. One that is about to be taken from the bridge may be leased. Macvlan devices are
 // in a network that the node may be in by any of its devices.
 func onLink(o Occupied, n api.Network, r api.Range) bool {
-	if n.Driver != api.DriverMacvlan && (n.Bridge == "" || o.Device != n.Bridge) {
+	if n.Driver != api.DriverMacvlan && (n.Bridge == "" || o.Device != n.BridgeInterface()) {
 		return false
 	}
 	leasable := o.Addr != r.Gateway && !o.Addr.Less(r.RangeStart) && !r.RangeEnd.Less(o.Addr)
@@ -100,7 +100,7 @@ func onLink(o Occupied, n api.Network, r api.Range) bool {
 
 // leaves tells whether the address is about to be taken from the network's bridge.
 func leaves(o Occupied, n api.Network) bool {
-	return n.ForceAddress && o.Device == n.Bridge && !o.Destination.IsValid()
+	return n.ForceAddress && o.Device == n.BridgeInterface() && !o.Destination.IsValid()
 }
 
 // checkLease refuses an address of our own ranges that the node has come to need since

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/tendril-net/tendril/internal/vlan"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/ipam"
 )
@@ -189,13 +190,15 @@ func checkDriver(n api.Network) error {
 			return invalid("bridge", n.Bridge[:min(len(n.Bridge), 64)], foreign)
 		case n.ForceAddress:
 			return invalid("forceAddress", "true", foreign)
+		case n.PreserveDefaultVLAN:
+			return invalid("preserveDefaultVLAN", "true", foreign)
 		}
 	}
 	if n.Driver == api.DriverRouted || n.Driver == api.DriverBridge {
 		switch {
 		case n.Parent != "":
 			return invalid("parent", n.Parent[:min(len(n.Parent), 64)], foreign)
-		case n.VLAN != 0:
+		case n.VLAN != 0 && n.Driver == api.DriverRouted:
 			return invalid("vlan", strconv.Itoa(n.VLAN), foreign)
 		case n.Mode != "":
 			return invalid("mode", n.Mode[:min(len(n.Mode), 64)], foreign)
@@ -210,6 +213,12 @@ func checkDriver(n api.Network) error {
 	case api.DriverBridge:
 		if reason := api.BridgeNameFault(n.Bridge); reason != "" {
 			return invalid("bridge", n.Bridge[:min(len(n.Bridge), 64)], reason)
+		}
+		if n.VLAN < 0 || n.VLAN > vlan.Max {
+			return invalid("vlan", strconv.Itoa(n.VLAN), fmt.Sprintf("is not between 0 and %d", vlan.Max))
+		}
+		if reason := api.BridgeNameFault(n.BridgeInterface()); reason != "" {
+			return invalid("vlan", strconv.Itoa(n.VLAN), fmt.Sprintf("makes %s, which %s", n.BridgeInterface(), reason))
 		}
 	default:
 		return invalid("driver", n.Driver[:min(len(n.Driver), 64)],

@@ -379,7 +379,7 @@ func (w *world) Link(name string) (HostLink, error) {
 	if link, ok := w.links[name]; ok {
 		return link, nil
 	}
-	if link, ok := w.bridges[name]; ok {
+	if link, ok := w.bridges[name]; ok { // or the node's interface in a VLAN of one
 		return link, nil
 	}
 	if link, ok := w.devices[name]; ok {

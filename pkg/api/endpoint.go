@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/tendril-net/tendril/internal/vlan"
 )
 
 // Attachment names one interface of one container: the two keys by which the
@@ -23,6 +25,8 @@ type Network struct {
 	Driver string `json:"driver"`
 	// Bridge is the Linux bridge that endpoints are ports of, with DriverBridge.
 	Bridge string `json:"bridge,omitempty"`
+	// PreserveDefaultVLAN leaves ports of Bridge that are in VLAN in that of new ports as well.
+	PreserveDefaultVLAN bool `json:"preserveDefaultVLAN,omitempty"`
 	// ForceAddress says that an address of Bridge which lies in the ranges, and is no
 	// gateway of theirs, is about to be taken from it.
 	ForceAddress bool `json:"forceAddress,omitempty"`
@@ -30,14 +34,15 @@ type Network struct {
 	// One that is named as eth0.50 and is not there is made on eth0, and goes with the last
 	// endpoint.
 	Parent string `json:"parent,omitempty"`
-	// VLAN is the number that Parent must have; 0 takes what there is.
+	// VLAN is the number that Parent must have; 0 takes what there is. With DriverBridge it is
+	// that of the endpoints' ports, 0 what Bridge has for new ones.
 	VLAN int `json:"vlan,omitempty"`
 	// Mode is how children of Parent reach each other: one of the Mode constants.
 	Mode string `json:"mode,omitempty"`
 	// HostAccess lets children reach the node, and the node them.
 	HostAccess bool `json:"hostAccess,omitempty"`
-	// BridgeGateway gives Bridge the endpoints' gateways as addresses, Promisc lets it get
-	// all frames, and Hairpin has it send a frame back by the port that it came from.
+	// BridgeGateway gives BridgeInterface the endpoints' gateways as addresses, Promisc lets
+	// Bridge get all frames, and Hairpin has it send a frame back by the port that it came from.
 	BridgeGateway bool `json:"bridgeGateway,omitempty"`
 	Promisc       bool `json:"promisc,omitempty"`
 	Hairpin       bool `json:"hairpin,omitempty"`
@@ -56,6 +61,15 @@ type Network struct {
 	IngressPolicy string `json:"ingressPolicy,omitempty"`
 	// NoICC refuses what endpoints of the network send to each other.
 	NoICC bool `json:"noICC,omitempty"`
+}
+
+// BridgeInterface names the node's own interface among the ports of Bridge: that itself, or its
+// VLAN. Empty with other drivers.
+func (n Network) BridgeInterface() string {
+	if n.Bridge == "" {
+		return ""
+	}
+	return vlan.Name(n.Bridge, n.VLAN)
 }
 
 // BridgeLockName is a file beside the agent's socket by which plugins agree on who may remove

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"strconv"
 	"strings"
 )
 
@@ -47,23 +46,6 @@ func BridgeNameFault(name string) string {
 // ParentNameFault says why a device that endpoints are children of cannot have the name;
 // empty if it can.
 func ParentNameFault(name string) string { return BridgeNameFault(name) }
-
-// VLANOf reads the name of a VLAN: "eth0.50" is number 50 of eth0. False where the name is
-// none of a VLAN.
-func VLANOf(name string) (lower string, id int, ok bool) {
-	dot := strings.LastIndexByte(name, '.')
-	if dot < 1 {
-		return "", 0, false
-	}
-	id, err := strconv.Atoi(name[dot+1:])
-	if err != nil || id < 1 || id > MaxVLAN || strconv.Itoa(id) != name[dot+1:] {
-		return "", 0, false
-	}
-	return name[:dot], id, true
-}
-
-// MaxVLAN is the highest number of a VLAN (IEEE 802.1Q, 9.6); the lowest is 1.
-const MaxVLAN = 4094
 
 // KernelMode is the mode in which the kernel has the children of a device, for a Mode
 // constant. What a child in mode bridge says to others leaves it as in mode vepa: the

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/mac"
+	"github.com/tendril-net/tendril/internal/vlan"
 )
 
 // ErrNotBridge is returned by EnsureBridge, EnsureGateways and ConfigureBridged when the
@@ -41,21 +42,44 @@ type Bridge struct {
 	Promisc bool
 	// MAC of a bridge that is made; nil takes a random one.
 	MAC net.HardwareAddr
+	// VLAN, 1 to 4094, is that of the endpoints' ports; 0 leaves them where ports are by
+	// themselves.
+	VLAN int
 }
+
+// Interface names the node's interface among the ports: the bridge, or its VLAN.
+func (b Bridge) Interface() string { return vlan.Name(b.Name, b.VLAN) }
 
 // BridgeLink is a bridge as it exists.
 type BridgeLink struct {
 	Index int
 	MAC   net.HardwareAddr
 	MTU   int
-	// Made says that there was none before.
-	Made bool
+	// Made says that there was none before, VLANMade that the node had no interface in the
+	// VLAN.
+	Made, VLANMade bool
 }
 
 // EnsureBridge returns the bridge of that name, up, and makes it where there is none. One
 // that is there is used, not taken over: what it has stays. A device of the name that is no
-// bridge is ErrNotBridge.
+// bridge is ErrNotBridge. With a VLAN it also makes the node's interface there, and has a
+// bridge without ports filter VLANs; where that cannot be, the error is ErrBridgeVLAN.
 func EnsureBridge(host *Namespace, b Bridge) (BridgeLink, error) {
+	found, err := ensureUntagged(host, b)
+	if err != nil || b.VLAN == 0 {
+		return found, err
+	}
+	if found.VLANMade, err = ensureBridgeVLAN(host, b); err != nil {
+		if found.Made {
+			err = errors.Join(err, RemoveUnusedBridge(host, b, found))
+		}
+		return BridgeLink{}, err
+	}
+	return found, nil
+}
+
+// ensureUntagged is EnsureBridge for all but the VLAN.
+func ensureUntagged(host *Namespace, b Bridge) (BridgeLink, error) {
 	bridge, err := lookUpBridge(host, b.Name)
 	if errors.Is(err, unix.ENODEV) {
 		made, err := createBridge(host, b)
@@ -84,14 +108,10 @@ func lookUpBridge(host *Namespace, name string) (link, error) {
 	if err != nil {
 		return link{}, fmt.Errorf("look up link %s: %w", name, err)
 	}
-	return bridge, mustBeBridge(bridge.kind, name)
-}
-
-func mustBeBridge(kind, name string) error {
-	if kind == "bridge" {
-		return nil
+	if bridge.kind != "bridge" {
+		return bridge, fmt.Errorf("use %s %s: %w", kindName(bridge.kind), name, ErrNotBridge)
 	}
-	return fmt.Errorf("use %s %s: %w", kindName(kind), name, ErrNotBridge)
+	return bridge, nil
 }
 
 // kindName names a kind of link as ip-link(8) knows it. A device of a driver's has none.
@@ -131,24 +151,44 @@ func createBridge(host *Namespace, b Bridge) (BridgeLink, error) {
 	return BridgeLink{Index: bridge.index, MAC: bridge.mac, MTU: bridge.mtu, Made: true}, nil
 }
 
-// RemoveUnusedBridge removes a bridge that EnsureBridge has made, unless it has a port or a
-// device on it by now, or is gone. Nobody may be about to give it one: see to that.
-func RemoveUnusedBridge(host *Namespace, name string, b BridgeLink) error {
-	return host.Do(func() error {
-		links, err := netlinksafe.LinkList()
-		if err != nil {
-			return fmt.Errorf("list the ports of bridge %s: %w", name, err)
+// RemoveUnusedBridge removes what EnsureBridge has made: the node's interface in the VLAN,
+// unless a port is in that by now, and the bridge, unless it has a port or a device on it, or is
+// gone. Nobody may be about to give it one: see to that.
+func RemoveUnusedBridge(host *Namespace, b Bridge, found BridgeLink) error {
+	if found.VLANMade {
+		if err := removeUnusedVLAN(host, b, found.Index); err != nil {
+			return err
 		}
-		there := func(l netlink.Link) bool { return l.Attrs().Index == b.Index && l.Attrs().Name == name }
-		// A macvlan or VLAN device on it goes with it, too; a veth's parent is its peer.
-		port := func(l netlink.Link) bool {
-			return l.Attrs().MasterIndex == b.Index || l.Type() != "veth" && l.Attrs().ParentIndex == b.Index
+	}
+	if !found.Made {
+		return nil
+	}
+	links, err := links(host)
+	if err != nil {
+		return err
+	}
+	there := func(l netlink.Link) bool { return l.Attrs().Index == found.Index && l.Attrs().Name == b.Name }
+	// A macvlan or VLAN device on it goes with it, too; a veth's parent is its peer.
+	rides := func(l netlink.Link) bool { return l.Type() != "veth" && l.Attrs().ParentIndex == found.Index }
+	if slices.ContainsFunc(links, isPortOf(found.Index)) || slices.ContainsFunc(links, rides) || !slices.ContainsFunc(links, there) {
+		return nil
+	}
+	return removeLink(host, b.Name)
+}
+
+func isPortOf(bridge int) func(netlink.Link) bool {
+	return func(l netlink.Link) bool { return l.Attrs().MasterIndex == bridge }
+}
+
+// links lists all links of a namespace.
+func links(n *Namespace) (all []netlink.Link, err error) {
+	err = n.Do(func() error {
+		if all, err = netlinksafe.LinkList(); err != nil {
+			return fmt.Errorf("list links: %w", err)
 		}
-		if slices.ContainsFunc(links, port) || !slices.ContainsFunc(links, there) {
-			return nil
-		}
-		return removeLink(host, name)
+		return nil
 	})
+	return all, err
 }
 
 // raiseBridge sets the flags that the bridge lacks, and asks nothing of the kernel where
@@ -168,21 +208,22 @@ func raiseBridge(host *Namespace, b Bridge, bridge link) error {
 	return err
 }
 
-// EnsureGateways gives a bridge that is up the addresses by which containers reach the
-// node, each with the length of its subnet, and returns once they are in use. Where one is
-// missing, another address of its subnet is ErrOverlap, or with force is taken away. Those
-// of IPv6 that are link-local do not count.
+// EnsureGateways gives the node's interface of a bridge that is up the addresses by which
+// containers reach the node, each with the length of its subnet, and returns once they are in
+// use. Where one is missing, another address of its subnet is ErrOverlap, or with force is taken
+// away. Those of IPv6 that are link-local do not count.
 //
 // It does not wait for the duplicate address detection of an address that somebody else
 // gave: that begins with the bridge's first port.
-func EnsureGateways(host *Namespace, name string, gateways []netip.Prefix, force bool) error {
-	_, err := ensureGateways(host, name, gateways, force)
+func EnsureGateways(host *Namespace, b Bridge, gateways []netip.Prefix, force bool) error {
+	_, err := ensureGateways(host, b, gateways, force)
 	return err
 }
 
 // ensureGateways also returns which of the addresses were missing.
-func ensureGateways(host *Namespace, name string, gateways []netip.Prefix, force bool) (missing []netip.Prefix, err error) {
-	bridge, err := addressesOfBridge(host, name)
+func ensureGateways(host *Namespace, b Bridge, gateways []netip.Prefix, force bool) (missing []netip.Prefix, err error) {
+	name := b.Interface()
+	bridge, err := addressesOfBridge(host, b)
 	if err != nil {
 		return nil, err
 	}
@@ -229,21 +270,26 @@ func ensureGateways(host *Namespace, name string, gateways []netip.Prefix, force
 	}.until(host, time.Now().Add(settleTimeout))
 }
 
-// BridgeAddresses are those of a bridge, but for the link-local ones of IPv6.
-func BridgeAddresses(host *Namespace, name string) ([]netip.Prefix, error) {
-	bridge, err := addressesOfBridge(host, name)
+// BridgeAddresses are those of the node's interface of a bridge, but for the link-local ones of
+// IPv6.
+func BridgeAddresses(host *Namespace, b Bridge) ([]netip.Prefix, error) {
+	bridge, err := addressesOfBridge(host, b)
 	all := slices.SortedFunc(maps.Keys(bridge.addresses), netip.Prefix.Compare)
 	return slices.DeleteFunc(all, func(p netip.Prefix) bool { return p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() }), err
 }
 
-// addressed is a bridge with the addresses that it has.
+// addressed is the node's interface of a bridge with the addresses that it has.
 type addressed struct {
 	index     int
 	name      string
 	addresses map[netip.Prefix]netlink.Addr
 }
 
-func addressesOfBridge(host *Namespace, name string) (addressed, error) {
+func addressesOfBridge(host *Namespace, b Bridge) (addressed, error) {
+	name, kind, fault := b.Interface(), "bridge", ErrNotBridge
+	if b.VLAN != 0 {
+		kind, fault = kindVLAN, ErrBridgeVLAN
+	}
 	found := addressed{name: name, addresses: make(map[netip.Prefix]netlink.Addr)}
 	err := host.Do(func() error {
 		bridge, err := netlinksafe.LinkByName(name)
@@ -253,8 +299,8 @@ func addressesOfBridge(host *Namespace, name string) (addressed, error) {
 		if err != nil {
 			return fmt.Errorf("look up link %s: %w", name, err)
 		}
-		if err := mustBeBridge(bridge.Type(), name); err != nil {
-			return err
+		if bridge.Type() != kind {
+			return fmt.Errorf("use %s %s: %w", kindName(bridge.Type()), name, fault)
 		}
 		found.index = bridge.Attrs().Index
 		list, err := netlinksafe.AddrList(bridge, netlink.FAMILY_ALL)
@@ -292,8 +338,12 @@ func (a addressed) makeRoom(gateways, missing []netip.Prefix, force bool) ([]mes
 
 // Bridged is all that a container of the driver "bridge" is given.
 type Bridged struct {
-	// Bridge whose port the host's side becomes.
+	// Bridge whose port the host's side becomes, and the VLAN that it is in, untagged; 0 leaves
+	// it in what the bridge has for new ports.
 	Bridge string
+	VLAN   int
+	// PreserveDefaultVLAN leaves the port in that as well: what others send there reaches it.
+	PreserveDefaultVLAN bool
 	// Hairpin lets the bridge send a frame back by the port that it came from.
 	Hairpin bool
 	// Isolated keeps the bridge from passing anything between this port and others that
@@ -310,6 +360,9 @@ type Bridged struct {
 	// Gateways are the addresses that EnsureGateways has given the bridge, for CheckBridged.
 	Gateways []netip.Prefix
 }
+
+// bridge is the bridge as far as it matters to its ports.
+func (b Bridged) bridge() Bridge { return Bridge{Name: b.Bridge, VLAN: b.VLAN} }
 
 func (b Bridged) station(name string, index int) station {
 	return station{name: name, index: index, mtu: b.MTU, addresses: b.Addresses, routes: b.Routes, doubted: b.DAD}
@@ -352,13 +405,18 @@ func join(host *Namespace, links Links, b Bridged) error {
 		kind: unix.RTM_NEWLINK,
 		body: attribute32(header(unix.IfInfomsg{Index: int32(index)}), unix.IFLA_MASTER, uint32(bridge.index)),
 		what: fmt.Sprintf("make %s a port of bridge %s", name, b.Bridge),
-	}, {
-		kind: unix.RTM_NEWNEIGH, flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE,
-		body: attribute(header(unix.NdMsg{
-			Family: unix.AF_BRIDGE, Ifindex: int32(index), State: unix.NUD_NOARP, Flags: unix.NTF_MASTER,
-		}), unix.NDA_LLADDR, links.MAC),
-		what: fmt.Sprintf("tell bridge %s of %s", b.Bridge, links.MAC),
 	}}
+	station := attribute(header(unix.NdMsg{
+		Family: unix.AF_BRIDGE, Ifindex: int32(index), State: unix.NUD_NOARP, Flags: unix.NTF_MASTER,
+	}), unix.NDA_LLADDR, links.MAC)
+	if b.VLAN != 0 {
+		messages = append(messages, b.intoVLAN(bridge, index, name)...)
+		station = attribute16(station, unix.NDA_VLAN, uint16(b.VLAN))
+	}
+	messages = append(messages, message{
+		kind: unix.RTM_NEWNEIGH, flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, body: station,
+		what: fmt.Sprintf("tell bridge %s of %s", b.Bridge, links.MAC),
+	})
 	for _, one := range []struct {
 		wanted bool
 		kind   uint16
@@ -393,12 +451,13 @@ func CheckBridged(host, container *Namespace, v Veth, b Bridged) error {
 	}
 	differences = append(differences, ofBridge...)
 	if len(b.Gateways) != 0 {
-		bridge, err := observe(host, b.Bridge, nil)
+		name := b.bridge().Interface()
+		bridge, err := observe(host, name, nil)
 		if err != nil {
 			return err
 		}
 		for _, gateway := range b.Gateways {
-			differences = append(differences, bridge.compareAddress("gateway address", " on the host", b.Bridge, gateway)...)
+			differences = append(differences, bridge.compareAddress("gateway address", " on the host", name, gateway)...)
 		}
 	}
 	differences = append(differences, b.station(v.Name, 0).compare(inContainer)...)
@@ -429,6 +488,11 @@ func (b Bridged) compareBridge(host *Namespace, hostName string) ([]string, erro
 	if bridge.flags&unix.IFF_UP == 0 {
 		differences = append(differences, fmt.Sprintf("link %s is down on the host", b.Bridge))
 	}
+	faults, err := b.bridge().vlanFaults(host, bridge)
+	if err != nil {
+		return nil, err
+	}
+	differences = append(differences, faults...)
 	if answers[1] == nil {
 		return differences, nil // Which is said of the link itself.
 	}
@@ -442,6 +506,14 @@ func (b Bridged) compareBridge(host *Namespace, hostName string) ([]string, erro
 		differences = append(differences, fmt.Sprintf("hairpin mode of %s is off on the host", hostName))
 	case b.Isolated && !side.port.isolated:
 		differences = append(differences, fmt.Sprintf("port %s is not isolated on the host", hostName))
+	}
+	if side.master == bridge.index {
+		if faults, err = b.portFaults(host, bridge, side); err != nil {
+			return nil, err
+		}
+		for _, fault := range faults {
+			differences = append(differences, fmt.Sprintf("port %s %s on the host", hostName, fault))
+		}
 	}
 	return differences, nil
 }

@@ -132,28 +132,28 @@ func TestUnusedBridgeIsRemoved(t *testing.T) {
 	made, err := wiring.EnsureBridge(node, wiring.Bridge{Name: bridgeName})
 	must(t, err)
 	ns.Run(t, "ip", "link", "add", "port", "master", bridgeName, "type", "veth")
-	must(t, wiring.RemoveUnusedBridge(node, bridgeName, made))
+	must(t, wiring.RemoveUnusedBridge(node, wiring.Bridge{Name: bridgeName}, made))
 	if got := look(t, ns, bridgeName).Link.Index; got != made.Index {
 		t.Errorf("bridge with a port: index %d, not %d", got, made.Index)
 	}
 	ns.Run(t, "ip", "link", "del", "port")
 	ns.Run(t, "ip", "link", "add", "link", bridgeName, "name", "rider", "type", "macvlan")
-	must(t, wiring.RemoveUnusedBridge(node, bridgeName, made))
+	must(t, wiring.RemoveUnusedBridge(node, wiring.Bridge{Name: bridgeName}, made))
 	if got := look(t, ns, bridgeName).Link.Index; got != made.Index {
 		t.Errorf("bridge with a macvlan device: index %d, not %d", got, made.Index)
 	}
 	ns.Run(t, "ip", "link", "del", "rider")
 	other := made
 	other.Index++ // another of its name
-	must(t, wiring.RemoveUnusedBridge(node, bridgeName, other))
+	must(t, wiring.RemoveUnusedBridge(node, wiring.Bridge{Name: bridgeName}, other))
 	if got := look(t, ns, bridgeName).Link.Index; got != made.Index {
 		t.Errorf("another's bridge: index %d, not %d", got, made.Index)
 	}
-	must(t, wiring.RemoveUnusedBridge(node, bridgeName, made))
+	must(t, wiring.RemoveUnusedBridge(node, wiring.Bridge{Name: bridgeName}, made))
 	if exists, err := wiring.LinkExists(node, bridgeName); err != nil || exists {
 		t.Errorf("bridge without a port: %v, %v", exists, err)
 	}
-	must(t, wiring.RemoveUnusedBridge(node, bridgeName, made))
+	must(t, wiring.RemoveUnusedBridge(node, wiring.Bridge{Name: bridgeName}, made))
 }
 
 func TestBridgeIsUsedAsItIs(t *testing.T) {
@@ -215,7 +215,7 @@ func TestNoBridge(t *testing.T) {
 				t.Errorf("%s of %s: want %q, got %v", from, test.name, want, err)
 			}
 		}
-		is("EnsureGateways", wiring.EnsureGateways(p.node, test.name, prefixes("10.10.0.1/16"), true), test.want)
+		is("EnsureGateways", wiring.EnsureGateways(p.node, wiring.Bridge{Name: test.name}, prefixes("10.10.0.1/16"), true), test.want)
 		_, err := wiring.ConfigureBridged(p.node, p.container, links, wiring.Bridged{Bridge: test.name})
 		is("ConfigureBridged", err, "configure the host's side: "+test.want)
 		if test.name != "absent" {
@@ -239,7 +239,7 @@ func TestBridgeRace(t *testing.T) {
 			all.Go(func() {
 				<-start
 				got[i], failed[2*i] = wiring.EnsureBridge(node, wiring.Bridge{Name: bridgeName, MTU: 1400})
-				failed[2*i+1] = wiring.EnsureGateways(node, bridgeName, prefixes("10.10.0.1/16", "fd00:10::1/64"), false)
+				failed[2*i+1] = wiring.EnsureGateways(node, wiring.Bridge{Name: bridgeName}, prefixes("10.10.0.1/16", "fd00:10::1/64"), false)
 			})
 		}
 		close(start)
@@ -316,7 +316,7 @@ func (p pair) makeBridge(t *testing.T) {
 	t.Helper()
 	_, err := wiring.EnsureBridge(p.node, wiring.Bridge{Name: bridgeName, MTU: 1400})
 	must(t, err)
-	must(t, wiring.EnsureGateways(p.node, bridgeName, prefixes("10.10.0.1/16", "fd00:10::1/64"), false))
+	must(t, wiring.EnsureGateways(p.node, wiring.Bridge{Name: bridgeName}, prefixes("10.10.0.1/16", "fd00:10::1/64"), false))
 }
 
 func (p pair) bridge(t *testing.T, v wiring.Veth, b wiring.Bridged) (wiring.Links, []wiring.Route) {

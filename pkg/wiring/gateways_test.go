@@ -100,7 +100,7 @@ func TestGateways(t *testing.T) {
 				ns.Run(t, "ip", args...)
 			}
 			for range 2 { // twice, because it is idempotent
-				err := wiring.EnsureGateways(node, bridgeName, test.gateways, test.force)
+				err := wiring.EnsureGateways(node, wiring.Bridge{Name: bridgeName}, test.gateways, test.force)
 				if test.err == "" {
 					must(t, err)
 				} else if !errors.Is(err, wiring.ErrOverlap) || err.Error() != test.err {
@@ -125,7 +125,7 @@ func TestGatewayThatIsTentative(t *testing.T) {
 	ns.Run(t, "ip", "link", "add", bridgeName, "type", "bridge")
 	ns.Run(t, "ip", "link", "set", bridgeName, "up")
 	ns.Run(t, "ip", "addr", "add", "fd00:10::1/64", "dev", bridgeName)
-	must(t, wiring.EnsureGateways(node, bridgeName, prefixes("fd00:10::1/64"), false))
+	must(t, wiring.EnsureGateways(node, wiring.Bridge{Name: bridgeName}, prefixes("fd00:10::1/64"), false))
 	if got := ns.Run(t, "ip", "addr", "show", "dev", bridgeName); !strings.Contains(got, "tentative") {
 		t.Errorf("not tentative:\n%s", got)
 	}
@@ -137,7 +137,7 @@ func TestGatewayWithIPv6DisabledByDefault(t *testing.T) {
 	ns.Run(t, "sh", "-c", "for f in all default; do echo 1 >/proc/sys/net/ipv6/conf/$f/disable_ipv6; done")
 	_, err := wiring.EnsureBridge(node, wiring.Bridge{Name: bridgeName})
 	must(t, err)
-	must(t, wiring.EnsureGateways(node, bridgeName, prefixes("fd00:10::1/64"), false))
+	must(t, wiring.EnsureGateways(node, wiring.Bridge{Name: bridgeName}, prefixes("fd00:10::1/64"), false))
 	if diff := cmp.Diff([]string{"fd00:10::1/64"}, addressesOf(t, ns, bridgeName)); diff != "" {
 		t.Errorf("addresses (-want +got):\n%s", diff)
 	}

@@ -118,8 +118,8 @@ func readLink(answer []byte) (link, error) {
 	l.kind = string(bytes.TrimRight(info[unix.IFLA_INFO_KIND], "\x00"))
 	l.mac = found[unix.IFLA_ADDRESS]
 	state := octet(found, unix.IFLA_OPERSTATE)
-	// A bridge that was up before it had a port has had a carrier all along, and is asked no more.
-	l.operational = state == operUp || l.kind == "bridge" && state == operUnknown && l.flags&unix.IFF_LOWER_UP != 0
+	// A bridge that was up before it had a port has had a carrier all along, and is asked no more; so has a VLAN of it.
+	l.operational = state == operUp || (l.kind == "bridge" || l.kind == kindVLAN) && state == operUnknown && l.flags&unix.IFF_LOWER_UP != 0
 	l.silent = l.flags&(unix.IFF_UP|unix.IFF_LOWER_UP) == unix.IFF_UP
 	if string(bytes.TrimRight(info[unix.IFLA_INFO_SLAVE_KIND], "\x00")) == "bridge" {
 		data := attributes(info[unix.IFLA_INFO_SLAVE_DATA])

@@ -27,6 +27,13 @@ func RepairBridge(host *Namespace, b Bridge, gateways []netip.Prefix) (mended []
 	case b.Promisc && before.flags&unix.IFF_PROMISC == 0:
 		mended = append(mended, "promiscuous mode was off")
 	}
+	if before.kind != "" {
+		faults, err := b.vlanFaults(host, before)
+		if err != nil {
+			return nil, err
+		}
+		mended = append(mended, faults...)
+	}
 	found, err := EnsureBridge(host, b)
 	if err != nil {
 		return nil, err
@@ -38,7 +45,7 @@ func RepairBridge(host *Namespace, b Bridge, gateways []netip.Prefix) (mended []
 	if len(gateways) == 0 {
 		return mended, foreign
 	}
-	missing, err := ensureGateways(host, b.Name, gateways, false)
+	missing, err := ensureGateways(host, b, gateways, false)
 	if err != nil {
 		return mended, errors.Join(err, foreign)
 	}
@@ -74,7 +81,12 @@ func RepairPort(host *Namespace, links Links, b Bridged) (mended []string, err e
 	case b.Isolated && !side.port.isolated:
 		mended = []string{"it was not isolated"}
 	default:
-		return nil, nil
+		if mended, err = b.portFaults(host, bridge, side); err != nil || mended == nil {
+			return nil, err
+		}
+		for i, fault := range mended {
+			mended[i] = "it " + fault
+		}
 	}
 	if err := join(host, links, b); err != nil {
 		return nil, err

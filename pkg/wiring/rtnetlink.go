@@ -45,6 +45,10 @@ func attribute(body []byte, kind uint16, value []byte) []byte {
 	return pad(append(body, value...))
 }
 
+func attribute16(body []byte, kind uint16, value uint16) []byte {
+	return attribute(body, kind, binary.NativeEndian.AppendUint16(nil, value))
+}
+
 func attribute32(body []byte, kind uint16, value uint32) []byte {
 	return attribute(body, kind, binary.NativeEndian.AppendUint32(nil, value))
 }

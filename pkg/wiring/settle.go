@@ -55,14 +55,14 @@ func SettleBridged(host, container *Namespace, links Links, b Bridged) error {
 	const disabled, forwarding = 0, 3 // BR_STATE_* of linux/if_bridge.h
 	deadline := time.Now().Add(settleTimeout)
 	err := wait{
-		messages: []message{getLink(links.HostName), getLink(b.Bridge)},
+		messages: []message{getLink(links.HostName), getLink(b.bridge().Interface())},
 		ready: func(answers [][]byte) bool {
 			side, err1 := readLink(answers[0])
 			bridge, err2 := readLink(answers[1])
 			return err1 == nil && err2 == nil && side.operational && side.port.state != disabled &&
 				(side.port.state != forwarding || bridge.operational)
 		},
-		what: fmt.Sprintf("%s: no carrier, or not in use as a port of bridge %s", links.HostName, b.Bridge),
+		what: fmt.Sprintf("%s: no carrier, or not in use as a port of bridge %s", links.HostName, b.bridge().Interface()),
 	}.until(host, deadline)
 	if err != nil {
 		return err

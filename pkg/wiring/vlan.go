@@ -3,12 +3,13 @@
 package wiring
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
 )
+
+const kindVLAN = "vlan"
 
 // ErrNoVLAN is returned by MakeVLAN on a kernel without VLANs.
 var ErrNoVLAN = errors.New("the kernel has no VLANs (CONFIG_VLAN_8021Q)")
@@ -26,8 +27,22 @@ type VLAN struct {
 // that when it comes up. It returns its interface index. The error is ErrTaken when the
 // name, or the number on that device, is in use.
 func MakeVLAN(host *Namespace, v VLAN) (int, error) {
-	data := attribute(nil, unix.IFLA_VLAN_ID, binary.NativeEndian.AppendUint16(nil, uint16(v.ID)))
-	info := attributeString(nil, unix.IFLA_INFO_KIND, "vlan")
+	index, err := createVLAN(host, v)
+	if err != nil {
+		return 0, err
+	}
+	raise := up(index, v.Name, 0)
+	raise.tolerate = []unix.Errno{unix.ENETDOWN}
+	if _, err := host.exchange([]message{raise}); err != nil {
+		return 0, errors.Join(fmt.Errorf("make VLAN %s: %w", v.Name, err), removeLink(host, v.Name))
+	}
+	return index, nil
+}
+
+// createVLAN is MakeVLAN, but leaves the sub-interface down.
+func createVLAN(host *Namespace, v VLAN) (int, error) {
+	data := attribute16(nil, unix.IFLA_VLAN_ID, uint16(v.ID))
+	info := attributeString(nil, unix.IFLA_INFO_KIND, kindVLAN)
 	info = attribute(info, unix.IFLA_INFO_DATA, data)
 	body := attributeString(header(unix.IfInfomsg{}), unix.IFLA_IFNAME, v.Name)
 	body = attribute32(body, unix.IFLA_LINK, uint32(v.Lower))
@@ -44,11 +59,6 @@ func MakeVLAN(host *Namespace, v VLAN) (int, error) {
 		return 0, err
 	}
 	made, err := readLink(answers[1])
-	if err == nil {
-		raise := up(made.index, v.Name, 0)
-		raise.tolerate = []unix.Errno{unix.ENETDOWN}
-		_, err = host.exchange([]message{raise})
-	}
 	if err != nil {
 		return 0, errors.Join(fmt.Errorf("make VLAN %s: %w", v.Name, err), removeLink(host, v.Name))
 	}
@@ -66,7 +76,7 @@ func RemoveVLAN(host *Namespace, index int) error {
 	if err != nil || answers[0] == nil {
 		return err
 	}
-	if found, err := readLink(answers[0]); err != nil || found.kind != "vlan" {
+	if found, err := readLink(answers[0]); err != nil || found.kind != kindVLAN {
 		return err
 	}
 	_, err = host.exchange([]message{{

@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wiring_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+
+	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/pkg/wiring"
+)
+
+// vlan50 is the bridge of these tests.
+var vlan50 = wiring.Bridge{Name: bridgeName, MTU: 1400, VLAN: 50}
+
+// needBridgeVLAN skips on kernels whose bridges know no VLANs; those of the matrix do.
+func needBridgeVLAN(t *testing.T, err error) {
+	t.Helper()
+	if errors.Is(err, wiring.ErrBridgeVLAN) && strings.Contains(err.Error(), "CONFIG_BRIDGE_VLAN_FILTERING") {
+		t.Skip("needs a kernel with VLANs of bridges (CONFIG_BRIDGE_VLAN_FILTERING)")
+	}
+	must(t, err)
+}
+
+// tagging is how a port, or a bridge itself, is in a VLAN.
+type tagging struct{ PVID, Untagged bool }
+
+var own = tagging{PVID: true, Untagged: true}
+
+// vlansAt are the VLANs of a port or of a bridge itself.
+func vlansAt(t *testing.T, ns *nstest.NS, name string) map[uint16]tagging {
+	t.Helper()
+	link, err := ns.Handle.LinkByName(name)
+	must(t, err)
+	all, err := ns.Handle.BridgeVlanList()
+	must(t, err)
+	found := make(map[uint16]tagging)
+	for _, v := range all[int32(link.Attrs().Index)] {
+		found[v.Vid] = tagging{PVID: v.PortVID(), Untagged: v.EngressUntag()}
+	}
+	return found
+}
+
+// newTagged is a node with a bridge for VLAN 50.
+func newTagged(t *testing.T) pair {
+	t.Helper()
+	p := newPair(t)
+	p.makeTagged(t)
+	return p
+}
+
+func (p pair) makeTagged(t *testing.T) {
+	t.Helper()
+	_, err := wiring.EnsureBridge(p.node, vlan50)
+	needBridgeVLAN(t, err)
+	must(t, wiring.EnsureGateways(p.node, vlan50, prefixes("10.10.0.1/16", "fd00:10::1/64"), false))
+}
+
+func testTagged() wiring.Bridged {
+	b := testBridged()
+	b.VLAN, b.Gateways = 50, prefixes("10.10.0.1/16", "fd00:10::1/64")
+	return b
+}
+
+// another is a second container of the node.
+func (p pair) another(t *testing.T, name string) pair {
+	t.Helper()
+	other := pair{nodeNS: p.nodeNS, node: p.node, containerNS: nstest.New(t, name)}
+	other.container = open(t, other.containerNS.Path)
+	return other
+}
+
+// Containers of one VLAN and the node reach each other at once; those of others are not heard.
+func TestBridgedVLAN(t *testing.T) {
+	p := newTagged(t)
+	v, b := bridgedVeth(5), testTagged()
+	p.bridge(t, v, b)
+	must(t, wiring.CheckBridged(p.node, p.container, v, b))
+	for _, a := range []string{"10.10.0.1", "fd00:10::1"} {
+		p.containerNS.Run(t, "ping", "-c1", "-W2", a)
+	}
+	for _, a := range []string{"10.10.0.5", "fd00:10::5"} {
+		p.nodeNS.Run(t, "ping", "-c1", "-W2", a)
+	}
+	same, w, c := p.another(t, "d"), bridgedVeth(6), testTagged()
+	c.Addresses, c.PreserveDefaultVLAN = prefixes("10.10.0.6/16", "fd00:10::6/64"), true
+	same.bridge(t, w, c)
+	must(t, wiring.CheckBridged(p.node, same.container, w, c))
+	for _, a := range []string{"10.10.0.6", "fd00:10::6"} {
+		p.containerNS.Run(t, "ping", "-c1", "-W2", a)
+	}
+
+	// The others have addresses of the same subnet, and nobody in the way but the VLAN.
+	for n, b := range []wiring.Bridged{{Bridge: bridgeName, MTU: 1400}, {Bridge: bridgeName, MTU: 1400, VLAN: 60}} {
+		if b.VLAN != 0 {
+			_, err := wiring.EnsureBridge(p.node, wiring.Bridge{Name: bridgeName, VLAN: b.VLAN})
+			must(t, err)
+		}
+		other := p.another(t, "e")
+		b.Addresses = prefixes("10.10.0.7/16", "fd00:10::7/64")
+		other.bridge(t, bridgedVeth(7+n), b)
+		for _, a := range []string{"10.10.0.1", "fd00:10::1", "10.10.0.5", "fd00:10::5"} {
+			if out, err := other.containerNS.Command("ping", "-c1", "-W1", a).CombinedOutput(); err == nil {
+				t.Errorf("VLAN %d reaches %s in VLAN 50:\n%s", b.VLAN, a, out)
+			}
+		}
+	}
+	type places map[string]map[uint16]tagging
+	got := make(places)
+	for _, name := range []string{bridgeName, v.HostName, w.HostName, bridgedVeth(7).HostName, bridgedVeth(8).HostName} {
+		got[name] = vlansAt(t, p.nodeNS, name)
+	}
+	want := places{
+		bridgeName: {1: own, 50: {}, 60: {}}, v.HostName: {50: own}, w.HostName: {1: {Untagged: true}, 50: own},
+		bridgedVeth(7).HostName: {1: own}, bridgedVeth(8).HostName: {60: own},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("VLANs (-want +got):\n%s", diff)
+	}
+}
+
+// What is made for an ADD that fails goes again, as far as nobody else has come to use it.
+func TestUnusedVLANIsRemoved(t *testing.T) {
+	ns, node := newNode(t)
+	remains := func() map[string]map[uint16]tagging {
+		t.Helper()
+		found := make(map[string]map[uint16]tagging)
+		links, err := ns.Handle.LinkList()
+		must(t, err)
+		for _, l := range links {
+			switch l.Type() {
+			case "bridge":
+				found[l.Attrs().Name] = vlansAt(t, ns, l.Attrs().Name)
+			case "vlan":
+				found[l.Attrs().Name] = nil
+			}
+		}
+		return found
+	}
+	is := func(what string, want map[string]map[uint16]tagging) {
+		t.Helper()
+		if diff := cmp.Diff(want, remains()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+	}
+	made, err := wiring.EnsureBridge(node, vlan50)
+	needBridgeVLAN(t, err)
+	both := map[string]map[uint16]tagging{bridgeName: {1: own, 50: {}}, bridgeName + ".50": nil}
+	is("made", both)
+	again, err := wiring.EnsureBridge(node, vlan50)
+	must(t, err)
+	if !made.Made || !made.VLANMade || again.Made || again.VLANMade {
+		t.Errorf("first %+v, then %+v", made, again)
+	}
+	must(t, wiring.RemoveUnusedBridge(node, vlan50, made))
+	is("a bridge and its VLAN", map[string]map[uint16]tagging{})
+
+	bridge, err := wiring.EnsureBridge(node, wiring.Bridge{Name: bridgeName})
+	must(t, err)
+	made, err = wiring.EnsureBridge(node, vlan50)
+	must(t, err)
+	want := bridge
+	want.Made, want.VLANMade, want.MTU = false, true, made.MTU
+	if diff := cmp.Diff(want, made); diff != "" {
+		t.Errorf("VLAN of a bridge that is there (-want +got):\n%s", diff)
+	}
+	ns.Run(t, "ip", "link", "add", "port", "master", bridgeName, "type", "veth")
+	must(t, wiring.RemoveUnusedBridge(node, vlan50, made))
+	is("the VLAN alone", map[string]map[uint16]tagging{bridgeName: {1: own}})
+
+	made, err = wiring.EnsureBridge(node, vlan50)
+	must(t, err)
+	port, err := ns.Handle.LinkByName("port")
+	must(t, err)
+	must(t, ns.Handle.BridgeVlanAdd(port, 50, false, false, false, true))
+	must(t, wiring.RemoveUnusedBridge(node, vlan50, made))
+	is("with a port in it", both)
+}
+
+// A bridge that cannot have the VLAN is left as it was.
+func TestBridgeVLANRefused(t *testing.T) {
+	_, err := wiring.EnsureBridge(newTagged(t).node, vlan50)
+	must(t, err)
+	for _, test := range []struct {
+		name, setup string // by ip
+		vlan        int
+		want        string
+	}{
+		{
+			"ports without a filter", "link add port master tdlbr0 type veth", 50,
+			"put VLAN 50 on bridge tdlbr0: the bridge cannot have the VLAN: it has ports and does not filter VLANs; it does after " +
+				"\"ip link set tdlbr0 type bridge vlan_filtering 1\", which cuts off ports that need tags",
+		},
+		{
+			"VLAN of new ports", "link show", 1,
+			"put VLAN 1 on bridge tdlbr0: the bridge cannot have the VLAN: ports without a VLAN are in that one (vlan_default_pvid)",
+		},
+		{
+			"802.1ad", "link set tdlbr0 type bridge vlan_protocol 802.1ad", 50,
+			"put VLAN 50 on bridge tdlbr0: the bridge cannot have the VLAN: its vlan_protocol is 0x88a8, not 802.1Q",
+		},
+		{
+			"another kind", "link add tdlbr0.50 type dummy", 50,
+			"use dummy tdlbr0.50: the bridge cannot have the VLAN: it is not VLAN 50 of bridge tdlbr0",
+		},
+		{
+			"another number", "link add link tdlbr0 name tdlbr0.50 type vlan id 51", 50,
+			"use vlan tdlbr0.50: the bridge cannot have the VLAN: it is not VLAN 50 of bridge tdlbr0",
+		},
+		{
+			"another name", "link add link tdlbr0 name v50 type vlan id 50", 50,
+			"make VLAN tdlbr0.50: bridge tdlbr0 has another device for VLAN 50: the bridge cannot have the VLAN",
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			ns, node := newNode(t)
+			ns.Run(t, "ip", "link", "add", bridgeName, "up", "type", "bridge")
+			ns.Run(t, "sh", "-c", "ip "+test.setup)
+			state := func() []string {
+				var found []string
+				links, err := ns.Handle.LinkList()
+				must(t, err)
+				for _, l := range links {
+					text := l.Type() + " " + l.Attrs().Name
+					if bridge, ok := l.(*netlink.Bridge); ok {
+						text += fmt.Sprint(", filters VLANs: ", *bridge.VlanFiltering)
+					}
+					found = append(found, text)
+				}
+				return found
+			}
+			before, vlans := state(), vlansAt(t, ns, bridgeName)
+			_, err := wiring.EnsureBridge(node, wiring.Bridge{Name: bridgeName, VLAN: test.vlan})
+			if !errors.Is(err, wiring.ErrBridgeVLAN) || err.Error() != test.want {
+				t.Errorf("got  %v\nwant %s", err, test.want)
+			}
+			if diff := cmp.Diff(before, state()); diff != "" {
+				t.Errorf("links (-before +after):\n%s", diff)
+			}
+			if diff := cmp.Diff(vlans, vlansAt(t, ns, bridgeName)); diff != "" {
+				t.Errorf("VLANs of the bridge (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+// What others change of a VLAN is named by CHECK and, but for a filter that is off, put back.
+func TestRepairVLAN(t *testing.T) {
+	p := newPair(t)
+	v, b := bridgedVeth(5), testTagged()
+	side := func(name string) netlink.Link {
+		link, err := p.nodeNS.Handle.LinkByName(name)
+		must(t, err)
+		return link
+	}
+	for _, test := range []struct {
+		name   string
+		spoil  func() error
+		check  []string
+		bridge []string
+		port   []string
+	}{
+		{
+			name:  "out of the VLAN",
+			spoil: func() error { return p.nodeNS.Handle.BridgeVlanDel(side(v.HostName), 50, true, true, false, true) },
+			check: []string{"port " + v.HostName + " is not in VLAN 50 without a tag on the host"},
+			port:  []string{"it is not in VLAN 50 without a tag"},
+		},
+		{
+			name:  "with a tag",
+			spoil: func() error { return p.nodeNS.Handle.BridgeVlanAdd(side(v.HostName), 50, false, false, false, true) },
+			check: []string{"port " + v.HostName + " is not in VLAN 50 without a tag on the host"},
+			port:  []string{"it is not in VLAN 50 without a tag"},
+		},
+		{
+			name:  "in another as well",
+			spoil: func() error { return p.nodeNS.Handle.BridgeVlanAdd(side(v.HostName), 1, false, true, false, true) },
+			check: []string{"port " + v.HostName + " is in VLAN 1 as well on the host"},
+			port:  []string{"it is in VLAN 1 as well"},
+		},
+		{
+			name:   "the node is out",
+			spoil:  func() error { return p.nodeNS.Handle.BridgeVlanDel(side(bridgeName), 50, false, false, true, false) },
+			check:  []string{"bridge tdlbr0 is not in VLAN 50 itself"},
+			bridge: []string{"bridge tdlbr0 is not in VLAN 50 itself"},
+		},
+		{
+			name:   "interface gone",
+			spoil:  func() error { return p.nodeNS.Handle.LinkDel(side("tdlbr0.50")) },
+			check:  []string{"link tdlbr0.50 is missing on the host"},
+			bridge: []string{"link tdlbr0.50 is missing on the host", "address 10.10.0.1/16 was missing", "address fd00:10::1/64 was missing"},
+		},
+		{
+			name:  "interface down",
+			spoil: func() error { return p.nodeNS.Handle.LinkSetDown(side("tdlbr0.50")) },
+			// The kernel takes IPv6 addresses from a link that is set down.
+			check:  []string{"link tdlbr0.50 is down on the host", "gateway address fd00:10::1/64 is missing on tdlbr0.50 on the host"},
+			bridge: []string{"link tdlbr0.50 is down on the host", "address fd00:10::1/64 was missing"},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p.makeTagged(t)
+			links, _ := p.bridge(t, v, b)
+			defer func() {
+				for _, name := range []string{v.HostName, bridgeName} {
+					must(t, wiring.RemoveVeth(p.node, name))
+				}
+			}()
+			must(t, wiring.CheckBridged(p.node, p.container, v, b))
+			must(t, test.spoil())
+			var mismatch *wiring.MismatchError
+			if err := wiring.CheckBridged(p.node, p.container, v, b); !errors.As(err, &mismatch) {
+				t.Fatalf("CHECK: %v", err)
+			}
+			if diff := cmp.Diff(test.check, mismatch.Differences); diff != "" {
+				t.Errorf("CHECK (-want +got):\n%s", diff)
+			}
+			whole := vlan50
+			whole.MAC = slices.Clone(side(bridgeName).Attrs().HardwareAddr)
+			type outcome struct{ Bridge, Port []string }
+			repair := func() outcome {
+				bridge, err1 := wiring.RepairBridge(p.node, whole, b.Gateways)
+				port, err2 := wiring.RepairPort(p.node, links, b)
+				must(t, errors.Join(err1, err2))
+				return outcome{bridge, port}
+			}
+			if diff := cmp.Diff(outcome{test.bridge, test.port}, repair()); diff != "" {
+				t.Errorf("mended (-want +got):\n%s", diff)
+			}
+			must(t, wiring.CheckBridged(p.node, p.container, v, b))
+			if diff := cmp.Diff(outcome{}, repair()); diff != "" {
+				t.Errorf("the next look (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// With a filter that somebody has turned off the VLANs of the ports count for nothing. To turn it
+// on would cut off who came since: that is left to the operator.
+func TestVLANFilterTurnedOff(t *testing.T) {
+	p := newTagged(t)
+	v, b := bridgedVeth(5), testTagged()
+	p.bridge(t, v, b)
+	p.nodeNS.Run(t, "ip", "link", "set", bridgeName, "type", "bridge", "vlan_filtering", "0")
+	var mismatch *wiring.MismatchError
+	if err := wiring.CheckBridged(p.node, p.container, v, b); !errors.As(err, &mismatch) ||
+		!slices.Equal(mismatch.Differences, []string{"bridge tdlbr0 does not filter VLANs"}) {
+		t.Errorf("CHECK: %v", err)
+	}
+	mended, err := wiring.RepairBridge(p.node, vlan50, b.Gateways)
+	if mended != nil || !errors.Is(err, wiring.ErrBridgeVLAN) {
+		t.Errorf("repair: %q, %v", mended, err)
+	}
+}
+
+// A router's word on VLAN 50 is not the node's to follow.
+func TestVLANIgnoresRouters(t *testing.T) {
+	p := newTagged(t)
+	for _, name := range []string{"accept_ra", "accept_dad"} {
+		if got := setting(t, p.nodeNS, "ipv6/conf/tdlbr0.50/"+name); got != "0" {
+			t.Errorf("%s is %s, want 0", name, got)
+		}
+	}
+	if got, want := look(t, p.nodeNS, "tdlbr0.50").Link.MAC.String(), look(t, p.nodeNS, bridgeName).Link.MAC.String(); got != want {
+		t.Errorf("MAC %s, want the bridge's, %s", got, want)
+	}
+}
