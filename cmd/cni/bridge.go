@@ -101,7 +101,7 @@ func (a *attachment) ensureBridge() error {
 	}
 	a.joining = joining
 	a.bridge, err = wiring.EnsureBridge(a.host, a.config.device())
-	if a.bridge.Made || a.bridge.VLANMade {
+	if a.bridge.Made || a.bridge.VLANMade || a.bridge.VLANJoined { // before an error, too
 		a.undo.push(a.removeBridge)
 	}
 	return err
@@ -224,7 +224,7 @@ func (a *attachment) checkPorts(routes []wiring.Route) error {
 		if !slices.ContainsFunc(a.endpoint.Addresses, reached) {
 			return faultf(types.ErrInvalidNetworkConfig, "%s[%d]: port %d of the host would not be reached: the container has no route off "+
 				"bridge %s, and that no address for it: isGateway and isDefaultGateway give both",
-				keyPorts, i, port.HostPort, a.config.network.Bridge)
+				keyPorts, i, port.HostPort, a.config.network.BridgeInterface())
 		}
 	}
 	return nil

@@ -12,7 +12,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/tendril-net/tendril/internal/failpoint"
-	"github.com/tendril-net/tendril/internal/vlan"
+	"github.com/tendril-net/tendril/internal/ifname"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
@@ -68,8 +68,8 @@ func (c *config) readMacvlan(o object) {
 
 func readVLAN(o object, id *int) {
 	o.read("vlan", id, "a whole number")
-	if *id < 0 || *id > vlan.Max {
-		o.fault("vlan", fmt.Sprintf("%d is not 0, for none, or between 1 and %d", *id, vlan.Max))
+	if *id < 0 || *id > ifname.MaxVLAN {
+		o.fault("vlan", fmt.Sprintf("%d is not 0, for none, or between 1 and %d", *id, ifname.MaxVLAN))
 	}
 }
 
@@ -79,7 +79,7 @@ func (c *config) setParent(found *faults) {
 	if c.macvlan.master == "" || c.network.VLAN == 0 {
 		return
 	}
-	c.network.Parent = vlan.Name(c.macvlan.master, c.network.VLAN)
+	c.network.Parent = ifname.VLAN(c.macvlan.master, c.network.VLAN)
 	if reason := api.ParentNameFault(c.network.Parent); reason != "" {
 		found.add(faultf(types.ErrInvalidNetworkConfig, "vlan: the device would be called %q, which %s", c.network.Parent, reason))
 	}

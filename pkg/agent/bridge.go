@@ -80,10 +80,15 @@ func (s *Service) amongPorts(r *record, bridge HostLink) (HostLink, error) {
 		return HostLink{}, mismatch(name, "is gone, which is the node's interface on bridge %s", r.Bridge)
 	case err != nil:
 		return HostLink{}, fmt.Errorf("read device %s: %w", name, err)
-	case link.VLAN != r.Origin.VLAN || link.Lower != bridge.Index:
+	case !r.isAmong(link, bridge.Index):
 		return HostLink{}, mismatch(name, "is not VLAN %d of bridge %s", r.Origin.VLAN, r.Bridge)
 	}
 	return link, nil
+}
+
+// isAmong tells whether a device is the node's interface in the endpoint's VLAN of a bridge.
+func (r *record) isAmong(link HostLink, bridge int) bool {
+	return link.VLAN == r.Origin.VLAN && link.Lower == bridge
 }
 
 // findBridge looks for the bridge that a new endpoint's device is to become a port of.
@@ -118,8 +123,8 @@ func (s *Service) checkPort(r *record) error {
 	return err
 }
 
-// place finds out where a macvlan device's parent is, or which bridge an endpoint's device is a port of, whatever bridges there are:
-// somebody may have made one anew. That of none is its own, so that the datapath keeps to the
+// place finds out where a macvlan device's parent is, or which bridge an endpoint's device is a port of,
+// and by which device the node is among its ports, whatever bridges there are: somebody may have made one anew. That of none is its own, so that the datapath keeps to the
 // rules for ports, and believes the endpoint's address nowhere else.
 func (s *Service) place(r *record) error {
 	if r.isChild() {
@@ -139,7 +144,7 @@ func (s *Service) place(r *record) error {
 			return fmt.Errorf("read device %s: %w", r.Origin.BridgeInterface(), err)
 		}
 		r.bridge = 0
-		if among.VLAN == r.Origin.VLAN && among.Lower == port.Master {
+		if r.isAmong(among, port.Master) {
 			r.bridge = among.Index
 		}
 	}

@@ -12,7 +12,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
-	"github.com/tendril-net/tendril/internal/vlan"
+	"github.com/tendril-net/tendril/internal/ifname"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
@@ -25,7 +25,7 @@ func checkMacvlan(n api.Network) error {
 	if reason := api.ParentNameFault(n.Parent); reason != "" {
 		return invalid("master", n.Parent[:min(len(n.Parent), 64)], reason)
 	}
-	if _, id, ok := vlan.Of(n.Parent); n.VLAN != 0 && (!ok || id != n.VLAN) {
+	if _, id, ok := ifname.VLANOf(n.Parent); n.VLAN != 0 && (!ok || id != n.VLAN) {
 		return invalid("vlan", strconv.Itoa(n.VLAN), fmt.Sprintf("is not what the name of device %s ends in", n.Parent))
 	}
 	switch n.Mode {
@@ -67,7 +67,7 @@ func (s *Service) findParent(n api.Network) (found parent, err error) {
 		return parent{}, nil
 	}
 	found.HostLink, err = s.opts.Links.Link(n.Parent)
-	lower, id, named := vlan.Of(n.Parent)
+	lower, id, named := ifname.VLANOf(n.Parent)
 	switch {
 	case errors.Is(err, ErrNoLink) && named:
 		if found.HostLink, err = s.opts.Links.Link(lower); errors.Is(err, ErrNoLink) {
@@ -314,7 +314,9 @@ func (s *Service) dropVLANLocked(name string) error {
 		return err
 	}
 	index, ours := made[name]
-	if !ours || len(s.list(func(r *record) bool { return r.isChild() && r.Origin.Parent == name })) != 0 {
+	if !ours || len(s.list(func(r *record) bool {
+		return r.isChild() && r.Origin.Parent == name || r.Origin.BridgeInterface() == name
+	})) != 0 {
 		return nil
 	}
 	users, err := removeVLAN(s.opts.Links, s.opts.Parents, name, index)
@@ -360,7 +362,7 @@ func removeVLAN(links Links, parents Parents, name string, index int) (users []s
 	} else {
 		link, err = parents.LinkAt(index)
 	}
-	_, id, _ := vlan.Of(name)
+	_, id, _ := ifname.VLANOf(name)
 	if errors.Is(err, ErrNoLink) || err == nil && link.VLAN != id {
 		return nil, nil
 	}

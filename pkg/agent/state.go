@@ -93,7 +93,8 @@ type record struct {
 	Device childPlace `json:"device,omitzero"`
 	// AddressesLater says that they have not come yet.
 	AddressesLater bool `json:"addressesLater,omitempty"`
-	// bridge is the interface index of Bridge as it was found last; 0 without one.
+	// bridge is the interface index of the node's device among the ports of Bridge as it was found
+	// last; 0 without one.
 	bridge int
 }
 

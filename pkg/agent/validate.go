@@ -12,7 +12,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/tendril-net/tendril/internal/vlan"
+	"github.com/tendril-net/tendril/internal/ifname"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/ipam"
 )
@@ -214,8 +214,8 @@ func checkDriver(n api.Network) error {
 		if reason := api.BridgeNameFault(n.Bridge); reason != "" {
 			return invalid("bridge", n.Bridge[:min(len(n.Bridge), 64)], reason)
 		}
-		if n.VLAN < 0 || n.VLAN > vlan.Max {
-			return invalid("vlan", strconv.Itoa(n.VLAN), fmt.Sprintf("is not between 0 and %d", vlan.Max))
+		if n.VLAN < 0 || n.VLAN > ifname.MaxVLAN {
+			return invalid("vlan", strconv.Itoa(n.VLAN), fmt.Sprintf("is not between 0 and %d", ifname.MaxVLAN))
 		}
 		if reason := api.BridgeNameFault(n.BridgeInterface()); reason != "" {
 			return invalid("vlan", strconv.Itoa(n.VLAN), fmt.Sprintf("makes %s, which %s", n.BridgeInterface(), reason))

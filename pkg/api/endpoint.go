@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/tendril-net/tendril/internal/vlan"
+	"github.com/tendril-net/tendril/internal/ifname"
 )
 
 // Attachment names one interface of one container: the two keys by which the
@@ -69,7 +69,7 @@ func (n Network) BridgeInterface() string {
 	if n.Bridge == "" {
 		return ""
 	}
-	return vlan.Name(n.Bridge, n.VLAN)
+	return ifname.VLAN(n.Bridge, n.VLAN)
 }
 
 // BridgeLockName is a file beside the agent's socket by which plugins agree on who may remove

@@ -7,11 +7,13 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
+
+	"github.com/tendril-net/tendril/internal/ifname"
 )
 
 // HostIfPrefix begins the name of every host side of a veth pair, and of no
 // other link.
-const HostIfPrefix = "tdl"
+const HostIfPrefix = ifname.HostPrefix
 
 // HostIfName is the name of the host's side of an attachment's veth pair. It
 // follows from the attachment alone, so that DEL finds the link without asking
@@ -24,11 +26,7 @@ func HostIfName(a Attachment) string {
 }
 
 // IsHostIfName says whether a link is named as HostIfName names them.
-func IsHostIfName(name string) bool {
-	hash, ok := strings.CutPrefix(name, HostIfPrefix)
-	_, err := hex.DecodeString(hash)
-	return ok && err == nil && len(hash) == 12
-}
+func IsHostIfName(name string) bool { return ifname.IsHost(name) }
 
 // maxIfName is the length in bytes of the longest name of a network device,
 // IFNAMSIZ-1 of linux/if.h.

@@ -85,8 +85,8 @@ type Endpoint struct {
 	// MTU of the container's interface, in bytes.
 	MTU        int
 	Masquerade bool
-	// Bridge is the interface index of the Linux bridge that the host's side is a port
-	// of; 0 where it is none.
+	// Bridge is the interface index of the node's device among the ports of the Linux bridge that
+	// the host's side is a port of, which is the bridge or its VLAN; 0 where it is none.
 	Bridge int
 	// Child is set where the container's interface is a macvlan child of a device of the
 	// host: then IfIndex is ChildIndex of ID, IfName the parent's name and HostMAC its MAC.

@@ -15,8 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/tendril-net/tendril/internal/ifname"
 	"github.com/tendril-net/tendril/internal/mac"
-	"github.com/tendril-net/tendril/internal/vlan"
 )
 
 // ErrNotBridge is returned by EnsureBridge, EnsureGateways and ConfigureBridged when the
@@ -48,7 +48,7 @@ type Bridge struct {
 }
 
 // Interface names the node's interface among the ports: the bridge, or its VLAN.
-func (b Bridge) Interface() string { return vlan.Name(b.Name, b.VLAN) }
+func (b Bridge) Interface() string { return ifname.VLAN(b.Name, b.VLAN) }
 
 // BridgeLink is a bridge as it exists.
 type BridgeLink struct {
@@ -56,26 +56,21 @@ type BridgeLink struct {
 	MAC   net.HardwareAddr
 	MTU   int
 	// Made says that there was none before, VLANMade that the node had no interface in the
-	// VLAN.
-	Made, VLANMade bool
+	// VLAN, and VLANJoined that the bridge itself was not in it.
+	Made, VLANMade, VLANJoined bool
 }
 
 // EnsureBridge returns the bridge of that name, up, and makes it where there is none. One
 // that is there is used, not taken over: what it has stays. A device of the name that is no
 // bridge is ErrNotBridge. With a VLAN it also makes the node's interface there, and has a
-// bridge without ports filter VLANs; where that cannot be, the error is ErrBridgeVLAN.
+// bridge whose ports are all endpoints' filter VLANs; where that cannot be, the error is
+// ErrBridgeVLAN. What was made before an error is returned with it, for RemoveUnusedBridge.
 func EnsureBridge(host *Namespace, b Bridge) (BridgeLink, error) {
 	found, err := ensureUntagged(host, b)
-	if err != nil || b.VLAN == 0 {
-		return found, err
+	if err == nil && b.VLAN != 0 {
+		found.VLANMade, found.VLANJoined, err = ensureBridgeVLAN(host, b)
 	}
-	if found.VLANMade, err = ensureBridgeVLAN(host, b); err != nil {
-		if found.Made {
-			err = errors.Join(err, RemoveUnusedBridge(host, b, found))
-		}
-		return BridgeLink{}, err
-	}
-	return found, nil
+	return found, err
 }
 
 // ensureUntagged is EnsureBridge for all but the VLAN.
@@ -155,8 +150,8 @@ func createBridge(host *Namespace, b Bridge) (BridgeLink, error) {
 // unless a port is in that by now, and the bridge, unless it has a port or a device on it, or is
 // gone. Nobody may be about to give it one: see to that.
 func RemoveUnusedBridge(host *Namespace, b Bridge, found BridgeLink) error {
-	if found.VLANMade {
-		if err := removeUnusedVLAN(host, b, found.Index); err != nil {
+	if found.VLANMade || found.VLANJoined {
+		if err := removeUnusedVLAN(host, b, found); err != nil {
 			return err
 		}
 	}
@@ -374,7 +369,7 @@ func (b Bridged) station(name string, index int) station {
 //
 // The neighbours are left to ARP and neighbour discovery, which a bridge carries.
 func ConfigureBridged(host, container *Namespace, links Links, b Bridged) ([]Route, error) {
-	if err := join(host, links, b); err != nil {
+	if err := join(host, links, b, nil); err != nil {
 		return nil, fmt.Errorf("configure the host's side: %w", err)
 	}
 	routes, err := b.station(links.Name, links.Index).inhabit(container)
@@ -384,11 +379,14 @@ func ConfigureBridged(host, container *Namespace, links Links, b Bridged) ([]Rou
 	return routes, nil
 }
 
-// join makes the host's side a port.
-func join(host *Namespace, links Links, b Bridged) error {
+// join makes the host's side a port, which is in other VLANs if it is one already.
+func join(host *Namespace, links Links, b Bridged, others []int) error {
 	bridge, err := lookUpBridge(host, b.Bridge)
 	if err != nil {
 		return err
+	}
+	if err := b.bridge().mustFilter(bridge.filter()); err != nil {
+		return err // since EnsureBridge somebody may have made the bridge anew
 	}
 	index, name := links.HostIndex, links.HostName
 	if err := prepareIPv6(host, name, false, "accept_ra"); err != nil {
@@ -401,22 +399,30 @@ func join(host *Namespace, links Links, b Bridged) error {
 		kind: unix.RTM_NEWLINK,
 		body: attribute(header(unix.IfInfomsg{Index: int32(bridge.index)}), unix.IFLA_ADDRESS, bridge.mac),
 		what: "fix the MAC of bridge " + b.Bridge,
-	}, {
-		kind: unix.RTM_NEWLINK,
-		body: attribute32(header(unix.IfInfomsg{Index: int32(index)}), unix.IFLA_MASTER, uint32(bridge.index)),
-		what: fmt.Sprintf("make %s a port of bridge %s", name, b.Bridge),
-	}}
+	}, master(index, bridge.index, fmt.Sprintf("make %s a port of bridge %s", name, b.Bridge))}
 	station := attribute(header(unix.NdMsg{
 		Family: unix.AF_BRIDGE, Ifindex: int32(index), State: unix.NUD_NOARP, Flags: unix.NTF_MASTER,
 	}), unix.NDA_LLADDR, links.MAC)
 	if b.VLAN != 0 {
-		messages = append(messages, b.intoVLAN(bridge, index, name)...)
-		station = attribute16(station, unix.NDA_VLAN, uint16(b.VLAN))
+		// A port begins in the VLAN of new ones: it is down until it is where it belongs, and
+		// no port if it cannot get there.
+		messages = append([]message{down(index, name)}, messages...)
+		if _, err := host.exchange(append(messages, b.intoVLAN(bridge, index, name, others)...)); err != nil {
+			_, undone := host.exchange([]message{master(index, 0, "take "+name+" out of bridge "+b.Bridge)})
+			return errors.Join(err, undone)
+		}
+		messages = nil
 	}
-	messages = append(messages, message{
-		kind: unix.RTM_NEWNEIGH, flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, body: station,
-		what: fmt.Sprintf("tell bridge %s of %s", b.Bridge, links.MAC),
-	})
+	for _, id := range b.knownIn(bridge.filter()) {
+		known := station
+		if id != 0 {
+			known = attribute16(slices.Clone(station), unix.NDA_VLAN, uint16(id))
+		}
+		messages = append(messages, message{
+			kind: unix.RTM_NEWNEIGH, flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, body: known,
+			what: fmt.Sprintf("tell bridge %s of %s", b.Bridge, links.MAC),
+		})
+	}
 	for _, one := range []struct {
 		wanted bool
 		kind   uint16
@@ -428,8 +434,17 @@ func join(host *Namespace, links Links, b Bridged) error {
 			messages = append(messages, message{kind: unix.RTM_SETLINK, body: body, what: one.what + name})
 		}
 	}
-	_, err = host.exchange(append(messages, up(index, name, b.MTU)))
-	return err
+	if _, err = host.exchange(append(messages, up(index, name, b.MTU))); err != nil || b.VLAN == 0 {
+		return err
+	}
+	return growVLAN(host, b.bridge())
+}
+
+// master is the message that makes a link the port of another, or of none.
+func master(index, of int, what string) message {
+	return message{
+		kind: unix.RTM_NEWLINK, body: attribute32(header(unix.IfInfomsg{Index: int32(index)}), unix.IFLA_MASTER, uint32(of)), what: what,
+	}
 }
 
 // CheckBridged compares both sides with what ConfigureBridged made of v and b, as Check
@@ -508,7 +523,7 @@ func (b Bridged) compareBridge(host *Namespace, hostName string) ([]string, erro
 		differences = append(differences, fmt.Sprintf("port %s is not isolated on the host", hostName))
 	}
 	if side.master == bridge.index {
-		if faults, err = b.portFaults(host, bridge, side); err != nil {
+		if faults, _, err = b.portFaults(host, bridge, side); err != nil {
 			return nil, err
 		}
 		for _, fault := range faults {

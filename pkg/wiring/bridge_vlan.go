@@ -3,13 +3,18 @@
 package wiring
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/internal/ifname"
 )
 
 // ErrBridgeVLAN is returned by EnsureBridge when the bridge cannot have the VLAN.
@@ -43,88 +48,169 @@ func (l link) filter() filter {
 	return f
 }
 
-// ensureBridgeVLAN has a bridge filter VLANs, and the node take part in that of b by an interface of its
-// own. It says whether it has made that. Where it fails it has changed nothing.
-func ensureBridgeVLAN(host *Namespace, b Bridge) (made bool, err error) {
+// ensureBridgeVLAN has a bridge filter VLANs, and the node take part in that of b by an interface
+// of its own. It says whether it has made that, and whether the bridge itself was not in the VLAN.
+// Where it fails it has changed nothing, but that a bridge whose ports are all endpoints' may
+// filter, which they do not notice.
+func ensureBridgeVLAN(host *Namespace, b Bridge) (made, joined bool, err error) {
 	bridge, err := lookUpBridge(host, b.Name)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
-	if err := b.judgeFilter(host, bridge); err != nil {
-		return false, err
+	if joined, err = b.judge(host, bridge); err != nil {
+		return false, false, err
 	}
 	name := b.Interface()
-	index, err := b.vlanIndex(host, bridge)
+	there, err := b.vlanLink(host, bridge)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
-	if index == 0 {
-		index, err = createVLAN(host, VLAN{Name: name, Lower: bridge.index, ID: b.VLAN})
+	if there.index == 0 {
+		there.mtu = bridge.mtu
+		there.index, err = createVLAN(host, VLAN{Name: name, Lower: bridge.index, ID: b.VLAN})
 		switch {
 		case err == nil:
 			made = true
 			// What it hears there is not the node's to follow.
 			err = prepareIPv6(host, name, false, "accept_ra", "accept_dad")
 		case errors.Is(err, ErrTaken):
-			if index, err = b.vlanIndex(host, bridge); err == nil && index == 0 { // by another name
+			if there, err = b.vlanLink(host, bridge); err == nil && there.index == 0 { // by another name
 				err = fmt.Errorf("make VLAN %s: bridge %s has another device for VLAN %d: %w", name, b.Name, b.VLAN, ErrBridgeVLAN)
 			}
+		case errors.Is(err, ErrNoVLAN):
+			err = fmt.Errorf("%w: %w", err, ErrBridgeVLAN)
 		}
 	}
 	if err == nil {
-		messages := []message{vlanOfBridge(unix.RTM_SETLINK, b, bridge.index)}
+		var messages []message
+		if joined {
+			messages = append(messages, vlanOfBridge(unix.RTM_SETLINK, b, bridge.index))
+		}
 		if !bridge.filter().on {
 			messages = append(messages, filterOn(b.Name, bridge.index))
 		}
-		_, err = host.exchange(append(messages, up(index, name, 0)))
+		_, err = host.exchange(append(messages, b.raiseVLAN(there, bridge)))
 	}
-	if err != nil && made {
+	if err == nil {
+		return made, joined, nil
+	}
+	if joined {
+		err = errors.Join(err, b.leaveVLAN(host, bridge.index))
+	}
+	if made {
 		err = errors.Join(err, removeLink(host, name))
 	}
-	return made && err == nil, err
+	return false, false, err
 }
 
-// judgeFilter returns ErrBridgeVLAN when the bridge's own settings are in the way.
-func (b Bridge) judgeFilter(host *Namespace, bridge link) error {
-	f := bridge.filter()
-	switch {
-	case !f.known:
-		return fmt.Errorf("put VLAN %d on bridge %s: %w: the kernel's bridges do not filter VLANs (CONFIG_BRIDGE_VLAN_FILTERING)",
-			b.VLAN, b.Name, ErrBridgeVLAN)
-	case f.protocol != tag8021Q:
-		return fmt.Errorf("put VLAN %d on bridge %s: %w: its vlan_protocol is %#x, not 802.1Q", b.VLAN, b.Name, ErrBridgeVLAN, f.protocol)
-	case f.normal == uint16(b.VLAN):
-		return fmt.Errorf("put VLAN %d on bridge %s: %w: ports without a VLAN are in that one (vlan_default_pvid)", b.VLAN, b.Name, ErrBridgeVLAN)
-	case f.on:
-		return nil
+// raiseVLAN is the message that sets the node's interface in the VLAN up. The kernel lowers its MTU
+// with the bridge's, and never raises it.
+func (b Bridge) raiseVLAN(there, bridge link) message {
+	mtu := 0
+	if there.mtu < bridge.mtu {
+		mtu = bridge.mtu
 	}
-	all, err := links(host)
+	return up(there.index, b.Interface(), mtu)
+}
+
+// growVLAN has the node's interface in the VLAN take what a port of the bridge now does.
+func growVLAN(host *Namespace, b Bridge) error {
+	bridge, err := lookUpBridge(host, b.Name)
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(all, isPortOf(bridge.index)) {
-		return fmt.Errorf("put VLAN %d on bridge %s: %w: it has ports and does not filter VLANs; it does after "+
-			"\"ip link set %s type bridge vlan_filtering 1\", which cuts off ports that need tags", b.VLAN, b.Name, ErrBridgeVLAN, b.Name)
+	there, err := b.vlanLink(host, bridge)
+	if err != nil || there.index == 0 || there.mtu >= bridge.mtu {
+		return err
+	}
+	_, err = host.exchange([]message{b.raiseVLAN(there, bridge)})
+	return err
+}
+
+// mustFilter returns ErrBridgeVLAN when the bridge does not keep the VLAN apart.
+func (b Bridge) mustFilter(f filter) error {
+	if b.VLAN == 0 {
+		return nil
+	}
+	if err := b.canFilter(f); err != nil || f.on {
+		return err
+	}
+	return b.refuse("it does not filter VLANs")
+}
+
+// canFilter returns ErrBridgeVLAN when it can not.
+func (b Bridge) canFilter(f filter) error {
+	switch {
+	case !f.known:
+		return b.refuse("the kernel's bridges do not filter VLANs (CONFIG_BRIDGE_VLAN_FILTERING)")
+	case f.protocol != tag8021Q:
+		return b.refuse(fmt.Sprintf("its vlan_protocol is %#x, not 802.1Q", f.protocol))
+	case f.normal == uint16(b.VLAN):
+		return b.refuse("ports without a VLAN are in that one (vlan_default_pvid)")
 	}
 	return nil
 }
 
-// vlanIndex returns the index of the node's interface in the VLAN; 0 for none. Another device of
-// its name is ErrBridgeVLAN.
-func (b Bridge) vlanIndex(host *Namespace, bridge link) (int, error) {
+func (b Bridge) refuse(why string) error {
+	return fmt.Errorf("put VLAN %d on bridge %s: %w: %s", b.VLAN, b.Name, ErrBridgeVLAN, why)
+}
+
+// judge returns ErrBridgeVLAN when the bridge's own settings are in the way, and otherwise
+// whether the bridge itself has yet to join the VLAN.
+func (b Bridge) judge(host *Namespace, bridge link) (joins bool, err error) {
+	f := bridge.filter()
+	if err := b.canFilter(f); err != nil {
+		return false, err
+	}
+	in, err := vlansOf(host, bridge.index)
+	if err != nil {
+		return false, err
+	}
+	flags, there := in[b.VLAN]
+	if flags&(nl.BRIDGE_VLAN_INFO_PVID|nl.BRIDGE_VLAN_INFO_UNTAGGED) != 0 {
+		return false, b.refuse("the bridge itself is in that one without a tag")
+	}
+	if f.on {
+		return !there, nil
+	}
+	all, err := links(host)
+	if err != nil {
+		return false, err
+	}
+	for _, l := range all {
+		// An endpoint needs no tags: the VLAN of new ports carries it with a filter, too.
+		if isPortOf(bridge.index)(l) && (f.normal == 0 || !ifname.IsHost(l.Attrs().Name)) {
+			return false, b.refuse(fmt.Sprintf("it has ports (%s) and does not filter VLANs; it does after "+
+				"\"ip link set %s type bridge vlan_filtering 1\", which cuts off ports that need tags", l.Attrs().Name, b.Name))
+		}
+	}
+	return !there, nil
+}
+
+// vlanLink returns the node's interface in the VLAN; the zero link for none. Another device of its
+// name is ErrBridgeVLAN.
+func (b Bridge) vlanLink(host *Namespace, bridge link) (link, error) {
 	absent, name := false, b.Interface()
 	answers, err := host.exchange([]message{getLinkUnless(&absent, name)})
 	if err != nil || absent {
-		return 0, err
+		return link{}, err
 	}
 	found, err := readLink(answers[0])
 	switch {
 	case err != nil:
-		return 0, fmt.Errorf("look up link %s: %w", name, err)
-	case found.kind != kindVLAN || found.peer != bridge.index || found.peerNS != noNamespace || found.vlan() != b.VLAN:
-		return 0, fmt.Errorf("use %s %s: %w: it is not VLAN %d of bridge %s", kindName(found.kind), name, ErrBridgeVLAN, b.VLAN, b.Name)
+		return link{}, fmt.Errorf("look up link %s: %w", name, err)
+	case !b.isVLAN(found, bridge):
+		return link{}, fmt.Errorf("use %s %s: %w: it is not VLAN %d of bridge %s with its MAC", kindName(found.kind), name, ErrBridgeVLAN, b.VLAN, b.Name)
 	}
-	return found.index, nil
+	return found, nil
+}
+
+// isVLAN tells whether a link is the node's interface in the VLAN. Its MAC is the bridge's: by that
+// the datapath tells what is for the node.
+func (b Bridge) isVLAN(l, bridge link) bool {
+	protocol := l.data[unix.IFLA_VLAN_PROTOCOL]
+	return l.vlan() == b.VLAN && l.peer == bridge.index && l.peerNS == noNamespace && bytes.Equal(l.mac, bridge.mac) &&
+		len(protocol) == 2 && binary.BigEndian.Uint16(protocol) == tag8021Q
 }
 
 // vlan is the number of a VLAN; 0 for another kind of link.
@@ -150,15 +236,40 @@ func filterOn(name string, index int) message {
 func vlanOfBridge(kind uint16, b Bridge, index int) message {
 	const self = 2 // BRIDGE_FLAGS_SELF of linux/if_bridge.h
 	inner := attribute16(nil, nl.IFLA_BRIDGE_FLAGS, self)
-	return vlanMessage(kind, index, inner, 0, b.VLAN, fmt.Sprintf("put bridge %s into VLAN %d", b.Name, b.VLAN))
+	what := "put bridge %s into VLAN %d"
+	if kind == unix.RTM_DELLINK {
+		what = "take bridge %s out of VLAN %d"
+	}
+	return vlanMessage(kind, index, inner, 0, b.VLAN, fmt.Sprintf(what, b.Name, b.VLAN))
 }
 
-// intoVLAN are the messages that move a port from the VLAN of new ports to that of b.
-func (b Bridged) intoVLAN(bridge link, index int, name string) []message {
+// leaveVLAN takes the bridge itself out of the VLAN.
+func (b Bridge) leaveVLAN(host *Namespace, index int) error {
+	leave := vlanOfBridge(unix.RTM_DELLINK, b, index)
+	leave.tolerate = []unix.Errno{unix.ENOENT, unix.ENODEV}
+	_, err := host.exchange([]message{leave})
+	return err
+}
+
+// knownIn are the VLANs in which the bridge is told where the container is; 0 is all that there are
+// on a bridge without.
+func (b Bridged) knownIn(f filter) []int {
+	if b.VLAN == 0 || !b.PreserveDefaultVLAN || f.normal == 0 {
+		return []int{b.VLAN}
+	}
+	return []int{b.VLAN, int(f.normal)}
+}
+
+// intoVLAN are the messages that put a port into the VLAN of b, and take it out of others that it
+// is in, besides that of new ports.
+func (b Bridged) intoVLAN(bridge link, index int, name string, others []int) []message {
 	messages := []message{vlanMessage(unix.RTM_SETLINK, index, nil, nl.BRIDGE_VLAN_INFO_PVID|nl.BRIDGE_VLAN_INFO_UNTAGGED, b.VLAN,
 		fmt.Sprintf("put %s into VLAN %d", name, b.VLAN))}
 	if normal := int(bridge.filter().normal); normal != 0 && !b.PreserveDefaultVLAN {
-		leave := vlanMessage(unix.RTM_DELLINK, index, nil, 0, normal, fmt.Sprintf("take %s out of VLAN %d", name, normal))
+		others = append(slices.Clone(others), normal)
+	}
+	for _, id := range others {
+		leave := vlanMessage(unix.RTM_DELLINK, index, nil, 0, id, fmt.Sprintf("take %s out of VLAN %d", name, id))
 		leave.tolerate = []unix.Errno{unix.ENOENT}
 		messages = append(messages, leave)
 	}
@@ -174,7 +285,7 @@ func vlanMessage(kind uint16, index int, inner []byte, flags uint16, id int, wha
 }
 
 // vlansOf returns the VLANs that a port, or a bridge as a device of the node, is in: their
-// BRIDGE_VLAN_INFO_* flags by number.
+// BRIDGE_VLAN_INFO_* flags by number. What is gone, or no port any more, is in none.
 func vlansOf(host *Namespace, index int) (map[int]uint16, error) {
 	const entry, entryInfo, entryRange = 1, 1, 2 // BRIDGE_VLANDB_* of linux/if_bridge.h
 	const newVLAN = 112                          // RTM_NEWVLAN of linux/rtnetlink.h
@@ -184,6 +295,9 @@ func vlansOf(host *Namespace, index int) (map[int]uint16, error) {
 		asked := []byte{unix.AF_BRIDGE, 0, 0, 0} // struct br_vlan_msg
 		request.AddRawData(binary.NativeEndian.AppendUint32(asked, uint32(index)))
 		answers, err := request.Execute(unix.NETLINK_ROUTE, newVLAN)
+		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) { // gone, or a port no more
+			return nil
+		}
 		if err != nil {
 			return fmt.Errorf("list the VLANs of link %d: %w", index, err)
 		}
@@ -232,8 +346,8 @@ func (b Bridge) vlanFaults(host *Namespace, bridge link) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, ok := in[b.VLAN]; !ok {
-		faults = append(faults, fmt.Sprintf("bridge %s is not in VLAN %d itself", b.Name, b.VLAN))
+	if flags, ok := in[b.VLAN]; !ok || flags&(nl.BRIDGE_VLAN_INFO_PVID|nl.BRIDGE_VLAN_INFO_UNTAGGED) != 0 {
+		faults = append(faults, fmt.Sprintf("bridge %s is not in VLAN %d itself with a tag", b.Name, b.VLAN))
 	}
 	absent, name := false, b.Interface()
 	answers, err := host.exchange([]message{getLinkUnless(&absent, name)})
@@ -247,43 +361,52 @@ func (b Bridge) vlanFaults(host *Namespace, bridge link) ([]string, error) {
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("look up link %s: %w", name, err)
-	case found.vlan() != b.VLAN || found.peer != bridge.index:
-		faults = append(faults, fmt.Sprintf("link %s on the host is not VLAN %d of bridge %s", name, b.VLAN, b.Name))
+	case !b.isVLAN(found, bridge):
+		faults = append(faults, fmt.Sprintf("link %s on the host is not VLAN %d of bridge %s with its MAC", name, b.VLAN, b.Name))
 	case found.flags&unix.IFF_UP == 0:
 		faults = append(faults, fmt.Sprintf("link %s is down on the host", name))
 	}
 	return faults, nil
 }
 
-// portFaults says what of a port is not as ConfigureBridged leaves it for the VLAN.
-func (b Bridged) portFaults(host *Namespace, bridge, side link) ([]string, error) {
+// othersMax is how many VLANs too many are told, and taken from a port, at a time.
+const othersMax = 64
+
+// portFaults says what of a port is not as ConfigureBridged leaves it for the VLAN, and which
+// others the port is in.
+func (b Bridged) portFaults(host *Namespace, bridge, side link) (faults []string, others []int, err error) {
 	if b.VLAN == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	in, err := vlansOf(host, side.index)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var faults []string
 	const untagged = nl.BRIDGE_VLAN_INFO_PVID | nl.BRIDGE_VLAN_INFO_UNTAGGED
 	if in[b.VLAN]&untagged != untagged {
 		faults = append(faults, fmt.Sprintf("is not in VLAN %d without a tag", b.VLAN))
 	}
-	normal := int(bridge.filter().normal)
-	if _, stays := in[normal]; stays && normal != 0 && !b.PreserveDefaultVLAN {
-		faults = append(faults, fmt.Sprintf("is in VLAN %d as well", normal))
+	for _, id := range slices.Sorted(maps.Keys(in)) {
+		if id == b.VLAN || b.PreserveDefaultVLAN && id == int(bridge.filter().normal) {
+			continue
+		}
+		others = append(others, id)
 	}
-	return faults, nil
+	others = others[:min(len(others), othersMax)]
+	if len(others) != 0 {
+		faults = append(faults, fmt.Sprintf("is in VLANs %s as well", strings.Trim(fmt.Sprint(others), "[]")))
+	}
+	return faults, others, nil
 }
 
-// removeUnusedVLAN removes the node's interface in a VLAN that no port of the bridge is in.
-func removeUnusedVLAN(host *Namespace, b Bridge, bridge int) error {
+// removeUnusedVLAN removes what was made of a VLAN that no port of the bridge is in.
+func removeUnusedVLAN(host *Namespace, b Bridge, made BridgeLink) error {
 	all, err := links(host)
 	if err != nil {
 		return err
 	}
 	for _, l := range all {
-		if !isPortOf(bridge)(l) {
+		if !isPortOf(made.Index)(l) {
 			continue
 		}
 		in, err := vlansOf(host, l.Attrs().Index)
@@ -294,8 +417,11 @@ func removeUnusedVLAN(host *Namespace, b Bridge, bridge int) error {
 			return nil
 		}
 	}
-	leave := vlanOfBridge(unix.RTM_DELLINK, b, bridge)
-	leave.tolerate = []unix.Errno{unix.ENOENT, unix.ENODEV}
-	_, err = host.exchange([]message{leave})
-	return errors.Join(err, removeLink(host, b.Interface()))
+	if made.VLANJoined {
+		err = b.leaveVLAN(host, made.Index)
+	}
+	if made.VLANMade {
+		err = errors.Join(err, removeLink(host, b.Interface()))
+	}
+	return err
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/wiring"
@@ -123,6 +124,22 @@ func TestBridgedVLAN(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("VLANs (-want +got):\n%s", diff)
 	}
+	known := make(map[string][]int) // where the bridge has static entries of containers
+	entries, err := p.nodeNS.Handle.NeighList(0, unix.AF_BRIDGE)
+	must(t, err)
+	for _, e := range entries {
+		if e.State&unix.NUD_NOARP != 0 {
+			known[e.HardwareAddr.String()] = append(known[e.HardwareAddr.String()], e.Vlan)
+		}
+	}
+	for _, all := range known {
+		slices.Sort(all)
+	}
+	delete(known, bridgedVeth(7).MAC.String())
+	delete(known, bridgedVeth(8).MAC.String())
+	if diff := cmp.Diff(map[string][]int{v.MAC.String(): {50}, w.MAC.String(): {1, 50}}, known); diff != "" {
+		t.Errorf("static entries (-want +got):\n%s", diff)
+	}
 }
 
 // What is made for an ADD that fails goes again, as far as nobody else has come to use it.
@@ -155,7 +172,7 @@ func TestUnusedVLANIsRemoved(t *testing.T) {
 	is("made", both)
 	again, err := wiring.EnsureBridge(node, vlan50)
 	must(t, err)
-	if !made.Made || !made.VLANMade || again.Made || again.VLANMade {
+	if !made.Made || !made.VLANMade || !made.VLANJoined || again.Made || again.VLANMade || again.VLANJoined {
 		t.Errorf("first %+v, then %+v", made, again)
 	}
 	must(t, wiring.RemoveUnusedBridge(node, vlan50, made))
@@ -166,7 +183,7 @@ func TestUnusedVLANIsRemoved(t *testing.T) {
 	made, err = wiring.EnsureBridge(node, vlan50)
 	must(t, err)
 	want := bridge
-	want.Made, want.VLANMade, want.MTU = false, true, made.MTU
+	want.Made, want.VLANMade, want.VLANJoined, want.MTU = false, true, true, made.MTU
 	if diff := cmp.Diff(want, made); diff != "" {
 		t.Errorf("VLAN of a bridge that is there (-want +got):\n%s", diff)
 	}
@@ -181,6 +198,14 @@ func TestUnusedVLANIsRemoved(t *testing.T) {
 	must(t, ns.Handle.BridgeVlanAdd(port, 50, false, false, false, true))
 	must(t, wiring.RemoveUnusedBridge(node, vlan50, made))
 	is("with a port in it", both)
+
+	// The bridge was in the VLAN before: there it stays.
+	must(t, ns.Handle.LinkDel(port))
+	ns.Run(t, "ip", "link", "del", bridgeName+".50")
+	made, err = wiring.EnsureBridge(node, vlan50)
+	must(t, err)
+	must(t, wiring.RemoveUnusedBridge(node, vlan50, made))
+	is("in the VLAN before", map[string]map[uint16]tagging{bridgeName: {1: own, 50: {}}})
 }
 
 // A bridge that cannot have the VLAN is left as it was.
@@ -189,32 +214,45 @@ func TestBridgeVLANRefused(t *testing.T) {
 	must(t, err)
 	for _, test := range []struct {
 		name, setup string // by ip
+		untagged    bool   // the bridge itself is in the VLAN without a tag
 		vlan        int
 		want        string
 	}{
 		{
-			"ports without a filter", "link add port master tdlbr0 type veth", 50,
-			"put VLAN 50 on bridge tdlbr0: the bridge cannot have the VLAN: it has ports and does not filter VLANs; it does after " +
+			"ports without a filter", "link add port master tdlbr0 type veth", false, 50,
+			"put VLAN 50 on bridge tdlbr0: the bridge cannot have the VLAN: it has ports (port) and does not filter VLANs; it does after " +
 				"\"ip link set tdlbr0 type bridge vlan_filtering 1\", which cuts off ports that need tags",
 		},
 		{
-			"VLAN of new ports", "link show", 1,
+			"VLAN of new ports", "link show", false, 1,
 			"put VLAN 1 on bridge tdlbr0: the bridge cannot have the VLAN: ports without a VLAN are in that one (vlan_default_pvid)",
 		},
 		{
-			"802.1ad", "link set tdlbr0 type bridge vlan_protocol 802.1ad", 50,
+			"802.1ad", "link set tdlbr0 type bridge vlan_protocol 802.1ad", false, 50,
 			"put VLAN 50 on bridge tdlbr0: the bridge cannot have the VLAN: its vlan_protocol is 0x88a8, not 802.1Q",
 		},
 		{
-			"another kind", "link add tdlbr0.50 type dummy", 50,
-			"use dummy tdlbr0.50: the bridge cannot have the VLAN: it is not VLAN 50 of bridge tdlbr0",
+			"another kind", "link add tdlbr0.50 type dummy", false, 50,
+			"use dummy tdlbr0.50: the bridge cannot have the VLAN: it is not VLAN 50 of bridge tdlbr0 with its MAC",
 		},
 		{
-			"another number", "link add link tdlbr0 name tdlbr0.50 type vlan id 51", 50,
-			"use vlan tdlbr0.50: the bridge cannot have the VLAN: it is not VLAN 50 of bridge tdlbr0",
+			"another number", "link add link tdlbr0 name tdlbr0.50 type vlan id 51", false, 50,
+			"use vlan tdlbr0.50: the bridge cannot have the VLAN: it is not VLAN 50 of bridge tdlbr0 with its MAC",
 		},
 		{
-			"another name", "link add link tdlbr0 name v50 type vlan id 50", 50,
+			"another MAC", "link add link tdlbr0 name tdlbr0.50 address 02:00:00:00:00:07 type vlan id 50", false, 50,
+			"use vlan tdlbr0.50: the bridge cannot have the VLAN: it is not VLAN 50 of bridge tdlbr0 with its MAC",
+		},
+		{
+			"another protocol", "link add link tdlbr0 name tdlbr0.50 type vlan protocol 802.1ad id 50", false, 50,
+			"use vlan tdlbr0.50: the bridge cannot have the VLAN: it is not VLAN 50 of bridge tdlbr0 with its MAC",
+		},
+		{
+			"the node without a tag", "link show", true, 50,
+			"put VLAN 50 on bridge tdlbr0: the bridge cannot have the VLAN: the bridge itself is in that one without a tag",
+		},
+		{
+			"another name", "link add link tdlbr0 name v50 type vlan id 50", false, 50,
 			"make VLAN tdlbr0.50: bridge tdlbr0 has another device for VLAN 50: the bridge cannot have the VLAN",
 		},
 	} {
@@ -222,6 +260,11 @@ func TestBridgeVLANRefused(t *testing.T) {
 			ns, node := newNode(t)
 			ns.Run(t, "ip", "link", "add", bridgeName, "up", "type", "bridge")
 			ns.Run(t, "sh", "-c", "ip "+test.setup)
+			if test.untagged {
+				bridge, err := ns.Handle.LinkByName(bridgeName)
+				must(t, err)
+				must(t, ns.Handle.BridgeVlanAdd(bridge, 50, true, true, true, false))
+			}
 			state := func() []string {
 				var found []string
 				links, err := ns.Handle.LinkList()
@@ -279,16 +322,22 @@ func TestRepairVLAN(t *testing.T) {
 			port:  []string{"it is not in VLAN 50 without a tag"},
 		},
 		{
-			name:  "in another as well",
-			spoil: func() error { return p.nodeNS.Handle.BridgeVlanAdd(side(v.HostName), 1, false, true, false, true) },
-			check: []string{"port " + v.HostName + " is in VLAN 1 as well on the host"},
-			port:  []string{"it is in VLAN 1 as well"},
+			name: "in others",
+			spoil: func() error {
+				return errors.Join(p.nodeNS.Handle.BridgeVlanAdd(side(v.HostName), 1, false, true, false, true),
+					p.nodeNS.Handle.BridgeVlanAdd(side(v.HostName), 60, true, true, false, true))
+			},
+			check: []string{
+				"port " + v.HostName + " is not in VLAN 50 without a tag on the host",
+				"port " + v.HostName + " is in VLANs 1 60 as well on the host",
+			},
+			port: []string{"it is not in VLAN 50 without a tag", "it is in VLANs 1 60 as well"},
 		},
 		{
 			name:   "the node is out",
 			spoil:  func() error { return p.nodeNS.Handle.BridgeVlanDel(side(bridgeName), 50, false, false, true, false) },
-			check:  []string{"bridge tdlbr0 is not in VLAN 50 itself"},
-			bridge: []string{"bridge tdlbr0 is not in VLAN 50 itself"},
+			check:  []string{"bridge tdlbr0 is not in VLAN 50 itself with a tag"},
+			bridge: []string{"bridge tdlbr0 is not in VLAN 50 itself with a tag"},
 		},
 		{
 			name:   "interface gone",
@@ -341,21 +390,78 @@ func TestRepairVLAN(t *testing.T) {
 	}
 }
 
-// With a filter that somebody has turned off the VLANs of the ports count for nothing. To turn it
-// on would cut off who came since: that is left to the operator.
+// With a filter that somebody has turned off the VLANs of the ports count for nothing. It is turned
+// on again where that cuts off nobody; else it is left to the operator.
 func TestVLANFilterTurnedOff(t *testing.T) {
 	p := newTagged(t)
 	v, b := bridgedVeth(5), testTagged()
-	p.bridge(t, v, b)
-	p.nodeNS.Run(t, "ip", "link", "set", bridgeName, "type", "bridge", "vlan_filtering", "0")
-	var mismatch *wiring.MismatchError
-	if err := wiring.CheckBridged(p.node, p.container, v, b); !errors.As(err, &mismatch) ||
-		!slices.Equal(mismatch.Differences, []string{"bridge tdlbr0 does not filter VLANs"}) {
-		t.Errorf("CHECK: %v", err)
+	links, _ := p.bridge(t, v, b)
+	off := func() {
+		t.Helper()
+		p.nodeNS.Run(t, "ip", "link", "set", bridgeName, "type", "bridge", "vlan_filtering", "0")
+		var mismatch *wiring.MismatchError
+		if err := wiring.CheckBridged(p.node, p.container, v, b); !errors.As(err, &mismatch) ||
+			!slices.Equal(mismatch.Differences, []string{"bridge tdlbr0 does not filter VLANs"}) {
+			t.Errorf("CHECK: %v", err)
+		}
 	}
+	off()
 	mended, err := wiring.RepairBridge(p.node, vlan50, b.Gateways)
-	if mended != nil || !errors.Is(err, wiring.ErrBridgeVLAN) {
+	if want := []string{"bridge tdlbr0 does not filter VLANs"}; !slices.Equal(mended, want) || err != nil {
 		t.Errorf("repair: %q, %v", mended, err)
+	}
+	must(t, wiring.CheckBridged(p.node, p.container, v, b))
+
+	off()
+	p.nodeNS.Run(t, "ip", "link", "add", "port", "master", bridgeName, "type", "veth")
+	p.nodeNS.Run(t, "ip", "link", "set", bridgeName, "promisc", "off")
+	whole := vlan50
+	whole.Promisc = true
+	mended, err = wiring.RepairBridge(p.node, whole, b.Gateways)
+	if !slices.Equal(mended, []string{"promiscuous mode was off"}) || !errors.Is(err, wiring.ErrBridgeVLAN) {
+		t.Errorf("repair beside a port of others: %q, %v", mended, err)
+	}
+	// Nor does a port come to a bridge that does not keep it apart.
+	p.nodeNS.Run(t, "ip", "link", "set", v.HostName, "nomaster")
+	mended, err = wiring.RepairPort(p.node, links, b)
+	if mended != nil || !errors.Is(err, wiring.ErrBridgeVLAN) {
+		t.Errorf("repair of the port: %q, %v", mended, err)
+	}
+	side, err := p.nodeNS.Handle.LinkByName(v.HostName)
+	must(t, err)
+	if at := side.Attrs().MasterIndex; at != 0 {
+		t.Errorf("the port is one of %d", at)
+	}
+}
+
+// Containers without a VLAN may have been first on the bridge. They do not notice the filter.
+func TestVLANBesidePlainContainers(t *testing.T) {
+	p := newPair(t)
+	p.makeBridge(t)
+	v, b := bridgedVeth(5), testBridged()
+	p.bridge(t, v, b)
+	_, err := wiring.EnsureBridge(p.node, vlan50)
+	needBridgeVLAN(t, err)
+	tagged := p.another(t, "d")
+	w, c := bridgedVeth(6), wiring.Bridged{Bridge: bridgeName, VLAN: 50, MTU: 9000, Addresses: prefixes("10.11.0.6/16")}
+	w.MTU = 9000
+	tagged.bridge(t, w, c)
+	must(t, wiring.CheckBridged(p.node, tagged.container, w, c))
+	must(t, wiring.CheckBridged(p.node, p.container, v, b))
+	p.nodeNS.Run(t, "ping", "-c1", "-W2", "10.10.0.5")
+	p.containerNS.Run(t, "ping", "-c1", "-W2", "fd00:10::1")
+}
+
+// The node's interface takes what the ports of the bridge do, as the bridge itself.
+func TestVLANGrows(t *testing.T) {
+	p := newPair(t)
+	_, err := wiring.EnsureBridge(p.node, wiring.Bridge{Name: bridgeName, VLAN: 50})
+	needBridgeVLAN(t, err)
+	v, b := bridgedVeth(5), testTagged()
+	v.MTU, b.MTU = 9000, 9000
+	p.bridge(t, v, b)
+	if got := look(t, p.nodeNS, bridgeName+".50").Link.MTU; got != 9000 {
+		t.Errorf("MTU %d, want 9000", got)
 	}
 }
 

@@ -151,6 +151,12 @@ func up(index int, name string, mtu int) message {
 	return message{kind: unix.RTM_NEWLINK, body: body, what: fmt.Sprintf("set %s up with mtu %d", name, mtu)}
 }
 
+func down(index int, name string) message {
+	return message{
+		kind: unix.RTM_NEWLINK, body: header(unix.IfInfomsg{Index: int32(index), Change: unix.IFF_UP}), what: "set " + name + " down",
+	}
+}
+
 // noLinkLocal is the message that keeps the kernel from giving a link an IPv6
 // link-local address once it is up.
 func noLinkLocal(index int, name string) message {

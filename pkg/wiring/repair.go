@@ -27,17 +27,20 @@ func RepairBridge(host *Namespace, b Bridge, gateways []netip.Prefix) (mended []
 	case b.Promisc && before.flags&unix.IFF_PROMISC == 0:
 		mended = append(mended, "promiscuous mode was off")
 	}
+	var faults []string
 	if before.kind != "" {
-		faults, err := b.vlanFaults(host, before)
-		if err != nil {
+		if faults, err = b.vlanFaults(host, before); err != nil {
 			return nil, err
 		}
-		mended = append(mended, faults...)
 	}
 	found, err := EnsureBridge(host, b)
-	if err != nil {
+	switch {
+	case err != nil && found.Index == 0:
 		return nil, err
+	case err != nil: // of the VLAN
+		return mended, err
 	}
+	mended = append(mended, faults...)
 	var foreign error
 	if b.MAC != nil && !bytes.Equal(found.MAC, b.MAC) {
 		foreign = fmt.Errorf("its MAC is %s, and containers know it by %s: they reach no mapped ports until they are attached again, or it has that", found.MAC, b.MAC)
@@ -67,9 +70,17 @@ func RepairPort(host *Namespace, links Links, b Bridged) (mended []string, err e
 	}
 	bridge, err1 := readLink(answers[0])
 	side, err2 := readLink(answers[1])
-	switch err := errors.Join(err1, err2); {
-	case err != nil:
+	if err := errors.Join(err1, err2); err != nil {
 		return nil, fmt.Errorf("look up links %s and %s: %w", b.Bridge, links.HostName, err)
+	}
+	var faults []string
+	var others []int
+	if side.master == bridge.index {
+		if faults, others, err = b.portFaults(host, bridge, side); err != nil {
+			return nil, err
+		}
+	}
+	switch {
 	case side.index != links.HostIndex:
 		return nil, nil
 	case side.master == 0:
@@ -80,15 +91,13 @@ func RepairPort(host *Namespace, links Links, b Bridged) (mended []string, err e
 		mended = []string{"hairpin mode was off"}
 	case b.Isolated && !side.port.isolated:
 		mended = []string{"it was not isolated"}
-	default:
-		if mended, err = b.portFaults(host, bridge, side); err != nil || mended == nil {
-			return nil, err
-		}
-		for i, fault := range mended {
-			mended[i] = "it " + fault
-		}
+	case faults == nil:
+		return nil, nil
 	}
-	if err := join(host, links, b); err != nil {
+	for _, fault := range faults {
+		mended = append(mended, "it "+fault)
+	}
+	if err := join(host, links, b, others); err != nil {
 		return nil, err
 	}
 	return mended, nil

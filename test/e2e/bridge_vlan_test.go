@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink/nl"
 
 	"github.com/tendril-net/tendril/internal/nodetest"
 	"github.com/tendril-net/tendril/internal/nstest"
@@ -33,19 +34,22 @@ func (s *site) join(t *testing.T, tap string, vlan uint16, untagged bool) {
 	}
 }
 
-// unheard says whether what is sent to an address by its MAC stays without an answer.
-func unheard(t *testing.T, from *nstest.NS, at netip.AddrPort, mac net.HardwareAddr) {
+// unheard says that what is sent to an address by its MAC does not arrive.
+func unheard(t *testing.T, from, to *nstest.NS, at netip.Addr, mac net.HardwareAddr) {
 	t.Helper()
-	from.Run(t, "ip", "neigh", "replace", at.Addr().String(), "lladdr", mac.String(), "dev", "eth0")
-	from.Run(t, "ip", "route", "replace", netip.PrefixFrom(at.Addr(), at.Addr().BitLen()).String(), "dev", "eth0")
-	conn := dialUDP(t, from, netip.AddrPort{}, at)
-	_ = conn.SetDeadline(time.Now().Add(300 * time.Millisecond))
-	_, err := conn.Write(pattern(10))
-	if _, read := conn.Read(make([]byte, 64)); err != nil || !errors.Is(read, os.ErrDeadlineExceeded) {
-		t.Errorf("heard at %s (%s): %v, %v", at, mac, err, read)
+	listener := listenUDP(t, to, netip.AddrPortFrom(at, 0))
+	there := netip.AddrPortFrom(at, listener.LocalAddr().(*net.UDPAddr).AddrPort().Port())
+	from.Run(t, "ip", "neigh", "replace", at.String(), "lladdr", mac.String(), "dev", "eth0")
+	from.Run(t, "ip", "route", "replace", netip.PrefixFrom(at, at.BitLen()).String(), "dev", "eth0")
+	if _, err := dialUDP(t, from, netip.AddrPort{}, there).Write(pattern(10)); err != nil {
+		t.Error(err)
 	}
-	from.Run(t, "ip", "route", "del", netip.PrefixFrom(at.Addr(), at.Addr().BitLen()).String(), "dev", "eth0")
-	from.Run(t, "ip", "neigh", "del", at.Addr().String(), "dev", "eth0")
+	_ = listener.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	if _, by, err := listener.ReadFrom(make([]byte, 64)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("heard at %s (%s) from %v: %v", at, mac, by, err)
+	}
+	from.Run(t, "ip", "route", "del", netip.PrefixFrom(at, at.BitLen()).String(), "dev", "eth0")
+	from.Run(t, "ip", "neigh", "del", at.String(), "dev", "eth0")
 }
 
 // Containers in a VLAN of a bridge are neighbours of who is in it, and of nobody else on the
@@ -76,9 +80,8 @@ func TestBridgeVLAN(t *testing.T) {
 		return m
 	}
 	station, stranger := machine("ten", 10, true), machine("twenty", 20, true)
-	for _, m := range []*nstest.NS{station, stranger} { // the same, and only one of them is a neighbour
-		nodetest.Address(t, m, "eth0", station4.String()+"/16", station6.String()+"/64")
-	}
+	nodetest.Address(t, station, "eth0", station4.String()+"/16", station6.String()+"/64")
+	nodetest.Address(t, stranger, "eth0", "10.10.200.3/16", "fd00:10::c8:3/64")
 	trunk := machine("trunk", 10, false)
 	trunk.Run(t, "ip", "link", "add", "link", "eth0", "name", "eth0.10", "up", "type", "vlan", "id", "10")
 	nodetest.Address(t, trunk, "eth0.10", "10.10.200.2/16", "fd00:10::c8:2/64")
@@ -102,11 +105,11 @@ func TestBridgeVLAN(t *testing.T) {
 			}
 		})
 		t.Run("by MAC", func(t *testing.T) {
-			unheard(t, a.NS, serveUDP(t, c.NS, netip.AddrPortFrom(f.of(c), 0)), c.MAC)
-			unheard(t, c.NS, serveUDP(t, a.NS, netip.AddrPortFrom(f.of(a), 0)), a.MAC)
-			unheard(t, a.NS, serveUDP(t, d.NS, netip.AddrPortFrom(f.of(d), 0)), d.MAC)
-			unheard(t, d.NS, serveUDP(t, a.NS, netip.AddrPortFrom(f.of(a), 0)), a.MAC)
-			unheard(t, stranger, serveUDP(t, a.NS, netip.AddrPortFrom(f.of(a), 0)), a.MAC)
+			unheard(t, a.NS, c.NS, f.of(c), c.MAC)
+			unheard(t, c.NS, a.NS, f.of(a), a.MAC)
+			unheard(t, a.NS, d.NS, f.of(d), d.MAC)
+			unheard(t, d.NS, a.NS, f.of(a), a.MAC)
+			unheard(t, stranger, a.NS, f.of(a), a.MAC)
 		})
 		t.Run("policy", func(t *testing.T) {
 			at := serveUDP(t, a.NS, netip.AddrPortFrom(f.of(a), 0))
@@ -126,6 +129,22 @@ func TestBridgeVLAN(t *testing.T) {
 		}
 	}
 	// What somebody changes is put back.
+	vlans := func() (of []nl.BridgeVlanInfo) {
+		t.Helper()
+		port, err := s.Handle.LinkByName(a.HostIfName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := s.Handle.BridgeVlanList()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range all[int32(port.Attrs().Index)] {
+			of = append(of, *v)
+		}
+		return of
+	}
+	before := vlans()
 	port, err := s.Handle.LinkByName(a.HostIfName)
 	if err == nil {
 		err = s.Handle.BridgeVlanAdd(port, 20, true, true, false, true)
@@ -138,6 +157,9 @@ func TestBridgeVLAN(t *testing.T) {
 	s.Start(t)
 	if got := refusalOf(s.Call(t, checked(a))); got != (refusal{}) {
 		t.Errorf("CHECK after the repair: %+v", got)
+	}
+	if diff := cmp.Diff(before, vlans()); diff != "" {
+		t.Errorf("VLANs of the port after the repair (-want +got):\n%s", diff)
 	}
 	eachFamily(t, func(t *testing.T, f family) {
 		testWay(t, a.NS, b.NS, f.of(b), f.of(a))
