@@ -5,6 +5,7 @@
 package nstest
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/hex"
 	"os"
@@ -138,11 +139,19 @@ func (n *NS) Command(name string, args ...string) *exec.Cmd {
 // ends the test.
 func (n *NS) Run(tb testing.TB, name string, args ...string) string {
 	tb.Helper()
-	out, err := n.Command(name, args...).CombinedOutput()
-	if err != nil {
-		tb.Fatalf("in %s: %s %q: %v\n%s", n.Name, name, args, err, out)
+	// Without nsenter, which takes a third of the time of "ip" where all is emulated.
+	command := exec.Command(name, args...)
+	var out bytes.Buffer
+	command.Stdout, command.Stderr = &out, &out
+	var err error
+	n.Do(tb, func() { err = command.Start() })
+	if err == nil {
+		err = command.Wait()
 	}
-	return string(out)
+	if err != nil {
+		tb.Fatalf("in %s: %s %q: %v\n%s", n.Name, name, args, err, out.String())
+	}
+	return out.String()
 }
 
 // Veth makes a veth pair between two namespaces and sets both ends up.
