@@ -101,7 +101,7 @@ func (a *attachment) ensureBridge() error {
 	}
 	a.joining = joining
 	a.bridge, err = wiring.EnsureBridge(a.host, a.config.device())
-	if a.bridge.Made || a.bridge.VLANMade || a.bridge.VLANJoined { // before an error, too
+	if a.bridge.Made || a.bridge.VLANMade != 0 || a.bridge.VLANJoined { // before an error, too
 		a.undo.push(a.removeBridge)
 	}
 	return err

@@ -81,14 +81,15 @@ func (s *Service) amongPorts(r *record, bridge HostLink) (HostLink, error) {
 	case err != nil:
 		return HostLink{}, fmt.Errorf("read device %s: %w", name, err)
 	case !r.isAmong(link, bridge.Index):
-		return HostLink{}, mismatch(name, "is not VLAN %d of bridge %s", r.Origin.VLAN, r.Bridge)
+		return HostLink{}, mismatch(name, "is not VLAN %d of bridge %s with its MAC", r.Origin.VLAN, r.Bridge)
 	}
 	return link, nil
 }
 
-// isAmong tells whether a device is the node's interface in the endpoint's VLAN of a bridge.
+// isAmong tells whether a device is the node's interface in the endpoint's VLAN of a bridge, by
+// whose MAC the container knows it.
 func (r *record) isAmong(link HostLink, bridge int) bool {
-	return link.VLAN == r.Origin.VLAN && link.Lower == bridge
+	return link.VLAN == r.Origin.VLAN && link.Lower == bridge && bytes.Equal(link.MAC, parsedMAC(r.HostMAC))
 }
 
 // findBridge looks for the bridge that a new endpoint's device is to become a port of.

@@ -147,21 +147,26 @@ func TestEndpointInAVLAN(t *testing.T) {
 	// Without it, and with one of another number or bridge, it is on a link with nobody.
 	for what, tamper := range map[string]func(){
 		"device br0.10 is gone, which is the node's interface on bridge br0": func() { delete(w.bridges, "br0.10") },
-		"device br0.10 is not VLAN 10 of bridge br0": func() {
+		"device br0.10 is not VLAN 10 of bridge br0 with its MAC": func() {
 			link := addVLAN()
 			link.VLAN = 11
 			w.bridges["br0.10"] = link
 		},
-		"device br0.10 is not VLAN 10 of bridge br0: lower": func() {
+		"device br0.10 is not VLAN 10 of bridge br0 with its MAC: lower": func() {
 			link := addVLAN()
 			link.Lower++
+			w.bridges["br0.10"] = link
+		},
+		"device br0.10 is not VLAN 10 of bridge br0 with its MAC: MAC": func() {
+			link := addVLAN()
+			link.MAC = net.HardwareAddr{2, 0, 0, 0, 0, 9}
 			w.bridges["br0.10"] = link
 		},
 	} {
 		tamper()
 		s.tidy()
 		at(what, e.HostIfIndex)
-		message, _, _ := strings.Cut(what, ": lower")
+		message, _, _ := strings.Cut(what, ": ")
 		wantMessage(t, s.Check(ctx, e.Attachment), message)
 		second := req
 		second.ContainerID = "c2"

@@ -55,9 +55,11 @@ type BridgeLink struct {
 	Index int
 	MAC   net.HardwareAddr
 	MTU   int
-	// Made says that there was none before, VLANMade that the node had no interface in the
-	// VLAN, and VLANJoined that the bridge itself was not in it.
-	Made, VLANMade, VLANJoined bool
+	// Made says that there was none before, VLANJoined that the bridge itself was not in the
+	// VLAN.
+	Made, VLANJoined bool
+	// VLANMade is the index of the node's interface in the VLAN where there was none, else 0.
+	VLANMade int
 }
 
 // EnsureBridge returns the bridge of that name, up, and makes it where there is none. One
@@ -150,7 +152,7 @@ func createBridge(host *Namespace, b Bridge) (BridgeLink, error) {
 // unless a port is in that by now, and the bridge, unless it has a port or a device on it, or is
 // gone. Nobody may be about to give it one: see to that.
 func RemoveUnusedBridge(host *Namespace, b Bridge, found BridgeLink) error {
-	if found.VLANMade || found.VLANJoined {
+	if found.VLANMade != 0 || found.VLANJoined {
 		if err := removeUnusedVLAN(host, b, found); err != nil {
 			return err
 		}
@@ -163,9 +165,7 @@ func RemoveUnusedBridge(host *Namespace, b Bridge, found BridgeLink) error {
 		return err
 	}
 	there := func(l netlink.Link) bool { return l.Attrs().Index == found.Index && l.Attrs().Name == b.Name }
-	// A macvlan or VLAN device on it goes with it, too; a veth's parent is its peer.
-	rides := func(l netlink.Link) bool { return l.Type() != "veth" && l.Attrs().ParentIndex == found.Index }
-	if slices.ContainsFunc(links, isPortOf(found.Index)) || slices.ContainsFunc(links, rides) || !slices.ContainsFunc(links, there) {
+	if slices.ContainsFunc(links, isPortOf(found.Index)) || slices.ContainsFunc(links, ridesOn(found.Index)) || !slices.ContainsFunc(links, there) {
 		return nil
 	}
 	return removeLink(host, b.Name)
@@ -173,6 +173,11 @@ func RemoveUnusedBridge(host *Namespace, b Bridge, found BridgeLink) error {
 
 func isPortOf(bridge int) func(netlink.Link) bool {
 	return func(l netlink.Link) bool { return l.Attrs().MasterIndex == bridge }
+}
+
+// ridesOn: a macvlan or VLAN device goes with what it is on. A veth's parent is its peer.
+func ridesOn(lower int) func(netlink.Link) bool {
+	return func(l netlink.Link) bool { return l.Type() != "veth" && l.Attrs().ParentIndex == lower }
 }
 
 // links lists all links of a namespace.
@@ -369,7 +374,7 @@ func (b Bridged) station(name string, index int) station {
 //
 // The neighbours are left to ARP and neighbour discovery, which a bridge carries.
 func ConfigureBridged(host, container *Namespace, links Links, b Bridged) ([]Route, error) {
-	if err := join(host, links, b, nil); err != nil {
+	if err := join(host, links, b, membership{}); err != nil {
 		return nil, fmt.Errorf("configure the host's side: %w", err)
 	}
 	routes, err := b.station(links.Name, links.Index).inhabit(container)
@@ -379,14 +384,24 @@ func ConfigureBridged(host, container *Namespace, links Links, b Bridged) ([]Rou
 	return routes, nil
 }
 
-// join makes the host's side a port, which is in other VLANs if it is one already.
-func join(host *Namespace, links Links, b Bridged, others []int) error {
+// membership is what there is of the host's side as a port of the bridge.
+type membership struct {
+	// joined says that it is one.
+	joined bool
+	// others are VLANs that it is in, and is not to be.
+	others []vlanRange
+}
+
+// join makes the host's side a port as b has it.
+func join(host *Namespace, links Links, b Bridged, before membership) error {
 	bridge, err := lookUpBridge(host, b.Bridge)
 	if err != nil {
 		return err
 	}
-	if err := b.bridge().mustFilter(bridge.filter()); err != nil {
-		return err // since EnsureBridge somebody may have made the bridge anew
+	if !before.joined {
+		if err := b.bridge().mustFilter(bridge.filter()); err != nil {
+			return err // since EnsureBridge somebody may have made the bridge anew
+		}
 	}
 	index, name := links.HostIndex, links.HostName
 	if err := prepareIPv6(host, name, false, "accept_ra"); err != nil {
@@ -406,18 +421,27 @@ func join(host *Namespace, links Links, b Bridged, others []int) error {
 	if b.VLAN != 0 {
 		// A port begins in the VLAN of new ones: it is down until it is where it belongs, and
 		// no port if it cannot get there.
-		messages = append([]message{down(index, name)}, messages...)
-		if _, err := host.exchange(append(messages, b.intoVLAN(bridge, index, name, others)...)); err != nil {
-			_, undone := host.exchange([]message{master(index, 0, "take "+name+" out of bridge "+b.Bridge)})
-			return errors.Join(err, undone)
+		if !before.joined {
+			messages = append([]message{down(index, name)}, messages...)
+		}
+		messages = append(messages, b.intoVLAN(bridge, index, name, before.others)...)
+		if _, err := host.exchange(messages); err != nil {
+			if !before.joined {
+				_, undone := host.exchange([]message{master(index, 0, "take "+name+" out of bridge "+b.Bridge)})
+				err = errors.Join(err, undone)
+			}
+			return err
 		}
 		messages = nil
 	}
-	for _, id := range b.knownIn(bridge.filter()) {
-		known := station
-		if id != 0 {
-			known = attribute16(slices.Clone(station), unix.NDA_VLAN, uint16(id))
+	stations := [][]byte{station} // in all VLANs that there are
+	if in := b.isIn(bridge.filter()); in != nil {
+		stations = nil
+		for _, id := range in {
+			stations = append(stations, attribute16(slices.Clone(station), unix.NDA_VLAN, uint16(id)))
 		}
+	}
+	for _, known := range stations {
 		messages = append(messages, message{
 			kind: unix.RTM_NEWNEIGH, flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, body: known,
 			what: fmt.Sprintf("tell bridge %s of %s", b.Bridge, links.MAC),

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -49,28 +51,28 @@ func (l link) filter() filter {
 }
 
 // ensureBridgeVLAN has a bridge filter VLANs, and the node take part in that of b by an interface
-// of its own. It says whether it has made that, and whether the bridge itself was not in the VLAN.
+// of its own. It returns the index of that if it has made it, and whether the bridge itself was not
+// in the VLAN.
 // Where it fails it has changed nothing, but that a bridge whose ports are all endpoints' may
 // filter, which they do not notice.
-func ensureBridgeVLAN(host *Namespace, b Bridge) (made, joined bool, err error) {
+func ensureBridgeVLAN(host *Namespace, b Bridge) (made int, joined bool, err error) {
 	bridge, err := lookUpBridge(host, b.Name)
 	if err != nil {
-		return false, false, err
+		return 0, false, err
 	}
 	if joined, err = b.judge(host, bridge); err != nil {
-		return false, false, err
+		return 0, false, err
 	}
 	name := b.Interface()
 	there, err := b.vlanLink(host, bridge)
 	if err != nil {
-		return false, false, err
+		return 0, false, err
 	}
 	if there.index == 0 {
-		there.mtu = bridge.mtu
 		there.index, err = createVLAN(host, VLAN{Name: name, Lower: bridge.index, ID: b.VLAN})
 		switch {
 		case err == nil:
-			made = true
+			made = there.index
 			// What it hears there is not the node's to follow.
 			err = prepareIPv6(host, name, false, "accept_ra", "accept_dad")
 		case errors.Is(err, ErrTaken):
@@ -89,7 +91,10 @@ func ensureBridgeVLAN(host *Namespace, b Bridge) (made, joined bool, err error) 
 		if !bridge.filter().on {
 			messages = append(messages, filterOn(b.Name, bridge.index))
 		}
-		_, err = host.exchange(append(messages, b.raiseVLAN(there, bridge)))
+		_, err = host.exchange(append(messages, up(there.index, name, 0)))
+	}
+	if err == nil && made == 0 {
+		err = growVLAN(host, b)
 	}
 	if err == nil {
 		return made, joined, nil
@@ -97,23 +102,14 @@ func ensureBridgeVLAN(host *Namespace, b Bridge) (made, joined bool, err error) 
 	if joined {
 		err = errors.Join(err, b.leaveVLAN(host, bridge.index))
 	}
-	if made {
-		err = errors.Join(err, removeLink(host, name))
+	if made != 0 {
+		err = errors.Join(err, RemoveVLAN(host, made))
 	}
-	return false, false, err
+	return 0, false, err
 }
 
-// raiseVLAN is the message that sets the node's interface in the VLAN up. The kernel lowers its MTU
+// growVLAN has the node's interface in the VLAN take what the bridge does: the kernel lowers its MTU
 // with the bridge's, and never raises it.
-func (b Bridge) raiseVLAN(there, bridge link) message {
-	mtu := 0
-	if there.mtu < bridge.mtu {
-		mtu = bridge.mtu
-	}
-	return up(there.index, b.Interface(), mtu)
-}
-
-// growVLAN has the node's interface in the VLAN take what a port of the bridge now does.
 func growVLAN(host *Namespace, b Bridge) error {
 	bridge, err := lookUpBridge(host, b.Name)
 	if err != nil {
@@ -123,7 +119,11 @@ func growVLAN(host *Namespace, b Bridge) error {
 	if err != nil || there.index == 0 || there.mtu >= bridge.mtu {
 		return err
 	}
-	_, err = host.exchange([]message{b.raiseVLAN(there, bridge)})
+	_, err = host.exchange([]message{{
+		kind: unix.RTM_NEWLINK, body: attribute32(header(unix.IfInfomsg{Index: int32(there.index)}), unix.IFLA_MTU, uint32(bridge.mtu)),
+		what:     fmt.Sprintf("set the mtu of %s to %d", b.Interface(), bridge.mtu),
+		tolerate: []unix.Errno{unix.ERANGE}, // the bridge's is lower by now
+	}})
 	return err
 }
 
@@ -178,13 +178,38 @@ func (b Bridge) judge(host *Namespace, bridge link) (joins bool, err error) {
 		return false, err
 	}
 	for _, l := range all {
-		// An endpoint needs no tags: the VLAN of new ports carries it with a filter, too.
-		if isPortOf(bridge.index)(l) && (f.normal == 0 || !ifname.IsHost(l.Attrs().Name)) {
+		if !isPortOf(bridge.index)(l) {
+			continue
+		}
+		notices, err := noticesFilter(host, l, in, int(f.normal))
+		if err != nil {
+			return false, err
+		}
+		if notices {
 			return false, b.refuse(fmt.Sprintf("it has ports (%s) and does not filter VLANs; it does after "+
-				"\"ip link set %s type bridge vlan_filtering 1\", which cuts off ports that need tags", l.Attrs().Name, b.Name))
+				"\"ip link set %s type bridge vlan_filtering 1\", which may cut off such a port", l.Attrs().Name, b.Name))
 		}
 	}
 	return !there, nil
+}
+
+// noticesFilter tells whether a port may be cut off where its bridge, which is in such VLANs itself,
+// begins to filter. An endpoint needs no tags: it goes on in the VLAN that its frames are in
+// without one, which is its own, or that of the bridge.
+func noticesFilter(host *Namespace, port netlink.Link, bridge map[int]uint16, normal int) (bool, error) {
+	if !ifname.IsHost(port.Attrs().Name) {
+		return true, nil
+	}
+	in, err := vlansOf(host, port.Attrs().Index)
+	if err != nil {
+		return false, err
+	}
+	for id, flags := range in {
+		if flags&nl.BRIDGE_VLAN_INFO_PVID != 0 {
+			return id == normal && bridge[id]&nl.BRIDGE_VLAN_INFO_UNTAGGED == 0, nil
+		}
+	}
+	return true, nil
 }
 
 // vlanLink returns the node's interface in the VLAN; the zero link for none. Another device of its
@@ -240,7 +265,7 @@ func vlanOfBridge(kind uint16, b Bridge, index int) message {
 	if kind == unix.RTM_DELLINK {
 		what = "take bridge %s out of VLAN %d"
 	}
-	return vlanMessage(kind, index, inner, 0, b.VLAN, fmt.Sprintf(what, b.Name, b.VLAN))
+	return vlanMessage(kind, index, inner, 0, vlanRange{b.VLAN, b.VLAN}, fmt.Sprintf(what, b.Name, b.VLAN))
 }
 
 // leaveVLAN takes the bridge itself out of the VLAN.
@@ -251,35 +276,62 @@ func (b Bridge) leaveVLAN(host *Namespace, index int) error {
 	return err
 }
 
-// knownIn are the VLANs in which the bridge is told where the container is; 0 is all that there are
-// on a bridge without.
-func (b Bridged) knownIn(f filter) []int {
-	if b.VLAN == 0 || !b.PreserveDefaultVLAN || f.normal == 0 {
-		return []int{b.VLAN}
+// isIn are the VLANs that the port is to be in; none on a bridge without.
+func (b Bridged) isIn(f filter) []int {
+	switch {
+	case b.VLAN == 0:
+		return nil
+	case b.PreserveDefaultVLAN && f.normal != 0:
+		return []int{b.VLAN, int(f.normal)}
 	}
-	return []int{b.VLAN, int(f.normal)}
+	return []int{b.VLAN}
 }
 
-// intoVLAN are the messages that put a port into the VLAN of b, and take it out of others that it
-// is in, besides that of new ports.
-func (b Bridged) intoVLAN(bridge link, index int, name string, others []int) []message {
-	messages := []message{vlanMessage(unix.RTM_SETLINK, index, nil, nl.BRIDGE_VLAN_INFO_PVID|nl.BRIDGE_VLAN_INFO_UNTAGGED, b.VLAN,
-		fmt.Sprintf("put %s into VLAN %d", name, b.VLAN))}
-	if normal := int(bridge.filter().normal); normal != 0 && !b.PreserveDefaultVLAN {
-		others = append(slices.Clone(others), normal)
+// intoVLAN are the messages that put a port into the VLANs of b, and take it out of others.
+func (b Bridged) intoVLAN(bridge link, index int, name string, others []vlanRange) []message {
+	const untagged = nl.BRIDGE_VLAN_INFO_UNTAGGED
+	f := bridge.filter()
+	if normal := int(f.normal); normal != 0 && !b.PreserveDefaultVLAN {
+		others = append(slices.Clone(others), vlanRange{normal, normal}) // where a port begins
 	}
-	for _, id := range others {
-		leave := vlanMessage(unix.RTM_DELLINK, index, nil, 0, id, fmt.Sprintf("take %s out of VLAN %d", name, id))
+	var messages []message
+	for i, id := range b.isIn(f) {
+		flags := uint16(untagged)
+		if i == 0 {
+			flags |= nl.BRIDGE_VLAN_INFO_PVID
+		}
+		messages = append(messages, vlanMessage(unix.RTM_SETLINK, index, nil, flags, vlanRange{id, id}, fmt.Sprintf("put %s into VLAN %d", name, id)))
+	}
+	for _, r := range others {
+		leave := vlanMessage(unix.RTM_DELLINK, index, nil, 0, r, fmt.Sprintf("take %s out of VLAN %s", name, r))
 		leave.tolerate = []unix.Errno{unix.ENOENT}
 		messages = append(messages, leave)
 	}
 	return messages
 }
 
-func vlanMessage(kind uint16, index int, inner []byte, flags uint16, id int, what string) message {
-	info := binary.NativeEndian.AppendUint16(nil, flags) // struct bridge_vlan_info of linux/if_bridge.h
-	info = binary.NativeEndian.AppendUint16(info, uint16(id))
-	inner = attribute(inner, nl.IFLA_BRIDGE_VLAN_INFO, info)
+// vlanRange are VLANs that follow each other.
+type vlanRange struct{ first, last int }
+
+func (r vlanRange) String() string {
+	if r.first == r.last {
+		return strconv.Itoa(r.first)
+	}
+	return fmt.Sprintf("%d-%d", r.first, r.last)
+}
+
+func vlanMessage(kind uint16, index int, inner []byte, flags uint16, r vlanRange, what string) message {
+	// struct bridge_vlan_info of linux/if_bridge.h
+	info := func(flags uint16, id int) {
+		value := binary.NativeEndian.AppendUint16(nil, flags)
+		inner = attribute(inner, nl.IFLA_BRIDGE_VLAN_INFO, binary.NativeEndian.AppendUint16(value, uint16(id)))
+	}
+	if r.first == r.last {
+		info(flags, r.first)
+	} else {
+		info(flags|nl.BRIDGE_VLAN_INFO_RANGE_BEGIN, r.first)
+		info(flags|nl.BRIDGE_VLAN_INFO_RANGE_END, r.last)
+	}
 	body := header(unix.IfInfomsg{Family: unix.AF_BRIDGE, Index: int32(index)})
 	return message{kind: kind, body: attribute(body, unix.IFLA_AF_SPEC|unix.NLA_F_NESTED, inner), what: what}
 }
@@ -369,12 +421,9 @@ func (b Bridge) vlanFaults(host *Namespace, bridge link) ([]string, error) {
 	return faults, nil
 }
 
-// othersMax is how many VLANs too many are told, and taken from a port, at a time.
-const othersMax = 64
-
 // portFaults says what of a port is not as ConfigureBridged leaves it for the VLAN, and which
 // others the port is in.
-func (b Bridged) portFaults(host *Namespace, bridge, side link) (faults []string, others []int, err error) {
+func (b Bridged) portFaults(host *Namespace, bridge, side link) (faults []string, others []vlanRange, err error) {
 	if b.VLAN == 0 {
 		return nil, nil, nil
 	}
@@ -383,26 +432,50 @@ func (b Bridged) portFaults(host *Namespace, bridge, side link) (faults []string
 		return nil, nil, err
 	}
 	const untagged = nl.BRIDGE_VLAN_INFO_PVID | nl.BRIDGE_VLAN_INFO_UNTAGGED
-	if in[b.VLAN]&untagged != untagged {
-		faults = append(faults, fmt.Sprintf("is not in VLAN %d without a tag", b.VLAN))
+	wanted := b.isIn(bridge.filter())
+	for i, id := range wanted {
+		flags, there := in[id]
+		switch {
+		case i == 0 && flags&untagged != untagged:
+			faults = append(faults, fmt.Sprintf("is not in VLAN %d without a tag", id))
+		case !there:
+			faults = append(faults, fmt.Sprintf("is not in VLAN %d as well", id))
+		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(in)) {
-		if id == b.VLAN || b.PreserveDefaultVLAN && id == int(bridge.filter().normal) {
+		if slices.Contains(wanted, id) {
 			continue
 		}
-		others = append(others, id)
+		if last := len(others) - 1; last >= 0 && others[last].last == id-1 {
+			others[last].last = id
+		} else {
+			others = append(others, vlanRange{id, id})
+		}
 	}
-	others = others[:min(len(others), othersMax)]
-	if len(others) != 0 {
-		faults = append(faults, fmt.Sprintf("is in VLANs %s as well", strings.Trim(fmt.Sprint(others), "[]")))
+	if others != nil {
+		faults = append(faults, "is in VLANs it is not to be in: "+list(others))
 	}
 	return faults, others, nil
 }
 
-// removeUnusedVLAN removes what was made of a VLAN that no port of the bridge is in.
+// list names some of the VLANs.
+func list(all []vlanRange) string {
+	const most = 8
+	var texts []string
+	for _, r := range all[:min(len(all), most)] {
+		texts = append(texts, r.String())
+	}
+	if len(all) > most {
+		texts = append(texts, "and others")
+	}
+	return strings.Join(texts, ", ")
+}
+
+// removeUnusedVLAN removes what was made of a VLAN that no port of the bridge is in, and no device
+// of the node on its interface there.
 func removeUnusedVLAN(host *Namespace, b Bridge, made BridgeLink) error {
 	all, err := links(host)
-	if err != nil {
+	if err != nil || made.VLANMade != 0 && slices.ContainsFunc(all, ridesOn(made.VLANMade)) {
 		return err
 	}
 	for _, l := range all {
@@ -420,8 +493,8 @@ func removeUnusedVLAN(host *Namespace, b Bridge, made BridgeLink) error {
 	if made.VLANJoined {
 		err = b.leaveVLAN(host, made.Index)
 	}
-	if made.VLANMade {
-		err = errors.Join(err, removeLink(host, b.Interface()))
+	if made.VLANMade != 0 {
+		err = errors.Join(err, RemoveVLAN(host, made.VLANMade))
 	}
 	return err
 }

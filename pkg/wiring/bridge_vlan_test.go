@@ -5,12 +5,14 @@ package wiring_test
 import (
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nstest"
@@ -172,7 +174,7 @@ func TestUnusedVLANIsRemoved(t *testing.T) {
 	is("made", both)
 	again, err := wiring.EnsureBridge(node, vlan50)
 	must(t, err)
-	if !made.Made || !made.VLANMade || !made.VLANJoined || again.Made || again.VLANMade || again.VLANJoined {
+	if !made.Made || made.VLANMade == 0 || !made.VLANJoined || again.Made || again.VLANMade != 0 || again.VLANJoined {
 		t.Errorf("first %+v, then %+v", made, again)
 	}
 	must(t, wiring.RemoveUnusedBridge(node, vlan50, made))
@@ -183,7 +185,7 @@ func TestUnusedVLANIsRemoved(t *testing.T) {
 	made, err = wiring.EnsureBridge(node, vlan50)
 	must(t, err)
 	want := bridge
-	want.Made, want.VLANMade, want.VLANJoined, want.MTU = false, true, true, made.MTU
+	want.Made, want.VLANMade, want.VLANJoined, want.MTU = false, look(t, ns, bridgeName+".50").Link.Index, true, made.MTU
 	if diff := cmp.Diff(want, made); diff != "" {
 		t.Errorf("VLAN of a bridge that is there (-want +got):\n%s", diff)
 	}
@@ -221,7 +223,7 @@ func TestBridgeVLANRefused(t *testing.T) {
 		{
 			"ports without a filter", "link add port master tdlbr0 type veth", false, 50,
 			"put VLAN 50 on bridge tdlbr0: the bridge cannot have the VLAN: it has ports (port) and does not filter VLANs; it does after " +
-				"\"ip link set tdlbr0 type bridge vlan_filtering 1\", which cuts off ports that need tags",
+				"\"ip link set tdlbr0 type bridge vlan_filtering 1\", which may cut off such a port",
 		},
 		{
 			"VLAN of new ports", "link show", false, 1,
@@ -303,11 +305,12 @@ func TestRepairVLAN(t *testing.T) {
 		return link
 	}
 	for _, test := range []struct {
-		name   string
-		spoil  func() error
-		check  []string
-		bridge []string
-		port   []string
+		name     string
+		preserve bool
+		spoil    func() error
+		check    []string
+		bridge   []string
+		port     []string
 	}{
 		{
 			name:  "out of the VLAN",
@@ -329,9 +332,38 @@ func TestRepairVLAN(t *testing.T) {
 			},
 			check: []string{
 				"port " + v.HostName + " is not in VLAN 50 without a tag on the host",
-				"port " + v.HostName + " is in VLANs 1 60 as well on the host",
+				"port " + v.HostName + " is in VLANs it is not to be in: 1, 60 on the host",
 			},
-			port: []string{"it is not in VLAN 50 without a tag", "it is in VLANs 1 60 as well"},
+			port: []string{"it is not in VLAN 50 without a tag", "it is in VLANs it is not to be in: 1, 60"},
+		},
+		{
+			name: "in all",
+			spoil: func() error {
+				return p.nodeNS.Handle.BridgeVlanAddRange(side(v.HostName), 2, 4094, false, false, false, true)
+			},
+			check: []string{
+				"port " + v.HostName + " is not in VLAN 50 without a tag on the host",
+				"port " + v.HostName + " is in VLANs it is not to be in: 2-49, 51-4094 on the host",
+			},
+			port: []string{"it is not in VLAN 50 without a tag", "it is in VLANs it is not to be in: 2-49, 51-4094"},
+		},
+		{
+			name: "out of the preserved one", preserve: true,
+			spoil: func() error {
+				return errors.Join(p.nodeNS.Handle.BridgeVlanDel(side(v.HostName), 1, false, true, false, true),
+					p.nodeNS.Handle.BridgeVlanDel(side(v.HostName), 50, true, true, false, true))
+			},
+			check: []string{
+				"port " + v.HostName + " is not in VLAN 50 without a tag on the host",
+				"port " + v.HostName + " is not in VLAN 1 as well on the host",
+			},
+			port: []string{"it is not in VLAN 50 without a tag", "it is not in VLAN 1 as well"},
+		},
+		{
+			name:  "hairpin mode",
+			spoil: func() error { return p.nodeNS.Handle.LinkSetHairpin(side(v.HostName), false) },
+			check: []string{"hairpin mode of " + v.HostName + " is off on the host"},
+			port:  []string{"hairpin mode was off"},
 		},
 		{
 			name:   "the node is out",
@@ -355,6 +387,8 @@ func TestRepairVLAN(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p.makeTagged(t)
+			b := b
+			b.PreserveDefaultVLAN, b.Hairpin = test.preserve, true
 			links, _ := p.bridge(t, v, b)
 			defer func() {
 				for _, name := range []string{v.HostName, bridgeName} {
@@ -379,8 +413,12 @@ func TestRepairVLAN(t *testing.T) {
 				must(t, errors.Join(err1, err2))
 				return outcome{bridge, port}
 			}
+			seen := watchLink(t, p.nodeNS, v.HostName)
 			if diff := cmp.Diff(outcome{test.bridge, test.port}, repair()); diff != "" {
 				t.Errorf("mended (-want +got):\n%s", diff)
+			}
+			if states := seen(); slices.ContainsFunc(states, func(s linkState) bool { return !s.Up || !s.Port }) {
+				t.Errorf("the port was away meanwhile: %+v", states)
 			}
 			must(t, wiring.CheckBridged(p.node, p.container, v, b))
 			if diff := cmp.Diff(outcome{}, repair()); diff != "" {
@@ -462,6 +500,71 @@ func TestVLANGrows(t *testing.T) {
 	p.bridge(t, v, b)
 	if got := look(t, p.nodeNS, bridgeName+".50").Link.MTU; got != 9000 {
 		t.Errorf("MTU %d, want 9000", got)
+	}
+}
+
+// A port that cannot get into its VLAN is none of the bridge, whose new ports are in another.
+func TestPortWithoutItsVLAN(t *testing.T) {
+	p := newTagged(t)
+	v, b := bridgedVeth(5), testTagged()
+	b.VLAN = 4095 // which there is not
+	links, err := wiring.CreateVeth(p.node, p.container, v)
+	must(t, err)
+	if _, err := wiring.ConfigureBridged(p.node, p.container, links, b); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("want %v, got %v", unix.EINVAL, err)
+	}
+	side, err := p.nodeNS.Handle.LinkByName(v.HostName)
+	must(t, err)
+	if at := side.Attrs(); at.MasterIndex != 0 || at.Flags&net.FlagUp != 0 {
+		t.Errorf("the port is one of %d, with flags %s", at.MasterIndex, at.Flags)
+	}
+	// One that is a port of none by now is down until it is where it belongs: the link's events
+	// show it nowhere else.
+	b.VLAN = 50
+	must(t, wiring.RemoveVeth(p.node, v.HostName))
+	links, _ = p.bridge(t, v, b)
+	p.nodeNS.Run(t, "ip", "link", "set", v.HostName, "nomaster")
+	seen := watchLink(t, p.nodeNS, v.HostName)
+	mended, err := wiring.RepairPort(p.node, links, b)
+	if !slices.Equal(mended, []string{"it was no port of bridge tdlbr0"}) || err != nil {
+		t.Errorf("mended %q, %v", mended, err)
+	}
+	states := seen()
+	first := slices.IndexFunc(states, func(s linkState) bool { return s.Port })
+	if first < 0 || states[first].Up {
+		t.Errorf("the port was up when it came to the bridge: %+v", states)
+	}
+	if last := states[len(states)-1]; !last.Port || !last.Up {
+		t.Errorf("in the end: %+v", states)
+	}
+}
+
+// linkState is what an event of a link says.
+type linkState struct{ Port, Up bool }
+
+// watchLink returns what returns the events of a link since.
+func watchLink(t *testing.T, ns *nstest.NS, name string) func() []linkState {
+	t.Helper()
+	at, err := netns.GetFromPath(ns.Path)
+	must(t, err)
+	defer func() { must(t, at.Close()) }()
+	events, stop := make(chan netlink.LinkUpdate, 1000), make(chan struct{})
+	must(t, netlink.LinkSubscribeAt(at, events, stop))
+	return func() (states []linkState) {
+		t.Helper()
+		defer close(stop)
+		ns.Run(t, "ip", "link", "add", "last", "type", "dummy")
+		defer ns.Run(t, "ip", "link", "del", "last")
+		for e := range events {
+			switch e.Attrs().Name {
+			case "last":
+				return states
+			case name:
+				states = append(states, linkState{e.Attrs().MasterIndex != 0, e.Attrs().Flags&net.FlagUp != 0})
+			}
+		}
+		t.Fatal("no more events")
+		return nil
 	}
 }
 

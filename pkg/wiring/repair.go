@@ -34,17 +34,17 @@ func RepairBridge(host *Namespace, b Bridge, gateways []netip.Prefix) (mended []
 		}
 	}
 	found, err := EnsureBridge(host, b)
-	switch {
-	case err != nil && found.Index == 0:
+	if err != nil && found.Index == 0 {
 		return nil, err
-	case err != nil: // of the VLAN
-		return mended, err
 	}
-	mended = append(mended, faults...)
 	var foreign error
 	if b.MAC != nil && !bytes.Equal(found.MAC, b.MAC) {
 		foreign = fmt.Errorf("its MAC is %s, and containers know it by %s: they reach no mapped ports until they are attached again, or it has that", found.MAC, b.MAC)
 	}
+	if err != nil { // of the VLAN
+		return mended, errors.Join(err, foreign)
+	}
+	mended = append(mended, faults...)
 	if len(gateways) == 0 {
 		return mended, foreign
 	}
@@ -74,9 +74,9 @@ func RepairPort(host *Namespace, links Links, b Bridged) (mended []string, err e
 		return nil, fmt.Errorf("look up links %s and %s: %w", b.Bridge, links.HostName, err)
 	}
 	var faults []string
-	var others []int
-	if side.master == bridge.index {
-		if faults, others, err = b.portFaults(host, bridge, side); err != nil {
+	before := membership{joined: side.master == bridge.index}
+	if before.joined {
+		if faults, before.others, err = b.portFaults(host, bridge, side); err != nil {
 			return nil, err
 		}
 	}
@@ -97,7 +97,7 @@ func RepairPort(host *Namespace, links Links, b Bridged) (mended []string, err e
 	for _, fault := range faults {
 		mended = append(mended, "it "+fault)
 	}
-	if err := join(host, links, b, others); err != nil {
+	if err := join(host, links, b, before); err != nil {
 		return nil, err
 	}
 	return mended, nil
