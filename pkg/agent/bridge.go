@@ -70,7 +70,7 @@ func (s *Service) bridgeOf(r *record) (HostLink, error) {
 // or its VLAN. By its index the datapath knows who is on a link with whom. The error is as of
 // bridgeOf.
 func (s *Service) amongPorts(r *record, bridge HostLink) (HostLink, error) {
-	if r.Bridge == "" || r.Origin.VLAN == 0 {
+	if r.VLAN == 0 {
 		return bridge, nil
 	}
 	name := r.Origin.BridgeInterface()
@@ -81,7 +81,7 @@ func (s *Service) amongPorts(r *record, bridge HostLink) (HostLink, error) {
 	case err != nil:
 		return HostLink{}, fmt.Errorf("read device %s: %w", name, err)
 	case !r.isAmong(link, bridge.Index):
-		return HostLink{}, mismatch(name, "is not VLAN %d of bridge %s with its MAC", r.Origin.VLAN, r.Bridge)
+		return HostLink{}, mismatch(name, "is not VLAN %d of bridge %s with its MAC", r.VLAN, r.Bridge)
 	}
 	return link, nil
 }
@@ -89,7 +89,7 @@ func (s *Service) amongPorts(r *record, bridge HostLink) (HostLink, error) {
 // isAmong tells whether a device is the node's interface in the endpoint's VLAN of a bridge, by
 // whose MAC the container knows it.
 func (r *record) isAmong(link HostLink, bridge int) bool {
-	return link.VLAN == r.Origin.VLAN && link.Lower == bridge && bytes.Equal(link.MAC, parsedMAC(r.HostMAC))
+	return link.VLAN == r.VLAN && link.Lower == bridge && bytes.Equal(link.MAC, parsedMAC(r.HostMAC))
 }
 
 // findBridge looks for the bridge that a new endpoint's device is to become a port of.
@@ -139,7 +139,7 @@ func (s *Service) place(r *record) error {
 		return fmt.Errorf("read device %s: %w", r.HostIfName, err)
 	}
 	r.bridge = port.Master
-	if r.Origin.VLAN != 0 {
+	if r.VLAN != 0 {
 		among, err := s.opts.Links.Link(r.Origin.BridgeInterface())
 		if err != nil && !errors.Is(err, ErrNoLink) {
 			return fmt.Errorf("read device %s: %w", r.Origin.BridgeInterface(), err)
@@ -184,7 +184,7 @@ func (s *Service) repairBridges() error {
 		}
 		w, known := bridges[r.Origin.BridgeInterface()]
 		if !known {
-			w.bridge = wiring.Bridge{Name: r.Bridge, MTU: r.Origin.MTU, MAC: parsedMAC(r.HostMAC), VLAN: r.Origin.VLAN}
+			w.bridge = wiring.Bridge{Name: r.Bridge, MTU: r.Origin.MTU, MAC: parsedMAC(r.HostMAC), VLAN: r.VLAN}
 			w.gateways = make(map[netip.Prefix]netip.Prefix)
 		}
 		w.bridge.Promisc = w.bridge.Promisc || r.Origin.Promisc
@@ -243,7 +243,7 @@ func (s *Service) repairPort(r *record) (mended []string, err error) {
 	}
 	links := wiring.Links{Veth: wiring.Veth{HostName: r.HostIfName, MAC: parsedMAC(r.MAC)}, HostIndex: r.HostIfIndex}
 	return s.opts.Bridges.RepairPort(links, wiring.Bridged{
-		Bridge: r.Bridge, VLAN: r.Origin.VLAN, PreserveDefaultVLAN: r.Origin.PreserveDefaultVLAN,
+		Bridge: r.Bridge, VLAN: r.VLAN, PreserveDefaultVLAN: r.Origin.PreserveDefaultVLAN,
 		Hairpin: r.Origin.Hairpin, Isolated: r.Origin.Isolated, MTU: r.MTU,
 	})
 }

@@ -117,6 +117,9 @@ func TestEndpointInAVLAN(t *testing.T) {
 	req := bridged("c1")
 	req.Network.VLAN, req.Network.BridgeGateway = 10, true
 	e := w.mustAdd(t, s, req)
+	if e.Bridge != "br0" || e.VLAN != 10 {
+		t.Errorf("the endpoint says bridge %q, VLAN %d", e.Bridge, e.VLAN)
+	}
 	at := func(what string, want int) {
 		t.Helper()
 		if got := w.attached[e.ID].Bridge; got != want {

@@ -147,6 +147,9 @@ func (s *Service) newRecord(in *intent) (*record, error) {
 			Created:    s.opts.Now().UTC(),
 		},
 	}
+	if r.Bridge != "" {
+		r.VLAN = in.network.VLAN
+	}
 	if r.isChild() {
 		r.HostIfName, r.HostMAC = "", in.parent.MAC.String()
 		r.Parent, r.Mode, r.HostAccess = in.parent.Name, in.network.Mode, in.network.HostAccess

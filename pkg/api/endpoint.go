@@ -184,8 +184,10 @@ type Endpoint struct {
 	// Network is the name of the CNI network.
 	Network string `json:"network"`
 	Driver  string `json:"driver"`
-	// Bridge is the Linux bridge that HostIfName is a port of, with DriverBridge.
+	// Bridge is the Linux bridge that HostIfName is a port of, with DriverBridge, and VLAN that
+	// of the port; 0 is what Bridge has for new ones.
 	Bridge string `json:"bridge,omitempty"`
+	VLAN   int    `json:"vlan,omitempty"`
 	// Parent, Mode and HostAccess are those of DriverMacvlan. Parent is the name that the
 	// device has now.
 	Parent     string `json:"parent,omitempty"`
