@@ -52,8 +52,7 @@ func (l link) filter() filter {
 
 // ensureBridgeVLAN has a bridge filter VLANs, and the node take part in that of b by an interface
 // of its own. It returns the index of that if it has made it, and whether the bridge itself was not
-// in the VLAN.
-// Where it fails it has changed nothing, but that a bridge whose ports are all endpoints' may
+// in the VLAN. Where it fails it has changed nothing, but that a bridge whose ports are all endpoints' may
 // filter, which they do not notice.
 func ensureBridgeVLAN(host *Namespace, b Bridge) (made int, joined bool, err error) {
 	bridge, err := lookUpBridge(host, b.Name)
@@ -281,7 +280,7 @@ func (b Bridged) isIn(f filter) []int {
 	switch {
 	case b.VLAN == 0:
 		return nil
-	case b.PreserveDefaultVLAN && f.normal != 0:
+	case b.PreserveDefaultVLAN && f.normal != 0 && int(f.normal) != b.VLAN: // that has been changed since
 		return []int{b.VLAN, int(f.normal)}
 	}
 	return []int{b.VLAN}
@@ -291,7 +290,7 @@ func (b Bridged) isIn(f filter) []int {
 func (b Bridged) intoVLAN(bridge link, index int, name string, others []vlanRange) []message {
 	const untagged = nl.BRIDGE_VLAN_INFO_UNTAGGED
 	f := bridge.filter()
-	if normal := int(f.normal); normal != 0 && !b.PreserveDefaultVLAN {
+	if normal := int(f.normal); normal != 0 && normal != b.VLAN && !b.PreserveDefaultVLAN {
 		others = append(slices.Clone(others), vlanRange{normal, normal}) // where a port begins
 	}
 	var messages []message

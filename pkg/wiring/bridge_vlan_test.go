@@ -503,6 +503,30 @@ func TestVLANGrows(t *testing.T) {
 	}
 }
 
+// Somebody makes the VLAN that of new ports: no more come, and those that are there stay in it.
+func TestVLANBecomesTheDefault(t *testing.T) {
+	p := newTagged(t)
+	v, b := bridgedVeth(5), testTagged()
+	b.Hairpin = true
+	links, _ := p.bridge(t, v, b)
+	for _, change := range []string{"vlan_filtering 0", "vlan_default_pvid 50", "vlan_filtering 1"} {
+		p.nodeNS.Run(t, "sh", "-c", "ip link set "+bridgeName+" type bridge "+change)
+	}
+	for _, b.PreserveDefaultVLAN = range []bool{false, true} {
+		p.nodeNS.Run(t, "ip", "link", "set", v.HostName, "type", "bridge_slave", "hairpin", "off")
+		mended, err := wiring.RepairPort(p.node, links, b)
+		if !slices.Equal(mended, []string{"hairpin mode was off"}) || err != nil {
+			t.Errorf("mended %q, %v", mended, err)
+		}
+		if diff := cmp.Diff(map[uint16]tagging{50: own}, vlansAt(t, p.nodeNS, v.HostName)); diff != "" {
+			t.Errorf("VLANs of the port (-want +got):\n%s", diff)
+		}
+	}
+	if _, err := wiring.EnsureBridge(p.node, vlan50); !errors.Is(err, wiring.ErrBridgeVLAN) {
+		t.Errorf("want %v, got %v", wiring.ErrBridgeVLAN, err)
+	}
+}
+
 // A port that cannot get into its VLAN is none of the bridge, whose new ports are in another.
 func TestPortWithoutItsVLAN(t *testing.T) {
 	p := newTagged(t)
