@@ -71,7 +71,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	f.DurationVar(&s.timeout, "timeout", 30*time.Minute, "limit for one package on one kernel")
 	f.IntVar(&s.memory, "memory", 2048, "memory of the machine in MiB")
 	f.IntVar(&s.cpus, "cpus", 2, "processors of the machine")
-	f.IntVar(&s.jobs, "jobs", 2*runtime.NumCPU(), "machines at a time: more than processors, since each waits now and then, and so that none is left for the end")
+	f.IntVar(&s.jobs, "jobs", runtime.NumCPU(), "machines at a time: more than processors take from each other what is cached")
 	f.BoolVar(&s.verbose, "v", false, "print all output of all tests as it comes")
 	f.BoolVar(&s.refresh, "refresh", false, "fetch the kernels anew")
 	if err := f.Parse(args); err != nil {
