@@ -91,6 +91,14 @@ func (c *config) device() wiring.Bridge {
 	return wiring.Bridge{Name: c.network.Bridge, MTU: c.network.MTU, Promisc: c.network.Promisc, VLAN: c.network.VLAN}
 }
 
+// port is a container's as the configuration has it.
+func (c *config) port() wiring.Bridged {
+	return wiring.Bridged{
+		Bridge: c.network.Bridge, VLAN: c.network.VLAN, PreserveDefaultVLAN: c.network.PreserveDefaultVLAN,
+		Hairpin: c.network.Hairpin, Isolated: c.network.Isolated,
+	}
+}
+
 // ensureBridge is the first step: the host's side gets the bridge's MAC, by which the
 // datapath tells frames for the node from others. What fails later takes back a bridge that
 // was made here, unless others have become its ports.
@@ -153,11 +161,8 @@ func firstOf(address netip.Prefix) netip.Addr {
 // bridged is what the container is to have. Its subnets need no routes: they are on its
 // link.
 func (a *attachment) bridged() (wiring.Bridged, error) {
-	b := wiring.Bridged{
-		Bridge: a.config.network.Bridge, VLAN: a.config.network.VLAN, PreserveDefaultVLAN: a.config.network.PreserveDefaultVLAN,
-		Hairpin: a.config.network.Hairpin, Isolated: a.config.network.Isolated,
-		DAD: a.config.bridge.dad, MTU: a.endpoint.MTU,
-	}
+	b := a.config.port()
+	b.DAD, b.MTU = a.config.bridge.dad, a.endpoint.MTU
 	var err error
 	if b.Addresses, b.Routes, err = a.onSharedLink(); err != nil {
 		return b, err

@@ -133,10 +133,8 @@ func (p *plugin) checkWiring(endpoint api.Endpoint, answered answer) error {
 		HostMAC: hostMAC, MAC: mac, MTU: endpoint.MTU,
 	}
 	if endpoint.Driver == api.DriverBridge {
-		b := wiring.Bridged{
-			Bridge: endpoint.Bridge, VLAN: p.config.network.VLAN, PreserveDefaultVLAN: p.config.network.PreserveDefaultVLAN,
-			Hairpin: p.config.network.Hairpin, Isolated: p.config.network.Isolated, MTU: answered.mtu, Routes: answered.routes,
-		}
+		b := p.config.port()
+		b.Bridge, b.MTU, b.Routes = endpoint.Bridge, answered.mtu, answered.routes
 		for _, a := range endpoint.Addresses {
 			b.Addresses = append(b.Addresses, a.Address)
 		}

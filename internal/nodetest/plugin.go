@@ -110,13 +110,6 @@ func (n *Node) Call(tb testing.TB, c Call) Answer {
 	return answer
 }
 
-// Exec starts a command in the node's network namespace; the caller waits.
-func (n *Node) Exec(tb testing.TB, command *exec.Cmd) (err error) {
-	tb.Helper()
-	n.Do(tb, func() { err = command.Start() })
-	return err
-}
-
 // Container is a network namespace that the plugin has attached.
 type Container struct {
 	*nstest.NS

@@ -135,6 +135,13 @@ func (n *NS) Command(name string, args ...string) *exec.Cmd {
 	return exec.Command("nsenter", append([]string{"--net=" + n.Path, "--", name}, args...)...)
 }
 
+// Exec starts a command in the namespace; the caller waits.
+func (n *NS) Exec(tb testing.TB, command *exec.Cmd) (err error) {
+	tb.Helper()
+	n.Do(tb, func() { err = command.Start() })
+	return err
+}
+
 // Run runs a command in the namespace and returns what it printed; a failure
 // ends the test.
 func (n *NS) Run(tb testing.TB, name string, args ...string) string {
@@ -143,8 +150,7 @@ func (n *NS) Run(tb testing.TB, name string, args ...string) string {
 	command := exec.Command(name, args...)
 	var out bytes.Buffer
 	command.Stdout, command.Stderr = &out, &out
-	var err error
-	n.Do(tb, func() { err = command.Start() })
+	err := n.Exec(tb, command)
 	if err == nil {
 		err = command.Wait()
 	}

@@ -31,17 +31,22 @@ func (s *Service) checkBridge(n api.Network) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if slices.ContainsFunc(s.uplinks.Uplinks, func(u uplink.Uplink) bool { return u.Name == n.Bridge || u.Name == n.BridgeInterface() }) {
+	if slices.ContainsFunc(s.uplinks.Uplinks, func(u uplink.Uplink) bool { return isBridgeOf(n, u.Name) }) {
 		return invalid("bridge", n.Bridge, "is an uplink of the node, which endpoints cannot be ports of")
 	}
 	return nil
+}
+
+// isBridgeOf tells whether a device is the network's bridge, or the node's interface among its ports.
+func isBridgeOf(n api.Network, name string) bool {
+	return n.Bridge == name || n.BridgeInterface() == name
 }
 
 // isBridge tells whether endpoints are, or are to be, ports of the device, or it is the node's
 // interface among them.
 func (x *index) isBridge(name string) bool {
 	for _, n := range x.networks {
-		if n.Bridge == name || n.BridgeInterface() == name {
+		if isBridgeOf(n, name) {
 			return true
 		}
 	}

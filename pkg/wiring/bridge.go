@@ -101,7 +101,12 @@ func lookUpBridge(host *Namespace, name string) (link, error) {
 	if err != nil {
 		return link{}, err
 	}
-	bridge, err := readLink(answers[0])
+	return readBridge(answers[0], name)
+}
+
+// readBridge is readLink for what must be a bridge.
+func readBridge(answer []byte, name string) (link, error) {
+	bridge, err := readLink(answer)
 	if err != nil {
 		return link{}, fmt.Errorf("look up link %s: %w", name, err)
 	}
@@ -461,7 +466,15 @@ func join(host *Namespace, links Links, b Bridged, before membership) error {
 	if _, err = host.exchange(append(messages, up(index, name, b.MTU))); err != nil || b.VLAN == 0 {
 		return err
 	}
-	return growVLAN(host, b.bridge())
+	of := b.bridge()
+	bridge, there, err := of.lookUp(host)
+	if err == nil {
+		err = of.mustBeVLAN(there, bridge)
+	}
+	if err != nil {
+		return err
+	}
+	return of.grow(host, there, bridge)
 }
 
 // master is the message that makes a link the port of another, or of none.
@@ -527,7 +540,7 @@ func (b Bridged) compareBridge(host *Namespace, hostName string) ([]string, erro
 	if bridge.flags&unix.IFF_UP == 0 {
 		differences = append(differences, fmt.Sprintf("link %s is down on the host", b.Bridge))
 	}
-	faults, err := b.bridge().vlanFaults(host, bridge)
+	faults, err := b.bridge().vlanFaults(host)
 	if err != nil {
 		return nil, err
 	}

@@ -347,8 +347,7 @@ func TestBridged(t *testing.T) {
 		p.nodeNS.Run(t, "ping", "-c1", "-W2", a)
 	}
 
-	other := pair{nodeNS: p.nodeNS, node: p.node, containerNS: nstest.New(t, "d")}
-	other.container = open(t, other.containerNS.Path)
+	other := p.another(t, "d")
 	w, c := bridgedVeth(6), testBridged()
 	c.Addresses, c.Hairpin = prefixes("10.10.0.6/16", "fd00:10::6/64"), true
 	other.bridge(t, w, c)

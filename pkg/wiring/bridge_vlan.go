@@ -25,6 +25,9 @@ var ErrBridgeVLAN = errors.New("the bridge cannot have the VLAN")
 // tag8021Q is ETH_P_8021Q of linux/if_ether.h, which the VLANs of the node are of.
 const tag8021Q = 0x8100
 
+// withoutTag are the flags of the VLAN that a device's frames without a tag are in, both ways.
+const withoutTag = nl.BRIDGE_VLAN_INFO_PVID | nl.BRIDGE_VLAN_INFO_UNTAGGED
+
 // filter is what a bridge says of VLANs.
 type filter struct {
 	on bool
@@ -55,18 +58,17 @@ func (l link) filter() filter {
 // in the VLAN. Where it fails it has changed nothing, but that a bridge whose ports are all endpoints' may
 // filter, which they do not notice.
 func ensureBridgeVLAN(host *Namespace, b Bridge) (made int, joined bool, err error) {
-	bridge, err := lookUpBridge(host, b.Name)
+	bridge, there, err := b.lookUp(host)
 	if err != nil {
 		return 0, false, err
 	}
 	if joined, err = b.judge(host, bridge); err != nil {
 		return 0, false, err
 	}
-	name := b.Interface()
-	there, err := b.vlanLink(host, bridge)
-	if err != nil {
+	if err := b.mustBeVLAN(there, bridge); err != nil {
 		return 0, false, err
 	}
+	name := b.Interface()
 	if there.index == 0 {
 		there.index, err = createVLAN(host, VLAN{Name: name, Lower: bridge.index, ID: b.VLAN})
 		switch {
@@ -75,7 +77,10 @@ func ensureBridgeVLAN(host *Namespace, b Bridge) (made int, joined bool, err err
 			// What it hears there is not the node's to follow.
 			err = prepareIPv6(host, name, false, "accept_ra", "accept_dad")
 		case errors.Is(err, ErrTaken):
-			if there, err = b.vlanLink(host, bridge); err == nil && there.index == 0 { // by another name
+			if bridge, there, err = b.lookUp(host); err == nil {
+				err = b.mustBeVLAN(there, bridge)
+			}
+			if err == nil && there.index == 0 { // by another name
 				err = fmt.Errorf("make VLAN %s: bridge %s has another device for VLAN %d: %w", name, b.Name, b.VLAN, ErrBridgeVLAN)
 			}
 		case errors.Is(err, ErrNoVLAN):
@@ -93,7 +98,7 @@ func ensureBridgeVLAN(host *Namespace, b Bridge) (made int, joined bool, err err
 		_, err = host.exchange(append(messages, up(there.index, name, 0)))
 	}
 	if err == nil && made == 0 {
-		err = growVLAN(host, b)
+		err = b.grow(host, there, bridge)
 	}
 	if err == nil {
 		return made, joined, nil
@@ -107,18 +112,13 @@ func ensureBridgeVLAN(host *Namespace, b Bridge) (made int, joined bool, err err
 	return 0, false, err
 }
 
-// growVLAN has the node's interface in the VLAN take what the bridge does: the kernel lowers its MTU
-// with the bridge's, and never raises it.
-func growVLAN(host *Namespace, b Bridge) error {
-	bridge, err := lookUpBridge(host, b.Name)
-	if err != nil {
-		return err
+// grow has the node's interface in the VLAN take what the bridge does: the kernel lowers its MTU with
+// the bridge's, and never raises it.
+func (b Bridge) grow(host *Namespace, there, bridge link) error {
+	if there.index == 0 || there.mtu >= bridge.mtu {
+		return nil
 	}
-	there, err := b.vlanLink(host, bridge)
-	if err != nil || there.index == 0 || there.mtu >= bridge.mtu {
-		return err
-	}
-	_, err = host.exchange([]message{{
+	_, err := host.exchange([]message{{
 		kind: unix.RTM_NEWLINK, body: attribute32(header(unix.IfInfomsg{Index: int32(there.index)}), unix.IFLA_MTU, uint32(bridge.mtu)),
 		what:     fmt.Sprintf("set the mtu of %s to %d", b.Interface(), bridge.mtu),
 		tolerate: []unix.Errno{unix.ERANGE}, // the bridge's is lower by now
@@ -166,7 +166,7 @@ func (b Bridge) judge(host *Namespace, bridge link) (joins bool, err error) {
 		return false, err
 	}
 	flags, there := in[b.VLAN]
-	if flags&(nl.BRIDGE_VLAN_INFO_PVID|nl.BRIDGE_VLAN_INFO_UNTAGGED) != 0 {
+	if flags&withoutTag != 0 {
 		return false, b.refuse("the bridge itself is in that one without a tag")
 	}
 	if f.on {
@@ -211,22 +211,30 @@ func noticesFilter(host *Namespace, port netlink.Link, bridge map[int]uint16, no
 	return true, nil
 }
 
-// vlanLink returns the node's interface in the VLAN; the zero link for none. Another device of its
-// name is ErrBridgeVLAN.
-func (b Bridge) vlanLink(host *Namespace, bridge link) (link, error) {
+// lookUp returns the bridge, and what has the name of the node's interface in the VLAN; the zero link
+// for nothing.
+func (b Bridge) lookUp(host *Namespace) (bridge, there link, err error) {
 	absent, name := false, b.Interface()
-	answers, err := host.exchange([]message{getLinkUnless(&absent, name)})
-	if err != nil || absent {
-		return link{}, err
+	answers, err := host.exchange([]message{getLink(b.Name), getLinkUnless(&absent, name)})
+	if err != nil {
+		return link{}, link{}, err
 	}
-	found, err := readLink(answers[0])
-	switch {
-	case err != nil:
-		return link{}, fmt.Errorf("look up link %s: %w", name, err)
-	case !b.isVLAN(found, bridge):
-		return link{}, fmt.Errorf("use %s %s: %w: it is not VLAN %d of bridge %s with its MAC", kindName(found.kind), name, ErrBridgeVLAN, b.VLAN, b.Name)
+	if bridge, err = readBridge(answers[0], b.Name); err != nil || absent {
+		return bridge, link{}, err
 	}
-	return found, nil
+	if there, err = readLink(answers[1]); err != nil {
+		return bridge, link{}, fmt.Errorf("look up link %s: %w", name, err)
+	}
+	return bridge, there, nil
+}
+
+// mustBeVLAN returns ErrBridgeVLAN when another device has the name of the node's interface.
+func (b Bridge) mustBeVLAN(there, bridge link) error {
+	if there.index == 0 || b.isVLAN(there, bridge) {
+		return nil
+	}
+	return fmt.Errorf("use %s %s: %w: it is not VLAN %d of bridge %s with its MAC",
+		kindName(there.kind), b.Interface(), ErrBridgeVLAN, b.VLAN, b.Name)
 }
 
 // isVLAN tells whether a link is the node's interface in the VLAN. Its MAC is the bridge's: by that
@@ -288,16 +296,15 @@ func (b Bridged) isIn(f filter) []int {
 
 // intoVLAN are the messages that put a port into the VLANs of b, and take it out of others.
 func (b Bridged) intoVLAN(bridge link, index int, name string, others []vlanRange) []message {
-	const untagged = nl.BRIDGE_VLAN_INFO_UNTAGGED
 	f := bridge.filter()
 	if normal := int(f.normal); normal != 0 && normal != b.VLAN && !b.PreserveDefaultVLAN {
 		others = append(slices.Clone(others), vlanRange{normal, normal}) // where a port begins
 	}
 	var messages []message
 	for i, id := range b.isIn(f) {
-		flags := uint16(untagged)
+		flags := uint16(nl.BRIDGE_VLAN_INFO_UNTAGGED)
 		if i == 0 {
-			flags |= nl.BRIDGE_VLAN_INFO_PVID
+			flags = withoutTag
 		}
 		messages = append(messages, vlanMessage(unix.RTM_SETLINK, index, nil, flags, vlanRange{id, id}, fmt.Sprintf("put %s into VLAN %d", name, id)))
 	}
@@ -385,11 +392,14 @@ func vlansOf(host *Namespace, index int) (map[int]uint16, error) {
 }
 
 // vlanFaults says what of a bridge is not as EnsureBridge leaves it for the VLAN.
-func (b Bridge) vlanFaults(host *Namespace, bridge link) ([]string, error) {
+func (b Bridge) vlanFaults(host *Namespace) (faults []string, err error) {
 	if b.VLAN == 0 {
 		return nil, nil
 	}
-	var faults []string
+	bridge, there, err := b.lookUp(host)
+	if err != nil {
+		return nil, err
+	}
 	if !bridge.filter().on {
 		faults = append(faults, fmt.Sprintf("bridge %s does not filter VLANs", b.Name))
 	}
@@ -397,24 +407,16 @@ func (b Bridge) vlanFaults(host *Namespace, bridge link) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if flags, ok := in[b.VLAN]; !ok || flags&(nl.BRIDGE_VLAN_INFO_PVID|nl.BRIDGE_VLAN_INFO_UNTAGGED) != 0 {
+	if flags, ok := in[b.VLAN]; !ok || flags&withoutTag != 0 {
 		faults = append(faults, fmt.Sprintf("bridge %s is not in VLAN %d itself with a tag", b.Name, b.VLAN))
 	}
-	absent, name := false, b.Interface()
-	answers, err := host.exchange([]message{getLinkUnless(&absent, name)})
+	name := b.Interface()
 	switch {
-	case err != nil:
-		return nil, err
-	case absent:
-		return append(faults, fmt.Sprintf("link %s is missing on the host", name)), nil
-	}
-	found, err := readLink(answers[0])
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("look up link %s: %w", name, err)
-	case !b.isVLAN(found, bridge):
+	case there.index == 0:
+		faults = append(faults, fmt.Sprintf("link %s is missing on the host", name))
+	case !b.isVLAN(there, bridge):
 		faults = append(faults, fmt.Sprintf("link %s on the host is not VLAN %d of bridge %s with its MAC", name, b.VLAN, b.Name))
-	case found.flags&unix.IFF_UP == 0:
+	case there.flags&unix.IFF_UP == 0:
 		faults = append(faults, fmt.Sprintf("link %s is down on the host", name))
 	}
 	return faults, nil
@@ -430,12 +432,11 @@ func (b Bridged) portFaults(host *Namespace, bridge, side link) (faults []string
 	if err != nil {
 		return nil, nil, err
 	}
-	const untagged = nl.BRIDGE_VLAN_INFO_PVID | nl.BRIDGE_VLAN_INFO_UNTAGGED
 	wanted := b.isIn(bridge.filter())
 	for i, id := range wanted {
 		flags, there := in[id]
 		switch {
-		case i == 0 && flags&untagged != untagged:
+		case i == 0 && flags&withoutTag != withoutTag:
 			faults = append(faults, fmt.Sprintf("is not in VLAN %d without a tag", id))
 		case !there:
 			faults = append(faults, fmt.Sprintf("is not in VLAN %d as well", id))

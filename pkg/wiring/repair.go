@@ -29,7 +29,7 @@ func RepairBridge(host *Namespace, b Bridge, gateways []netip.Prefix) (mended []
 	}
 	var faults []string
 	if before.kind != "" {
-		if faults, err = b.vlanFaults(host, before); err != nil {
+		if faults, err = b.vlanFaults(host); err != nil {
 			return nil, err
 		}
 	}

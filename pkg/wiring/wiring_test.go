@@ -33,6 +33,14 @@ func newPair(t *testing.T) pair {
 	return p
 }
 
+// another is a second container of the node.
+func (p pair) another(t *testing.T, name string) pair {
+	t.Helper()
+	other := pair{nodeNS: p.nodeNS, node: p.node, containerNS: nstest.New(t, name)}
+	other.container = open(t, other.containerNS.Path)
+	return other
+}
+
 func open(t *testing.T, path string) *wiring.Namespace {
 	t.Helper()
 	n, err := wiring.Open(path)

@@ -58,9 +58,7 @@ func TestBridgeVLAN(t *testing.T) {
 	nstest.Halve(t, 1)
 	g := newGuarded(t)
 	s := g.site
-	if out, err := s.world.Command("ip", "link", "add", "link", "eth0", "name", "eth0.9", "type", "vlan", "id", "9").CombinedOutput(); err != nil {
-		t.Skipf("needs a kernel with 802.1Q VLANs (CONFIG_VLAN_8021Q): %s", out)
-	}
+	addVLAN(t, s.world, 9) // before there is a bridge
 	plain := driver(api.DriverBridge).of(s.Network("plain", "10.14.0.0/24", "fd00:14::/64"))
 	blue := driver(api.DriverBridge).of(s.Network("blue", "10.13.0.0/24", "fd00:13::/64")).With("vlan", 20)
 	g.pods = driver(api.DriverBridge).of(g.pods).With("vlan", 10).With("preserveDefaultVlan", false).
@@ -83,7 +81,7 @@ func TestBridgeVLAN(t *testing.T) {
 	nodetest.Address(t, station, "eth0", station4.String()+"/16", station6.String()+"/64")
 	nodetest.Address(t, stranger, "eth0", "10.10.200.3/16", "fd00:10::c8:3/64")
 	trunk := machine("trunk", 10, false)
-	trunk.Run(t, "ip", "link", "add", "link", "eth0", "name", "eth0.10", "up", "type", "vlan", "id", "10")
+	addVLAN(t, trunk, 10)
 	nodetest.Address(t, trunk, "eth0.10", "10.10.200.2/16", "fd00:10::c8:2/64")
 	settle(t, trunk)
 

@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -138,13 +140,20 @@ func TestMacvlanParent(t *testing.T) {
 	s.Delete(t, a)
 }
 
+// addVLAN gives eth0 a VLAN, up, or skips where the kernel has none; those of the matrix have.
+func addVLAN(t *testing.T, ns *nstest.NS, id int) {
+	t.Helper()
+	name, number := fmt.Sprintf("eth0.%d", id), strconv.Itoa(id)
+	if out, err := ns.Command("ip", "link", "add", "link", "eth0", "name", name, "up", "type", "vlan", "id", number).CombinedOutput(); err != nil {
+		t.Skipf("needs a kernel with 802.1Q VLANs (CONFIG_VLAN_8021Q): %s", out)
+	}
+}
+
 // A VLAN comes with its first container and goes with its last.
 func TestMacvlanOnVLAN(t *testing.T) {
 	nstest.Halve(t, 1)
 	s := drivenBy(t, api.DriverMacvlan)
-	if out, err := s.neighbour.Command("ip", "link", "add", "link", "eth0", "name", "eth0.50", "up", "type", "vlan", "id", "50").CombinedOutput(); err != nil {
-		t.Skipf("needs a kernel with 802.1Q VLANs (CONFIG_VLAN_8021Q): %s", out)
-	}
+	addVLAN(t, s.neighbour, 50)
 	nodetest.Address(t, s.neighbour, "eth0.50", "10.12.0.200/24", "fd00:12::200/64")
 	tagged := s.Network("tagged", "10.12.0.0/24", "fd00:12::/64").With("driver", "macvlan").With("master", "lan0").With("vlan", 50).With("ipMasq", false)
 	a, b := s.Attach(t, "a", tagged), s.Attach(t, "b", tagged)
