@@ -424,7 +424,10 @@ static __noinline int follow_close(struct packet *packet, struct flow *flow)
 	return 0;
 }
 
-/* Marks what a bridge gives to the stack, where a neighbour's packets look the same. */
+/*
+ * Marks what a bridge gives to the stack, where a neighbour's packets look the same. Not what has
+ * a tag, of which nobody has asked whose address it comes from.
+ */
 static __noinline int mark_own(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex;
@@ -449,8 +452,11 @@ static __always_inline int take(struct __sk_buff *skb)
 		/* Of what the pacer held back; of what a container has just sent it is 0. */
 		skb->mark = 0;
 	}
-	if (skb->vlan_present)
-		return drop(skb, FROM_CONTAINER, DROP_VLAN);
+	if (skb->vlan_present) {
+		verdict = check_tagged(skb);
+		return verdict ? drop(skb, FROM_CONTAINER, verdict)
+			       : pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+	}
 	switch (parse(skb, &packet)) {
 	case PARSED_IP:
 		break;
@@ -502,7 +508,7 @@ int from_container(struct __sk_buff *skb)
 {
 	int verdict = take(skb);
 
-	if (verdict == TC_ACT_UNSPEC && !skb->tc_index)
+	if (verdict == TC_ACT_UNSPEC && !skb->tc_index && !skb->vlan_present)
 		mark_own(skb);
 	return verdict;
 }

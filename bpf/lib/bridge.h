@@ -90,6 +90,23 @@ static __noinline int check_other(struct __sk_buff *skb, __u32 ifindex)
 }
 
 /*
+ * Whether an endpoint may send this, which has a tag. Returns as check_other. The VLANs of its
+ * trunk are links where it has no address that we know of. Its own VLAN is none of them: a tag must
+ * not lead round what is asked of packets without one, nor may the bridge take the
+ * tag for none, as it does with VLAN 0, and with one that is not of 802.1Q.
+ */
+static __noinline int check_tagged(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, id = skb->vlan_tci & VLAN_ID_MASK;
+	struct trunk *trunk = bpf_map_lookup_elem(&trunks, &ifindex);
+
+	if (!trunk || skb->vlan_proto != bpf_htons(ETH_P_8021Q) ||
+	    !(trunk->vlans[id / 64] >> id % 64 & 1))
+		return DROP_VLAN;
+	return check_other(skb, ifindex);
+}
+
+/*
  * Whether a decision is for packets such as this: one for the gateway, or one for another
  * station. The answer of a mapped port goes where its client is, whoever it was sent to.
  */

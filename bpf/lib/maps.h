@@ -40,6 +40,18 @@ struct {
 } interfaces SEC(".maps");
 
 /*
+ * Interface index -> the VLANs that its endpoint may send into by their tags; none is there for one
+ * that may not. The agent writes, from_container reads.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, ENDPOINTS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct trunk);
+} trunks SEC(".maps");
+
+/*
  * Parent and MAC, namespace or neither -> the macvlan child, or what children have together.
  * The agent writes, the programs of parents read.
  */

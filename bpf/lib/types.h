@@ -232,6 +232,14 @@ struct interface {
 };
 _Static_assert(sizeof(struct interface) == 48, "interface has no hidden padding");
 
+/* The VLANs whose tags an endpoint may send: bit n % 64 of word n / 64 is VLAN n. */
+#define VLAN_ID_MASK 0xfff
+#define TRUNK_WORDS ((VLAN_ID_MASK + 1) / 64)
+
+struct trunk {
+	__u64 vlans[TRUNK_WORDS];
+};
+
 /*
  * In the place of an interface index, with the endpoint's id: it is a macvlan child, and
  * has no device on the host. Indices of devices are positive.

@@ -12,6 +12,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/tendril-net/tendril/internal/failpoint"
+	"github.com/tendril-net/tendril/internal/vlan"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
@@ -29,13 +30,13 @@ type bridgeConfig struct {
 
 // bridgeKeys are the keys of the driver "bridge" alone.
 func bridgeKeys() []string {
-	own := []string{"bridge", "isGateway", "isDefaultGateway", "forceAddress", "hairpinMode", "promiscMode", "macspoofchk", "vlan", "preserveDefaultVlan", "portIsolation", "enabledad"}
+	own := []string{"bridge", "isGateway", "isDefaultGateway", "forceAddress", "hairpinMode", "promiscMode", "macspoofchk", "vlan", "vlanTrunk", "preserveDefaultVlan", "portIsolation", "enabledad"}
 	return append(own, unsupportedBridgeKeys()...)
 }
 
 // unsupportedBridgeKeys are those that may be there as long as they ask for nothing.
 func unsupportedBridgeKeys() []string {
-	return []string{"vlanTrunk", "disableContainerInterface"}
+	return []string{"disableContainerInterface"}
 }
 
 func (c *config) readBridge(o object) {
@@ -77,6 +78,10 @@ func (c *config) readBridge(o object) {
 
 func (c *config) readBridgeVLAN(o object) {
 	readVLAN(o, &c.network.VLAN)
+	c.network.VLANTrunk = readTrunk(o, "vlanTrunk")
+	if c.network.VLANTrunk.Has(c.network.VLAN) {
+		o.fault("vlanTrunk", fmt.Sprintf("VLAN %d is what containers are in without a tag (vlan)", c.network.VLAN))
+	}
 	if c.network.VLAN == 0 {
 		c.network.PreserveDefaultVLAN = false // there is no other
 		return
@@ -86,15 +91,51 @@ func (c *config) readBridgeVLAN(o object) {
 	}
 }
 
+// readTrunk reads VLANs as the reference plugin has them: {"id": 10}, or {"minID": 20, "maxID": 29}.
+func readTrunk(o object, key string) vlan.Set {
+	var all []vlan.Range
+	for _, one := range o.objects(key) {
+		one.known("id", "minID", "maxID")
+		if one.has("id") {
+			id := readTrunkVLAN(one, "id")
+			all = append(all, vlan.Range{First: id, Last: id})
+		}
+		switch first, last := one.has("minID"), one.has("maxID"); {
+		case first && last:
+			r := vlan.Range{First: readTrunkVLAN(one, "minID"), Last: readTrunkVLAN(one, "maxID")}
+			if r.First > r.Last {
+				one.fault("maxID", fmt.Sprintf("%d is less than minID, %d", r.Last, r.First))
+			}
+			all = append(all, r)
+		case first:
+			one.fault("maxID", "missing, and minID is there")
+		case last:
+			one.fault("minID", "missing, and maxID is there")
+		case !one.has("id"):
+			one.fault("id", "missing, as are minID and maxID")
+		}
+	}
+	return vlan.Of(all...)
+}
+
+func readTrunkVLAN(o object, key string) int {
+	var id int
+	o.read(key, &id, "a whole number")
+	if id < 1 || id > vlan.Max {
+		o.fault(key, fmt.Sprintf("%d is not between 1 and %d", id, vlan.Max))
+	}
+	return id
+}
+
 // device is the bridge as pkg/wiring has it.
 func (c *config) device() wiring.Bridge {
-	return wiring.Bridge{Name: c.network.Bridge, MTU: c.network.MTU, Promisc: c.network.Promisc, VLAN: c.network.VLAN}
+	return wiring.Bridge{Name: c.network.Bridge, MTU: c.network.MTU, Promisc: c.network.Promisc, VLAN: c.network.VLAN, Filters: len(c.network.VLANTrunk) != 0}
 }
 
 // port is a container's as the configuration has it.
 func (c *config) port() wiring.Bridged {
 	return wiring.Bridged{
-		Bridge: c.network.Bridge, VLAN: c.network.VLAN, PreserveDefaultVLAN: c.network.PreserveDefaultVLAN,
+		Bridge: c.network.Bridge, VLAN: c.network.VLAN, Trunk: c.network.VLANTrunk, PreserveDefaultVLAN: c.network.PreserveDefaultVLAN,
 		Hairpin: c.network.Hairpin, Isolated: c.network.Isolated,
 	}
 }

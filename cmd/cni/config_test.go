@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/tendril-net/tendril/internal/vlan"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
@@ -197,8 +198,8 @@ func TestBridgeKeys(t *testing.T) {
 	named := func(name string) func(*read) { return func(r *read) { r.Network.Bridge = name } }
 	gateway := func(r *read) { r.Network.BridgeGateway = true }
 	defaultGateway := func(r *read) { r.Bridge.defaultGateway = true }
-	tagged := func(vlan int, preserved bool) func(*read) {
-		return func(r *read) { r.Network.VLAN, r.Network.PreserveDefaultVLAN = vlan, preserved }
+	tagged := func(id int, preserved bool) func(*read) {
+		return func(r *read) { r.Network.VLAN, r.Network.PreserveDefaultVLAN = id, preserved }
 	}
 	for keys, want := range map[string]read{
 		``:                          with(),
@@ -217,6 +218,10 @@ func TestBridgeKeys(t *testing.T) {
 		`"vlan": 4094,`:                                                       with(tagged(4094, true)),
 		`"vlan": 10, "preserveDefaultVlan": false,`:                           with(tagged(10, false)),
 		`"preserveDefaultVlan": true,`:                                        with(), // there is no other
+		`"vlanTrunk": [{"id": 1}, {"minID": 20, "maxID": 29}, {"id": 4094, "minID": 29, "maxID": 30}],`: with(func(r *read) {
+			r.Network.VLANTrunk = vlan.Set{{First: 1, Last: 1}, {First: 20, Last: 30}, {First: 4094, Last: 4094}}
+		}),
+		`"vlan": 10, "vlanTrunk": [{"minID": 1, "maxID": 9}],`: with(tagged(10, true), func(r *read) { r.Network.VLANTrunk = vlan.Set{{First: 1, Last: 9}} }),
 		`"vlan": 0, "vlanTrunk": [], "preserveDefaultVlan": false, "enabledad": false, "portIsolation": false, "disableContainerInterface": null,`: with(),
 	} {
 		c, err := parseConfig([]byte(`{"cniVersion": "1.1.0", "name": "n", "driver": "bridge", `+keys+` "ipam": {"type": "static"}}`), true)
@@ -258,11 +263,21 @@ func TestBridgeKeysRefused(t *testing.T) {
 		`"bridge": "abcdefghijklm", "vlan": 10`: {
 			7, `vlan: the node's interface there would be called "abcdefghijklm.10", which is longer than 15 bytes`,
 		},
-		`"vlanTrunk": [{"id": 42}]`:                {2, `vlanTrunk: [{"id": 42}] is not supported: it does not exist yet`},
-		`"enabledad": 1`:                           {7, `enabledad: 1 is not true or false`},
-		`"portIsolation": "yes"`:                   {7, `portIsolation: "yes" is not true or false`},
-		`"disableContainerInterface":1`:            {2, `disableContainerInterface: 1 is not supported: it does not exist yet`},
-		`"hairpinMode": true, "promiscMode": true`: {7, `promiscMode: true together with hairpinMode: a frame would come back to its sender twice`},
+		`"vlanTrunk": {"id": 42}`:                              {7, `vlanTrunk: {"id": 42} is not a list`},
+		`"vlanTrunk": [42]`:                                    {7, `vlanTrunk[0]: 42 is not an object`},
+		`"vlanTrunk": [{"id": 42}, {}]`:                        {7, `vlanTrunk[1].id: missing, as are minID and maxID`},
+		`"vlanTrunk": [{"id": "42"}]`:                          {7, `vlanTrunk[0].id: "42" is not a whole number`},
+		`"vlanTrunk": [{"id": 0}]`:                             {7, `vlanTrunk[0].id: 0 is not between 1 and 4094`},
+		`"vlanTrunk": [{"minID": 1, "maxID":4095}]`:            {7, `vlanTrunk[0].maxID: 4095 is not between 1 and 4094`},
+		`"vlanTrunk": [{"minID": 9, "maxID": 8}]`:              {7, `vlanTrunk[0].maxID: 8 is less than minID, 9`},
+		`"vlanTrunk": [{"minID": 9}]`:                          {7, `vlanTrunk[0].maxID: missing, and minID is there`},
+		`"vlanTrunk": [{"id": 3, "maxID": 9}]`:                 {7, `vlanTrunk[0].minID: missing, and maxID is there`},
+		`"vlanTrunk": [{"vlan": 3}]`:                           {2, `vlanTrunk[0].vlan: 3 is not supported: unknown key`},
+		`"vlan": 10, "vlanTrunk": [{"minID": 9, "maxID": 11}]`: {7, `vlanTrunk: VLAN 10 is what containers are in without a tag (vlan)`},
+		`"enabledad": 1`:                                       {7, `enabledad: 1 is not true or false`},
+		`"portIsolation": "yes"`:                               {7, `portIsolation: "yes" is not true or false`},
+		`"disableContainerInterface":1`:                        {2, `disableContainerInterface: 1 is not supported: it does not exist yet`},
+		`"hairpinMode": true, "promiscMode": true`:             {7, `promiscMode: true together with hairpinMode: a frame would come back to its sender twice`},
 	}
 	refused := func(t *testing.T, text string, want refusal) {
 		t.Helper()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tendril-net/tendril/internal/failpoint"
 	"github.com/tendril-net/tendril/internal/ifname"
+	"github.com/tendril-net/tendril/internal/vlan"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
@@ -68,8 +69,8 @@ func (c *config) readMacvlan(o object) {
 
 func readVLAN(o object, id *int) {
 	o.read("vlan", id, "a whole number")
-	if *id < 0 || *id > ifname.MaxVLAN {
-		o.fault("vlan", fmt.Sprintf("%d is not 0, for none, or between 1 and %d", *id, ifname.MaxVLAN))
+	if *id < 0 || *id > vlan.Max {
+		o.fault("vlan", fmt.Sprintf("%d is not 0, for none, or between 1 and %d", *id, vlan.Max))
 	}
 }
 

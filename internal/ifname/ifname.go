@@ -8,6 +8,8 @@ import (
 	"encoding/hex"
 	"strconv"
 	"strings"
+
+	"github.com/tendril-net/tendril/internal/vlan"
 )
 
 // HostPrefix is what the names of the host's sides of endpoints begin with; 12 hex digits follow.
@@ -19,9 +21,6 @@ func IsHost(name string) bool {
 	_, err := hex.DecodeString(hash)
 	return ok && err == nil && len(hash) == 12
 }
-
-// MaxVLAN is the highest number of a VLAN (IEEE 802.1Q, 9.6); the lowest is 1.
-const MaxVLAN = 4094
 
 // VLAN is the name of a VLAN of a device. Number 0 is none: the name is the device's.
 func VLAN(lower string, id int) string {
@@ -38,7 +37,7 @@ func VLANOf(name string) (lower string, id int, ok bool) {
 		return "", 0, false
 	}
 	id, err := strconv.Atoi(name[dot+1:])
-	if err != nil || id < 1 || id > MaxVLAN || VLAN(name[:dot], id) != name {
+	if err != nil || id < 1 || id > vlan.Max || VLAN(name[:dot], id) != name {
 		return "", 0, false
 	}
 	return name[:dot], id, true

@@ -6,8 +6,10 @@ package nstest
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +20,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/tendril-net/tendril/internal/flock"
 )
 
 // Root is the gate of every test that changes the kernel. Without the
@@ -46,6 +50,35 @@ type NS struct {
 	unlink func() error
 }
 
+// folder is where namespaces have their names.
+const folder = "/run/netns"
+
+// mountFolder makes the folder a mount point of its own, as ip-netns(8) does when it is first
+// called. It would do so while tests run, on top of the namespaces that are there, which could
+// then not be removed.
+var mountFolder = sync.OnceValue(func() error {
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return err
+	}
+	locked, err := os.Open(folder)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = locked.Close() }()
+	// So does ip-netns(8), and so do the tests of other packages.
+	if err := flock.Lock(context.Background(), locked, unix.LOCK_EX); err != nil {
+		return err
+	}
+	shared := func() error { return unix.Mount("", folder, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	if err := shared(); !errors.Is(err, unix.EINVAL) { // which is: no mount point
+		return err
+	}
+	if err := unix.Mount(folder, folder, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return err
+	}
+	return shared()
+})
+
 // New makes a network namespace with its loopback up. hint becomes part of its
 // name. It is removed when the test ends.
 func New(tb testing.TB, hint string) *NS {
@@ -53,8 +86,9 @@ func New(tb testing.TB, hint string) *NS {
 	Root(tb)
 	var random [4]byte
 	_, _ = rand.Read(random[:])
+	must(tb, mountFolder())
 	n := &NS{Name: "tdt-" + hint + "-" + hex.EncodeToString(random[:])}
-	n.Path = filepath.Join("/run/netns", n.Name)
+	n.Path = filepath.Join(folder, n.Name)
 	n.unlink = sync.OnceValue(func() error { return netns.DeleteNamed(n.Name) })
 
 	runtime.LockOSThread()

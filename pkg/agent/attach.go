@@ -175,6 +175,7 @@ func (r *record) datapath() datapath.Endpoint {
 		Ports:       r.ports(),
 		Bridge:      r.bridge,
 		Isolated:    r.Origin.Isolated,
+		Trunk:       r.VLANTrunk,
 		OnLinkKnown: r.leased() && r.isRouted(), // only routed subnets are unreachable before
 		Ingress:     limit(r.Bandwidth.IngressRate, r.Bandwidth.IngressBurst),
 		Egress:      limit(r.Bandwidth.EgressRate, r.Bandwidth.EgressBurst),

@@ -193,6 +193,7 @@ func (s *Service) repairBridges() error {
 			w.gateways = make(map[netip.Prefix]netip.Prefix)
 		}
 		w.bridge.Promisc = w.bridge.Promisc || r.Origin.Promisc
+		w.bridge.Filters = w.bridge.Filters || len(r.VLANTrunk) != 0
 		if r.Origin.BridgeGateway {
 			for _, gateway := range r.Gateways() {
 				w.gateways[gateway.Masked()] = gateway // the newest, where forceAddress has replaced one
@@ -248,7 +249,7 @@ func (s *Service) repairPort(r *record) (mended []string, err error) {
 	}
 	links := wiring.Links{Veth: wiring.Veth{HostName: r.HostIfName, MAC: parsedMAC(r.MAC)}, HostIndex: r.HostIfIndex}
 	return s.opts.Bridges.RepairPort(links, wiring.Bridged{
-		Bridge: r.Bridge, VLAN: r.VLAN, PreserveDefaultVLAN: r.Origin.PreserveDefaultVLAN,
+		Bridge: r.Bridge, VLAN: r.VLAN, Trunk: r.VLANTrunk, PreserveDefaultVLAN: r.Origin.PreserveDefaultVLAN,
 		Hairpin: r.Origin.Hairpin, Isolated: r.Origin.Isolated, MTU: r.MTU,
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/internal/vlan"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/datapath"
 	"github.com/tendril-net/tendril/pkg/uplink"
@@ -101,6 +102,39 @@ func TestLifeOfABridgedEndpoint(t *testing.T) {
 	w.mustRemain(t, s, present)
 }
 
+// A trunk is the datapath's to let through, and the bridge's to keep apart; the next agent knows it.
+func TestEndpointWithATrunk(t *testing.T) {
+	w := newWorld(t)
+	w.addBridge("br0")
+	s, stop := w.boot(t)
+	trunk := vlan.Set{{First: 7, Last: 9}, {First: 20, Last: 20}}
+	req := bridged("c1")
+	req.Network.VLANTrunk = trunk
+	e := w.mustAdd(t, s, req)
+	plain := w.mustAdd(t, s, bridged("c2"))
+	for range 2 {
+		got := []vlan.Set{e.VLANTrunk, w.attached[e.ID].Trunk, plain.VLANTrunk, w.attached[plain.ID].Trunk}
+		if d := cmp.Diff([]vlan.Set{trunk, trunk, nil, nil}, got); d != "" {
+			t.Errorf("trunks (-want +got):\n%s", d)
+		}
+		w.repairs = nil
+		s.tidy()
+		if len(w.repairs) != 1 || !w.repairs[0].bridge.Filters {
+			t.Errorf("repairs: %+v", w.repairs)
+		}
+		stop()
+		w.attached = make(map[uint16]datapath.Endpoint)
+		s, stop = w.boot(t)
+	}
+	link := w.links[e.HostIfName]
+	link.Master = 0
+	w.links[e.HostIfName] = link
+	s.tidy()
+	if d := cmp.Diff(wiring.Bridged{Bridge: "br0", Trunk: trunk, MTU: 1500}, w.ports[e.HostIfName]); d != "" {
+		t.Errorf("port (-want +got):\n%s", d)
+	}
+}
+
 // In a VLAN the datapath knows who is on a link with whom by the node's interface there.
 func TestEndpointInAVLAN(t *testing.T) {
 	w := newWorld(t)
@@ -111,7 +145,7 @@ func TestEndpointInAVLAN(t *testing.T) {
 		w.bridges["br0.10"] = link
 		return link
 	}
-	vlan := addVLAN()
+	among := addVLAN()
 	w.occupied = []Occupied{{Addr: netip.MustParseAddr("10.30.0.1"), Device: "br0.10"}}
 	s, stop := w.boot(t)
 	req := bridged("c1")
@@ -126,7 +160,7 @@ func TestEndpointInAVLAN(t *testing.T) {
 			t.Errorf("%s: the datapath has it on a link with the ports of %d, want %d", what, got, want)
 		}
 	}
-	at("at first", vlan.Index)
+	at("at first", among.Index)
 	must(t, s.Check(ctx, e.Attachment))
 	want := []bridgeRepair{{
 		bridge:   wiring.Bridge{Name: "br0", VLAN: 10, MAC: parsedMAC(bridgeMAC)},
@@ -142,10 +176,10 @@ func TestEndpointInAVLAN(t *testing.T) {
 	stop()
 	w.attached = make(map[uint16]datapath.Endpoint)
 	s, _ = w.boot(t)
-	at("of the next agent", vlan.Index)
-	vlan = addVLAN()
+	at("of the next agent", among.Index)
+	among = addVLAN()
 	s.tidy()
-	at("of another interface", vlan.Index)
+	at("of another interface", among.Index)
 
 	// Without it, and with one of another number or bridge, it is on a link with nobody.
 	for what, tamper := range map[string]func(){

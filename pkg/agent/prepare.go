@@ -148,7 +148,7 @@ func (s *Service) newRecord(in *intent) (*record, error) {
 		},
 	}
 	if r.Bridge != "" {
-		r.VLAN = in.network.VLAN
+		r.VLAN, r.VLANTrunk = in.network.VLAN, in.network.VLANTrunk
 	}
 	if r.isChild() {
 		r.HostIfName, r.HostMAC = "", in.parent.MAC.String()

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/tendril-net/tendril/internal/vlan"
 	"github.com/tendril-net/tendril/pkg/api"
 )
 
@@ -29,6 +30,19 @@ func TestPrepareRefuses(t *testing.T) {
 		"vlan, routed":       {change: func(r *api.PrepareRequest) { r.Network.VLAN = 10 }, code: api.CodeInvalid, key: "vlan", value: "10"},
 		"default, routed":    {change: func(r *api.PrepareRequest) { r.Network.PreserveDefaultVLAN = true }, code: api.CodeInvalid, key: "preserveDefaultVLAN", value: "true"},
 		"vlan too high":      {change: func(r *api.PrepareRequest) { *r = bridged("c9"); r.Network.VLAN = 4095 }, code: api.CodeInvalid, key: "vlan", value: "4095"},
+		"trunk, routed": {change: func(r *api.PrepareRequest) { r.Network.VLANTrunk = vlan.Set{{First: 7, Last: 8}} }, code: api.CodeInvalid, key: "vlanTrunk", value: "7-8"},
+		"trunk too high": {change: func(r *api.PrepareRequest) {
+			*r = bridged("c9")
+			r.Network.VLANTrunk = vlan.Set{{First: 7, Last: 4095}}
+		}, code: api.CodeInvalid, key: "vlanTrunk", value: "7-4095"},
+		"trunk in disorder": {change: func(r *api.PrepareRequest) {
+			*r = bridged("c9")
+			r.Network.VLANTrunk = vlan.Set{{First: 7, Last: 8}, {First: 8, Last: 9}}
+		}, code: api.CodeInvalid, key: "vlanTrunk", value: "7-8, 8-9"},
+		"trunk with the vlan": {change: func(r *api.PrepareRequest) {
+			*r = bridged("c9")
+			r.Network.VLAN, r.Network.VLANTrunk = 10, vlan.Set{{First: 7, Last: 20}}
+		}, code: api.CodeInvalid, key: "vlanTrunk", value: "10"},
 		"vlan's name": {change: func(r *api.PrepareRequest) {
 			*r = bridged("c9")
 			r.Network.Bridge, r.Network.VLAN = "abcdefghijklm", 10

@@ -9,10 +9,11 @@ import (
 	"net/netip"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/tendril-net/tendril/internal/ifname"
+	"github.com/tendril-net/tendril/internal/vlan"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/ipam"
 )
@@ -192,6 +193,8 @@ func checkDriver(n api.Network) error {
 			return invalid("forceAddress", "true", foreign)
 		case n.PreserveDefaultVLAN:
 			return invalid("preserveDefaultVLAN", "true", foreign)
+		case len(n.VLANTrunk) != 0:
+			return invalid("vlanTrunk", n.VLANTrunk.String(), foreign)
 		}
 	}
 	if n.Driver == api.DriverRouted || n.Driver == api.DriverBridge {
@@ -214,15 +217,31 @@ func checkDriver(n api.Network) error {
 		if reason := api.BridgeNameFault(n.Bridge); reason != "" {
 			return invalid("bridge", n.Bridge[:min(len(n.Bridge), 64)], reason)
 		}
-		if n.VLAN < 0 || n.VLAN > ifname.MaxVLAN {
-			return invalid("vlan", strconv.Itoa(n.VLAN), fmt.Sprintf("is not between 0 and %d", ifname.MaxVLAN))
+		if n.VLAN < 0 || n.VLAN > vlan.Max {
+			return invalid("vlan", strconv.Itoa(n.VLAN), fmt.Sprintf("is not between 0 and %d", vlan.Max))
 		}
 		if reason := api.BridgeNameFault(n.BridgeInterface()); reason != "" {
 			return invalid("vlan", strconv.Itoa(n.VLAN), fmt.Sprintf("makes %s, which %s", n.BridgeInterface(), reason))
 		}
+		return checkTrunk(n)
 	default:
 		return invalid("driver", n.Driver[:min(len(n.Driver), 64)],
 			fmt.Sprintf("is not known; %q, %q and %q are", api.DriverRouted, api.DriverBridge, api.DriverMacvlan))
+	}
+	return nil
+}
+
+func checkTrunk(n api.Network) error {
+	for _, r := range n.VLANTrunk {
+		if reason := r.Fault(); reason != "" {
+			return invalid("vlanTrunk", r.String(), reason)
+		}
+	}
+	switch {
+	case !slices.Equal(n.VLANTrunk, vlan.Of(n.VLANTrunk...)):
+		return invalid("vlanTrunk", n.VLANTrunk.String(), "are not ranges that are apart, the lowest first")
+	case n.VLANTrunk.Has(n.VLAN):
+		return invalid("vlanTrunk", strconv.Itoa(n.VLAN), "is what endpoints are in without a tag")
 	}
 	return nil
 }

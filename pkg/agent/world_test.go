@@ -67,8 +67,9 @@ type world struct {
 	flows       []datapath.Flow
 	repaired    []uint16
 	repairs     []bridgeRepair
-	fail        map[string]error // what the named call returns
-	during      func(string)     // called in the middle of the named call
+	ports       map[string]wiring.Bridged // by RepairPort
+	fail        map[string]error          // what the named call returns
+	during      func(string)              // called in the middle of the named call
 }
 
 // bridgeRepair is a call of RepairBridge.
@@ -85,6 +86,7 @@ func newWorld(t *testing.T) *world {
 		bridges:     make(map[string]HostLink),
 		devices:     make(map[string]HostLink),
 		children:    make(map[string]wiring.ChildLink),
+		ports:       make(map[string]wiring.Bridged),
 		netns:       make(map[string]namespace),
 		ended:       make(map[api.Attachment]time.Time),
 		nextIndex:   100,
@@ -252,6 +254,7 @@ func (w *world) RepairPort(links wiring.Links, b wiring.Bridged) ([]string, erro
 	}
 	link.Master = bridge.Index
 	w.links[links.HostName] = link
+	w.ports[links.HostName] = b
 	return []string{"it was no port"}, nil
 }
 

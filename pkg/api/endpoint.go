@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/tendril-net/tendril/internal/ifname"
+	"github.com/tendril-net/tendril/internal/vlan"
 )
 
 // Attachment names one interface of one container: the two keys by which the
@@ -37,6 +38,9 @@ type Network struct {
 	// VLAN is the number that Parent must have; 0 takes what there is. With DriverBridge it is
 	// that of the endpoints' ports, 0 what Bridge has for new ones.
 	VLAN int `json:"vlan,omitempty"`
+	// VLANTrunk are the VLANs of Bridge that endpoints have as well, by tags; VLAN is none of
+	// them.
+	VLANTrunk vlan.Set `json:"vlanTrunk,omitempty"`
 	// Mode is how children of Parent reach each other: one of the Mode constants.
 	Mode string `json:"mode,omitempty"`
 	// HostAccess lets children reach the node, and the node them.
@@ -184,10 +188,11 @@ type Endpoint struct {
 	// Network is the name of the CNI network.
 	Network string `json:"network"`
 	Driver  string `json:"driver"`
-	// Bridge is the Linux bridge that HostIfName is a port of, with DriverBridge, and VLAN that
-	// of the port; 0 is what Bridge has for new ones.
-	Bridge string `json:"bridge,omitempty"`
-	VLAN   int    `json:"vlan,omitempty"`
+	// Bridge is the Linux bridge that HostIfName is a port of, with DriverBridge, VLAN that
+	// of the port, where 0 is what Bridge has for new ones, and VLANTrunk those that it has by tags.
+	Bridge    string   `json:"bridge,omitempty"`
+	VLAN      int      `json:"vlan,omitempty"`
+	VLANTrunk vlan.Set `json:"vlanTrunk,omitempty"`
 	// Parent, Mode and HostAccess are those of DriverMacvlan. Parent is the name that the
 	// device has now.
 	Parent     string `json:"parent,omitempty"`

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cilium/ebpf/link"
 
+	"github.com/tendril-net/tendril/internal/vlan"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
@@ -94,6 +95,9 @@ type Endpoint struct {
 	// Isolated leaves to Bridge what the endpoint and others that are isolated send each
 	// other; it lets nothing pass.
 	Isolated bool
+	// Trunk are the VLANs of Bridge that the endpoint may send into by tags. None may be one that
+	// it is in without.
+	Trunk vlan.Set
 	// Ports of the host that lead to the endpoint.
 	Ports []Port
 	// Ingress is how much the endpoint gets at most, Egress how much it sends.

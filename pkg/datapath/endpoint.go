@@ -44,6 +44,9 @@ func (e *Endpoint) validate() error {
 	if err := e.validateLimits(); err != nil {
 		return err
 	}
+	if err := e.validateTrunk(); err != nil {
+		return err
+	}
 	if e.Child != nil {
 		return e.Child.validate(e)
 	}
@@ -114,6 +117,9 @@ func (d *Datapath) attachEndpoint(e Endpoint) error {
 	if err := d.maps.Interfaces.Put(uint32(e.IfIndex), e.device()); err != nil {
 		return fmt.Errorf("write map interfaces: %w", err)
 	}
+	if err := d.writeTrunk(e); err != nil {
+		return err
+	}
 	if err := d.writeAddresses(e); err != nil {
 		return err
 	}
@@ -172,7 +178,7 @@ func (d *Datapath) detachEndpoint(e Endpoint) error {
 		for _, a := range e.attachments() {
 			errs = append(errs, d.hooks.endpoints.abandon(a))
 		}
-		errs = append(errs, ignoreMissing(d.maps.Interfaces.Delete(uint32(e.IfIndex))))
+		errs = append(errs, d.removeTrunk(e), ignoreMissing(d.maps.Interfaces.Delete(uint32(e.IfIndex))))
 		if e.Child != nil {
 			errs = append(errs, d.detachChild(e))
 		}
@@ -227,7 +233,7 @@ func (d *Datapath) CheckEndpoint(e Endpoint) error {
 			return err
 		}
 	}
-	if err := cmp.Or(append(d.compareLimits(e), d.compareUnshaped(e))...); err != nil {
+	if err := cmp.Or(append(d.compareLimits(e), d.compareUnshaped(e), d.compareTrunk(e))...); err != nil {
 		return err
 	}
 	for _, a := range e.attachments() {
@@ -307,7 +313,7 @@ func (d *Datapath) ReconcileEndpoints(desired []Endpoint) error {
 	} else if n > 0 {
 		d.log.Info("pruned ports of the host that lead to no endpoint", "entries", n)
 	}
-	if err := d.pruneLimits(desired, attached); err != nil {
+	if err := errors.Join(d.pruneLimits(desired, attached), d.pruneTrunks(desired)); err != nil {
 		return err
 	}
 	// All at once: those that are served go on to be.

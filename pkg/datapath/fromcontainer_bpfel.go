@@ -40,6 +40,7 @@ const (
 	fromContainerMapStackDestinations = "stack_destinations"
 	fromContainerMapSubjects          = "subjects"
 	fromContainerMapTranslations      = "translations"
+	fromContainerMapTrunks            = "trunks"
 	fromContainerMapUnshaped          = "unshaped"
 	fromContainerProgFromContainer    = "from_container"
 	fromContainerVarAllocationSlots   = "allocation_slots"
@@ -128,6 +129,7 @@ type fromContainerMapSpecs struct {
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
+	Trunks            *ebpf.MapSpec `ebpf:"trunks"`
 	Unshaped          *ebpf.MapSpec `ebpf:"unshaped"`
 }
 
@@ -192,6 +194,7 @@ type fromContainerMaps struct {
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Subjects          *ebpf.Map `ebpf:"subjects"`
 	Translations      *ebpf.Map `ebpf:"translations"`
+	Trunks            *ebpf.Map `ebpf:"trunks"`
 	Unshaped          *ebpf.Map `ebpf:"unshaped"`
 }
 
@@ -221,6 +224,7 @@ func (m *fromContainerMaps) Close() error {
 		m.StackDestinations,
 		m.Subjects,
 		m.Translations,
+		m.Trunks,
 		m.Unshaped,
 	)
 }

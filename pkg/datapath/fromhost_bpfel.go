@@ -39,6 +39,7 @@ const (
 	fromHostMapStackDestinations = "stack_destinations"
 	fromHostMapSubjects          = "subjects"
 	fromHostMapTranslations      = "translations"
+	fromHostMapTrunks            = "trunks"
 	fromHostMapUnshaped          = "unshaped"
 	fromHostProgHostConnect4     = "host_connect4"
 	fromHostProgHostConnect6     = "host_connect6"
@@ -140,6 +141,7 @@ type fromHostMapSpecs struct {
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
+	Trunks            *ebpf.MapSpec `ebpf:"trunks"`
 	Unshaped          *ebpf.MapSpec `ebpf:"unshaped"`
 }
 
@@ -203,6 +205,7 @@ type fromHostMaps struct {
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Subjects          *ebpf.Map `ebpf:"subjects"`
 	Translations      *ebpf.Map `ebpf:"translations"`
+	Trunks            *ebpf.Map `ebpf:"trunks"`
 	Unshaped          *ebpf.Map `ebpf:"unshaped"`
 }
 
@@ -231,6 +234,7 @@ func (m *fromHostMaps) Close() error {
 		m.StackDestinations,
 		m.Subjects,
 		m.Translations,
+		m.Trunks,
 		m.Unshaped,
 	)
 }

@@ -73,7 +73,8 @@ type run struct {
 	in     []byte
 	// seen is skb->tc_index before, mark is skb->mark.
 	seen, mark uint32
-	// vlan is the identifier of a tag beside the frame, as devices leave it; 0 for none.
+	// vlan is a tag beside the frame, as devices leave it; 0 for none. Its upper half is the
+	// tag's EtherType in network order, 0 for 802.1Q.
 	vlan uint32
 	// ingress is the device that the stack forwards from; 0 for the host's own.
 	ingress int

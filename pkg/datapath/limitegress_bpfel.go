@@ -39,6 +39,7 @@ const (
 	limitEgressMapStackDestinations = "stack_destinations"
 	limitEgressMapSubjects          = "subjects"
 	limitEgressMapTranslations      = "translations"
+	limitEgressMapTrunks            = "trunks"
 	limitEgressMapUnshaped          = "unshaped"
 	limitEgressProgLimitEgress      = "limit_egress"
 	limitEgressVarIdentityNodeType  = "identity_node_type"
@@ -116,6 +117,7 @@ type limitEgressMapSpecs struct {
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
+	Trunks            *ebpf.MapSpec `ebpf:"trunks"`
 	Unshaped          *ebpf.MapSpec `ebpf:"unshaped"`
 }
 
@@ -169,6 +171,7 @@ type limitEgressMaps struct {
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Subjects          *ebpf.Map `ebpf:"subjects"`
 	Translations      *ebpf.Map `ebpf:"translations"`
+	Trunks            *ebpf.Map `ebpf:"trunks"`
 	Unshaped          *ebpf.Map `ebpf:"unshaped"`
 }
 
@@ -197,6 +200,7 @@ func (m *limitEgressMaps) Close() error {
 		m.StackDestinations,
 		m.Subjects,
 		m.Translations,
+		m.Trunks,
 		m.Unshaped,
 	)
 }

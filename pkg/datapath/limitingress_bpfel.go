@@ -39,6 +39,7 @@ const (
 	limitIngressMapStackDestinations = "stack_destinations"
 	limitIngressMapSubjects          = "subjects"
 	limitIngressMapTranslations      = "translations"
+	limitIngressMapTrunks            = "trunks"
 	limitIngressMapUnshaped          = "unshaped"
 	limitIngressProgLimitIngress     = "limit_ingress"
 	limitIngressVarIdentityNodeType  = "identity_node_type"
@@ -116,6 +117,7 @@ type limitIngressMapSpecs struct {
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
+	Trunks            *ebpf.MapSpec `ebpf:"trunks"`
 	Unshaped          *ebpf.MapSpec `ebpf:"unshaped"`
 }
 
@@ -169,6 +171,7 @@ type limitIngressMaps struct {
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Subjects          *ebpf.Map `ebpf:"subjects"`
 	Translations      *ebpf.Map `ebpf:"translations"`
+	Trunks            *ebpf.Map `ebpf:"trunks"`
 	Unshaped          *ebpf.Map `ebpf:"unshaped"`
 }
 
@@ -197,6 +200,7 @@ func (m *limitIngressMaps) Close() error {
 		m.StackDestinations,
 		m.Subjects,
 		m.Translations,
+		m.Trunks,
 		m.Unshaped,
 	)
 }

@@ -39,6 +39,7 @@ const (
 	pacerInMapStackDestinations = "stack_destinations"
 	pacerInMapSubjects          = "subjects"
 	pacerInMapTranslations      = "translations"
+	pacerInMapTrunks            = "trunks"
 	pacerInMapUnshaped          = "unshaped"
 	pacerInProgPacerIn          = "pacer_in"
 	pacerInVarAllocationSlots   = "allocation_slots"
@@ -126,6 +127,7 @@ type pacerInMapSpecs struct {
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
+	Trunks            *ebpf.MapSpec `ebpf:"trunks"`
 	Unshaped          *ebpf.MapSpec `ebpf:"unshaped"`
 }
 
@@ -189,6 +191,7 @@ type pacerInMaps struct {
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Subjects          *ebpf.Map `ebpf:"subjects"`
 	Translations      *ebpf.Map `ebpf:"translations"`
+	Trunks            *ebpf.Map `ebpf:"trunks"`
 	Unshaped          *ebpf.Map `ebpf:"unshaped"`
 }
 
@@ -217,6 +220,7 @@ func (m *pacerInMaps) Close() error {
 		m.StackDestinations,
 		m.Subjects,
 		m.Translations,
+		m.Trunks,
 		m.Unshaped,
 	)
 }

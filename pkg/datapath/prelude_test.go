@@ -129,8 +129,11 @@ func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journeys []int
 			asm.StoreMem(asm.R6, offsetTCIndex, asm.R2, asm.Word),
 			asm.LoadMem(asm.R3, asm.R6, offsetCB+4*cbVLAN, asm.Word),
 			asm.JEq.Imm(asm.R3, 0, "call"),
-			asm.Mov.Reg(asm.R1, asm.R6),
+			asm.Mov.Reg(asm.R2, asm.R3),
+			asm.RSh.Imm(asm.R2, 16),
+			asm.JNE.Imm(asm.R2, 0, "push"),
 			asm.Mov.Imm(asm.R2, 0x0081), // htons(ETH_P_8021Q)
+			asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("push"),
 			asm.FnSkbVlanPush.Call(),
 			asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("call"),
 			asm.Call.Label("run"),

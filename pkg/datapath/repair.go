@@ -128,6 +128,9 @@ func (d *Datapath) ensureEndpoint(e Endpoint) (found []string, err error) {
 	if found, err = d.ensureLimits(found, e); err != nil {
 		return found, err
 	}
+	if found, err = d.ensureTrunk(found, e); err != nil {
+		return found, err
+	}
 	for _, a := range e.attachments() {
 		if found, err = d.ensureAttached(found, a, e.IfName); err != nil {
 			return found, err

@@ -40,6 +40,7 @@ const (
 	toUplinkMapStackDestinations = "stack_destinations"
 	toUplinkMapSubjects          = "subjects"
 	toUplinkMapTranslations      = "translations"
+	toUplinkMapTrunks            = "trunks"
 	toUplinkMapUnshaped          = "unshaped"
 	toUplinkProgToUplink         = "to_uplink"
 	toUplinkVarAllocationSlots   = "allocation_slots"
@@ -128,6 +129,7 @@ type toUplinkMapSpecs struct {
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
+	Trunks            *ebpf.MapSpec `ebpf:"trunks"`
 	Unshaped          *ebpf.MapSpec `ebpf:"unshaped"`
 }
 
@@ -192,6 +194,7 @@ type toUplinkMaps struct {
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Subjects          *ebpf.Map `ebpf:"subjects"`
 	Translations      *ebpf.Map `ebpf:"translations"`
+	Trunks            *ebpf.Map `ebpf:"trunks"`
 	Unshaped          *ebpf.Map `ebpf:"unshaped"`
 }
 
@@ -221,6 +224,7 @@ func (m *toUplinkMaps) Close() error {
 		m.StackDestinations,
 		m.Subjects,
 		m.Translations,
+		m.Trunks,
 		m.Unshaped,
 	)
 }

@@ -439,6 +439,11 @@ const (
 	kernelTranslationStateTRANSLATION_CLOSED      kernelTranslationState = 3
 )
 
+type kernelTrunk struct {
+	_     structs.HostLayout
+	Vlans [64]uint64
+}
+
 type kernelUnshapedKey struct {
 	_       structs.HostLayout
 	Length  uint32
@@ -473,6 +478,7 @@ const (
 	kernelMapStackDestinations      = "stack_destinations"
 	kernelMapSubjects               = "subjects"
 	kernelMapTranslations           = "translations"
+	kernelMapTrunks                 = "trunks"
 	kernelMapUnshaped               = "unshaped"
 	kernelVarIdentityNodeType       = "identity_node_type"
 	kernelVarUnusedAction           = "unused_action"
@@ -563,6 +569,7 @@ type kernelMapSpecs struct {
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
 	Translations      *ebpf.MapSpec `ebpf:"translations"`
+	Trunks            *ebpf.MapSpec `ebpf:"trunks"`
 	Unshaped          *ebpf.MapSpec `ebpf:"unshaped"`
 }
 
@@ -631,6 +638,7 @@ type kernelMaps struct {
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Subjects          *ebpf.Map `ebpf:"subjects"`
 	Translations      *ebpf.Map `ebpf:"translations"`
+	Trunks            *ebpf.Map `ebpf:"trunks"`
 	Unshaped          *ebpf.Map `ebpf:"unshaped"`
 }
 
@@ -659,6 +667,7 @@ func (m *kernelMaps) Close() error {
 		m.StackDestinations,
 		m.Subjects,
 		m.Translations,
+		m.Trunks,
 		m.Unshaped,
 	)
 }

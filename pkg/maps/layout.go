@@ -20,6 +20,8 @@ type (
 	Endpoint = kernelEndpoint
 	// Interface is what a program needs to know of a device.
 	Interface = kernelInterface
+	// Trunk are the VLANs whose tags an endpoint may send.
+	Trunk = kernelTrunk
 	// ChildKey is what rides on a parent.
 	ChildKey = kernelChildKey
 	// Child is a macvlan child, or what those of a ChildKey have together.

@@ -19,6 +19,7 @@ import (
 type Maps struct {
 	Endpoints         *ebpf.Map `ebpf:"endpoints"`
 	Interfaces        *ebpf.Map `ebpf:"interfaces"`
+	Trunks            *ebpf.Map `ebpf:"trunks"`
 	Children          *ebpf.Map `ebpf:"children"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	Translations      *ebpf.Map `ebpf:"translations"`
@@ -174,6 +175,7 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
 		kernelMapEndpoints:         &m.Endpoints,
 		kernelMapInterfaces:        &m.Interfaces,
+		kernelMapTrunks:            &m.Trunks,
 		kernelMapChildren:          &m.Children,
 		kernelMapFlows:             &m.Flows,
 		kernelMapTranslations:      &m.Translations,

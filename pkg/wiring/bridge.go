@@ -17,6 +17,7 @@ import (
 
 	"github.com/tendril-net/tendril/internal/ifname"
 	"github.com/tendril-net/tendril/internal/mac"
+	"github.com/tendril-net/tendril/internal/vlan"
 )
 
 // ErrNotBridge is returned by EnsureBridge, EnsureGateways and ConfigureBridged when the
@@ -45,6 +46,8 @@ type Bridge struct {
 	// VLAN, 1 to 4094, is that of the endpoints' ports; 0 leaves them where ports are by
 	// themselves.
 	VLAN int
+	// Filters has the bridge keep its VLANs apart, as it does with VLAN.
+	Filters bool
 }
 
 // Interface names the node's interface among the ports: the bridge, or its VLAN.
@@ -65,12 +68,16 @@ type BridgeLink struct {
 // EnsureBridge returns the bridge of that name, up, and makes it where there is none. One
 // that is there is used, not taken over: what it has stays. A device of the name that is no
 // bridge is ErrNotBridge. With a VLAN it also makes the node's interface there, and has a
-// bridge whose ports are all endpoints' filter VLANs; where that cannot be, the error is
-// ErrBridgeVLAN. What was made before an error is returned with it, for RemoveUnusedBridge.
+// bridge whose ports are all endpoints' filter VLANs, as with Filters; where that cannot be, the
+// error is ErrBridgeVLAN. What was made before an error is returned with it, for RemoveUnusedBridge.
 func EnsureBridge(host *Namespace, b Bridge) (BridgeLink, error) {
 	found, err := ensureUntagged(host, b)
-	if err == nil && b.VLAN != 0 {
+	switch {
+	case err != nil:
+	case b.VLAN != 0:
 		found.VLANMade, found.VLANJoined, err = ensureBridgeVLAN(host, b)
+	case b.Filters:
+		err = ensureFilter(host, b)
 	}
 	return found, err
 }
@@ -347,6 +354,9 @@ type Bridged struct {
 	// it in what the bridge has for new ports.
 	Bridge string
 	VLAN   int
+	// Trunk are the VLANs that it is in as well, by tags. None may be one that it is in without:
+	// that is ErrBridgeVLAN.
+	Trunk vlan.Set
 	// PreserveDefaultVLAN leaves the port in that as well: what others send there reaches it.
 	PreserveDefaultVLAN bool
 	// Hairpin lets the bridge send a frame back by the port that it came from.
@@ -367,7 +377,9 @@ type Bridged struct {
 }
 
 // bridge is the bridge as far as it matters to its ports.
-func (b Bridged) bridge() Bridge { return Bridge{Name: b.Bridge, VLAN: b.VLAN} }
+func (b Bridged) bridge() Bridge {
+	return Bridge{Name: b.Bridge, VLAN: b.VLAN, Filters: len(b.Trunk) != 0}
+}
 
 func (b Bridged) station(name string, index int) station {
 	return station{name: name, index: index, mtu: b.MTU, addresses: b.Addresses, routes: b.Routes, doubted: b.DAD}
@@ -394,7 +406,7 @@ type membership struct {
 	// joined says that it is one.
 	joined bool
 	// others are VLANs that it is in, and is not to be.
-	others []vlanRange
+	others vlan.Set
 }
 
 // join makes the host's side a port as b has it.
@@ -404,8 +416,9 @@ func join(host *Namespace, links Links, b Bridged, before membership) error {
 		return err
 	}
 	if !before.joined {
-		if err := b.bridge().mustFilter(bridge.filter()); err != nil {
-			return err // since EnsureBridge somebody may have made the bridge anew
+		// Since EnsureBridge somebody may have made the bridge anew.
+		if err := errors.Join(b.bridge().mustFilter(bridge.filter()), b.judgeTrunk(bridge.filter())); err != nil {
+			return err
 		}
 	}
 	index, name := links.HostIndex, links.HostName
@@ -423,7 +436,7 @@ func join(host *Namespace, links Links, b Bridged, before membership) error {
 	station := attribute(header(unix.NdMsg{
 		Family: unix.AF_BRIDGE, Ifindex: int32(index), State: unix.NUD_NOARP, Flags: unix.NTF_MASTER,
 	}), unix.NDA_LLADDR, links.MAC)
-	if b.VLAN != 0 {
+	if b.bridge().filters() {
 		// A port begins in the VLAN of new ones: it is down until it is where it belongs, and
 		// no port if it cannot get there.
 		if !before.joined {
@@ -440,9 +453,9 @@ func join(host *Namespace, links Links, b Bridged, before membership) error {
 		messages = nil
 	}
 	stations := [][]byte{station} // in all VLANs that there are
-	if in := b.isIn(bridge.filter()); in != nil {
+	if untagged := b.untagged(bridge.filter()); untagged != nil {
 		stations = nil
-		for _, id := range in {
+		for _, id := range untagged {
 			stations = append(stations, attribute16(slices.Clone(station), unix.NDA_VLAN, uint16(id)))
 		}
 	}

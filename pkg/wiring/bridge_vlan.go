@@ -7,16 +7,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/ifname"
+	"github.com/tendril-net/tendril/internal/vlan"
 )
 
 // ErrBridgeVLAN is returned by EnsureBridge when the bridge cannot have the VLAN.
@@ -126,9 +124,25 @@ func (b Bridge) grow(host *Namespace, there, bridge link) error {
 	return err
 }
 
-// mustFilter returns ErrBridgeVLAN when the bridge does not keep the VLAN apart.
+// filters tells whether the bridge is to keep VLANs apart.
+func (b Bridge) filters() bool { return b.VLAN != 0 || b.Filters }
+
+// ensureFilter has a bridge filter VLANs, as ensureBridgeVLAN does.
+func ensureFilter(host *Namespace, b Bridge) error {
+	bridge, err := lookUpBridge(host, b.Name)
+	if err != nil {
+		return err
+	}
+	if _, err := b.judge(host, bridge); err != nil || bridge.filter().on {
+		return err
+	}
+	_, err = host.exchange([]message{filterOn(b.Name, bridge.index)})
+	return err
+}
+
+// mustFilter returns ErrBridgeVLAN when the bridge does not keep VLANs apart, and is to.
 func (b Bridge) mustFilter(f filter) error {
-	if b.VLAN == 0 {
+	if !b.filters() {
 		return nil
 	}
 	if err := b.canFilter(f); err != nil || f.on {
@@ -144,18 +158,21 @@ func (b Bridge) canFilter(f filter) error {
 		return b.refuse("the kernel's bridges do not filter VLANs (CONFIG_BRIDGE_VLAN_FILTERING)")
 	case f.protocol != tag8021Q:
 		return b.refuse(fmt.Sprintf("its vlan_protocol is %#x, not 802.1Q", f.protocol))
-	case f.normal == uint16(b.VLAN):
+	case b.VLAN != 0 && f.normal == uint16(b.VLAN):
 		return b.refuse("ports without a VLAN are in that one (vlan_default_pvid)")
 	}
 	return nil
 }
 
 func (b Bridge) refuse(why string) error {
+	if b.VLAN == 0 {
+		return fmt.Errorf("put a trunk on bridge %s: %w: %s", b.Name, ErrBridgeVLAN, why)
+	}
 	return fmt.Errorf("put VLAN %d on bridge %s: %w: %s", b.VLAN, b.Name, ErrBridgeVLAN, why)
 }
 
 // judge returns ErrBridgeVLAN when the bridge's own settings are in the way, and otherwise
-// whether the bridge itself has yet to join the VLAN.
+// whether the bridge itself has yet to join the VLAN, where there is one.
 func (b Bridge) judge(host *Namespace, bridge link) (joins bool, err error) {
 	f := bridge.filter()
 	if err := b.canFilter(f); err != nil {
@@ -272,7 +289,7 @@ func vlanOfBridge(kind uint16, b Bridge, index int) message {
 	if kind == unix.RTM_DELLINK {
 		what = "take bridge %s out of VLAN %d"
 	}
-	return vlanMessage(kind, index, inner, 0, vlanRange{b.VLAN, b.VLAN}, fmt.Sprintf(what, b.Name, b.VLAN))
+	return vlanMessage(kind, index, inner, 0, vlan.Range{First: b.VLAN, Last: b.VLAN}, fmt.Sprintf(what, b.Name, b.VLAN))
 }
 
 // leaveVLAN takes the bridge itself out of the VLAN.
@@ -283,30 +300,52 @@ func (b Bridge) leaveVLAN(host *Namespace, index int) error {
 	return err
 }
 
-// isIn are the VLANs that the port is to be in; none on a bridge without.
-func (b Bridged) isIn(f filter) []int {
+// untagged are the VLANs that the port is to be in without a tag, its own first; none where it is
+// left in what the bridge has for new ports.
+func (b Bridged) untagged(f filter) []int {
+	normal := int(f.normal)
+	if b.Trunk.Has(normal) { // since then, or on purpose without PreserveDefaultVLAN
+		normal = 0
+	}
 	switch {
-	case b.VLAN == 0:
+	case b.VLAN == 0 && (b.Trunk == nil || normal == 0):
 		return nil
-	case b.PreserveDefaultVLAN && f.normal != 0 && int(f.normal) != b.VLAN: // that has been changed since
-		return []int{b.VLAN, int(f.normal)}
+	case b.VLAN == 0:
+		return []int{normal}
+	case b.PreserveDefaultVLAN && normal != 0 && normal != b.VLAN: // that has been changed since
+		return []int{b.VLAN, normal}
 	}
 	return []int{b.VLAN}
 }
 
+// judgeTrunk returns ErrBridgeVLAN when a new port would be in a VLAN of its trunk without a tag:
+// what it sends with the tag would be among what it sends without.
+func (b Bridged) judgeTrunk(f filter) error {
+	if normal := int(f.normal); b.Trunk.Has(normal) && (b.VLAN == 0 || b.PreserveDefaultVLAN) {
+		return b.bridge().refuse(fmt.Sprintf("ports are in VLAN %d of the trunk without a tag (vlan_default_pvid)", normal))
+	}
+	return nil
+}
+
 // intoVLAN are the messages that put a port into the VLANs of b, and take it out of others.
-func (b Bridged) intoVLAN(bridge link, index int, name string, others []vlanRange) []message {
+func (b Bridged) intoVLAN(bridge link, index int, name string, others vlan.Set) []message {
 	f := bridge.filter()
-	if normal := int(f.normal); normal != 0 && normal != b.VLAN && !b.PreserveDefaultVLAN {
-		others = append(slices.Clone(others), vlanRange{normal, normal}) // where a port begins
+	if normal := int(f.normal); b.VLAN != 0 && normal != 0 && normal != b.VLAN && !b.PreserveDefaultVLAN && !b.Trunk.Has(normal) {
+		others = append(slices.Clone(others), vlan.Range{First: normal, Last: normal}) // where a port begins
 	}
 	var messages []message
-	for i, id := range b.isIn(f) {
+	put := func(r vlan.Range, flags uint16, what string) {
+		messages = append(messages, vlanMessage(unix.RTM_SETLINK, index, nil, flags, r, fmt.Sprintf("put %s into VLAN %s%s", name, r, what)))
+	}
+	for i, id := range b.untagged(f) {
 		flags := uint16(nl.BRIDGE_VLAN_INFO_UNTAGGED)
 		if i == 0 {
 			flags = withoutTag
 		}
-		messages = append(messages, vlanMessage(unix.RTM_SETLINK, index, nil, flags, vlanRange{id, id}, fmt.Sprintf("put %s into VLAN %d", name, id)))
+		put(vlan.Range{First: id, Last: id}, flags, "")
+	}
+	for _, r := range b.Trunk {
+		put(r, 0, " by its tag")
 	}
 	for _, r := range others {
 		leave := vlanMessage(unix.RTM_DELLINK, index, nil, 0, r, fmt.Sprintf("take %s out of VLAN %s", name, r))
@@ -316,27 +355,17 @@ func (b Bridged) intoVLAN(bridge link, index int, name string, others []vlanRang
 	return messages
 }
 
-// vlanRange are VLANs that follow each other.
-type vlanRange struct{ first, last int }
-
-func (r vlanRange) String() string {
-	if r.first == r.last {
-		return strconv.Itoa(r.first)
-	}
-	return fmt.Sprintf("%d-%d", r.first, r.last)
-}
-
-func vlanMessage(kind uint16, index int, inner []byte, flags uint16, r vlanRange, what string) message {
+func vlanMessage(kind uint16, index int, inner []byte, flags uint16, r vlan.Range, what string) message {
 	// struct bridge_vlan_info of linux/if_bridge.h
 	info := func(flags uint16, id int) {
 		value := binary.NativeEndian.AppendUint16(nil, flags)
 		inner = attribute(inner, nl.IFLA_BRIDGE_VLAN_INFO, binary.NativeEndian.AppendUint16(value, uint16(id)))
 	}
-	if r.first == r.last {
-		info(flags, r.first)
+	if r.First == r.Last {
+		info(flags, r.First)
 	} else {
-		info(flags|nl.BRIDGE_VLAN_INFO_RANGE_BEGIN, r.first)
-		info(flags|nl.BRIDGE_VLAN_INFO_RANGE_END, r.last)
+		info(flags|nl.BRIDGE_VLAN_INFO_RANGE_BEGIN, r.First)
+		info(flags|nl.BRIDGE_VLAN_INFO_RANGE_END, r.Last)
 	}
 	body := header(unix.IfInfomsg{Family: unix.AF_BRIDGE, Index: int32(index)})
 	return message{kind: kind, body: attribute(body, unix.IFLA_AF_SPEC|unix.NLA_F_NESTED, inner), what: what}
@@ -391,9 +420,9 @@ func vlansOf(host *Namespace, index int) (map[int]uint16, error) {
 	return found, err
 }
 
-// vlanFaults says what of a bridge is not as EnsureBridge leaves it for the VLAN.
+// vlanFaults says what of a bridge is not as EnsureBridge leaves it for its VLANs.
 func (b Bridge) vlanFaults(host *Namespace) (faults []string, err error) {
-	if b.VLAN == 0 {
+	if !b.filters() {
 		return nil, nil
 	}
 	bridge, there, err := b.lookUp(host)
@@ -402,6 +431,9 @@ func (b Bridge) vlanFaults(host *Namespace) (faults []string, err error) {
 	}
 	if !bridge.filter().on {
 		faults = append(faults, fmt.Sprintf("bridge %s does not filter VLANs", b.Name))
+	}
+	if b.VLAN == 0 {
+		return faults, nil
 	}
 	in, err := vlansOf(host, bridge.index)
 	if err != nil {
@@ -422,18 +454,18 @@ func (b Bridge) vlanFaults(host *Namespace) (faults []string, err error) {
 	return faults, nil
 }
 
-// portFaults says what of a port is not as ConfigureBridged leaves it for the VLAN, and which
+// portFaults says what of a port is not as ConfigureBridged leaves it for its VLANs, and which
 // others the port is in.
-func (b Bridged) portFaults(host *Namespace, bridge, side link) (faults []string, others []vlanRange, err error) {
-	if b.VLAN == 0 {
+func (b Bridged) portFaults(host *Namespace, bridge, side link) (faults []string, others vlan.Set, err error) {
+	if !b.bridge().filters() {
 		return nil, nil, nil
 	}
 	in, err := vlansOf(host, side.index)
 	if err != nil {
 		return nil, nil, err
 	}
-	wanted := b.isIn(bridge.filter())
-	for i, id := range wanted {
+	untagged := b.untagged(bridge.filter())
+	for i, id := range untagged {
 		flags, there := in[id]
 		switch {
 		case i == 0 && flags&withoutTag != withoutTag:
@@ -442,33 +474,30 @@ func (b Bridged) portFaults(host *Namespace, bridge, side link) (faults []string
 			faults = append(faults, fmt.Sprintf("is not in VLAN %d as well", id))
 		}
 	}
-	for _, id := range slices.Sorted(maps.Keys(in)) {
-		if slices.Contains(wanted, id) {
-			continue
-		}
-		if last := len(others) - 1; last >= 0 && others[last].last == id-1 {
-			others[last].last = id
-		} else {
-			others = append(others, vlanRange{id, id})
+	var amiss []vlan.Range
+	for _, r := range b.Trunk {
+		for id := r.First; id <= r.Last; id++ {
+			if flags, there := in[id]; !there || flags&withoutTag != 0 {
+				amiss = append(amiss, vlan.Range{First: id, Last: id})
+			}
 		}
 	}
-	if others != nil {
-		faults = append(faults, "is in VLANs it is not to be in: "+list(others))
+	if amiss != nil {
+		faults = append(faults, fmt.Sprintf("is not in VLAN %s of its trunk with a tag", vlan.Of(amiss...)))
+	}
+	if untagged == nil {
+		return faults, nil, nil
+	}
+	var surplus []vlan.Range
+	for id := range in {
+		if !slices.Contains(untagged, id) && !b.Trunk.Has(id) {
+			surplus = append(surplus, vlan.Range{First: id, Last: id})
+		}
+	}
+	if others = vlan.Of(surplus...); others != nil {
+		faults = append(faults, "is in VLANs it is not to be in: "+others.String())
 	}
 	return faults, others, nil
-}
-
-// list names some of the VLANs.
-func list(all []vlanRange) string {
-	const most = 8
-	var texts []string
-	for _, r := range all[:min(len(all), most)] {
-		texts = append(texts, r.String())
-	}
-	if len(all) > most {
-		texts = append(texts, "and others")
-	}
-	return strings.Join(texts, ", ")
 }
 
 // removeUnusedVLAN removes what was made of a VLAN that no port of the bridge is in, and no device

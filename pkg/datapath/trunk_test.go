@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/tendril-net/tendril/internal/packet"
+	"github.com/tendril-net/tendril/internal/vlan"
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// Tags of these tests besides VLAN numbers: VLAN 0 with a bit beside it, and 802.1ad.
+const (
+	dropEligible = 1 << 12
+	serviceTag   = 0xa888 << 16
+)
+
+func (r run) tagged(tag uint32) run {
+	r.vlan = tag
+	return r
+}
+
+// TestTrunk: what an endpoint sends with the tag of a VLAN in its trunk is the bridge's, with its
+// MAC and whatever address; no other tag leads out of it.
+func TestTrunk(t *testing.T) {
+	n := withBridge(t, Config{Masquerade: true})
+	n.a.Trunk = vlan.Of(vlan.Range{First: 5, Last: 5}, vlan.Range{First: 63, Last: 65}, vlan.Range{First: 4094, Last: 4094})
+	n.do(t, func() error { return n.AttachEndpoint(n.a) })
+	n.do(t, func() error { return n.CheckEndpoint(n.a) })
+	eachFamily(t, func(t *testing.T, f family) {
+		own := n.onBridge(n.a, stationMAC(), ip(f.a, f.unknown, 64, udp(low, server)...)...)
+		foreign := n.onBridge(n.a, n.b.MAC, ip(f.unknown, f.b, 64, udp(low, server)...)...)
+		var steps []step
+		for _, tag := range []uint32{5, 63, 64, 65, 4094, 5 | dropEligible} {
+			steps = append(steps,
+				step{fmt.Sprint("own address in ", tag), own.tagged(tag), passed(seenNot)},
+				step{fmt.Sprint("any address in ", tag), foreign.tagged(tag), passed(seenNot)})
+		}
+		for _, tag := range []uint32{1, 4, 6, 62, 66, 4093, 4095, dropEligible, 5 | serviceTag} {
+			steps = append(steps, step{fmt.Sprintf("not %#x", tag), own.tagged(tag), drops("vlan")})
+		}
+		n.table(t, append(steps,
+			step{"any address without a tag", foreign, drops("decided", "source_address")},
+			step{"for the gateway", n.fromA(ip(f.a, f.world, 64, udp(low, server)...)...).tagged(5), passed(seenNot)},
+			step{"another's MAC", n.as(n.b.MAC, ip(f.a, f.b, 64, udp(low, server)...)...).tagged(5), drops("source_mac")},
+			step{"of an endpoint without a trunk", n.onBridge(n.b, stationMAC(), ip(f.b, f.unknown, 64, udp(low, server)...)...).tagged(5), drops("vlan")},
+			step{"to it", n.byBridge(n.a, ip(f.unknown, f.multicast, 1, udp(low, server)...)...).tagged(5), passed(seenNot)},
+		)...)
+		t.Run("egress", func(t *testing.T) {
+			n.enforce(t, n.policy().restrict(n.a, egress).allow(setOne, 0))
+			n.story(t, step{"policy cannot tell", own.tagged(5), denied("policy_egress")})
+		})
+		t.Run("ingress", func(t *testing.T) {
+			n.enforce(t, n.policy().restrict(n.a, ingress).allow(setOne, ofB))
+			n.story(t,
+				step{"sent", own.tagged(5), passed(seenNot)},
+				step{"to its address", n.byBridge(n.a, ip(f.unknown, f.a, 64, udp(low, server)...)...).tagged(5), denied("policy_ingress")},
+				step{"to another", n.byBridge(n.a, ip(f.unknown, f.elsewhere, 64, udp(low, server)...)...).tagged(5), denied("policy_ingress")},
+			)
+		})
+	})
+	of := func(dst net.HardwareAddr) run {
+		return run{program: fromContainer, device: n.a.IfIndex, in: strange(n.a.MAC, dst)}.tagged(5)
+	}
+	n.table(t,
+		step{"no IP", of(stationMAC()), passed(seenNot)},
+		step{"spanning tree", of(packet.MAC("01:80:c2:00:00:00")), drops("martian")},
+		step{
+			"ARP as another", n.fromA(packet.ARPReply(packet.Station{MAC: n.a.MAC, IP: v4().b}, packet.Station{MAC: n.b.MAC, IP: v4().a})).tagged(5),
+			passed(seenNot),
+		},
+	)
+}
+
+// TestTrunkEntries: an entry that is lost, and one that nobody is to have, are found and mended.
+func TestTrunkEntries(t *testing.T) {
+	n := withBridge(t, Config{})
+	plain := n.a
+	trunked := n.a
+	trunked.Trunk = vlan.Of(vlan.Range{First: 1, Last: 64})
+	want := maps.Trunk{Vlans: [64]uint64{0xfffffffffffffffe, 1}}
+	entries := func() map[uint32]maps.Trunk {
+		t.Helper()
+		all := make(map[uint32]maps.Trunk)
+		must(t, each(n.maps.Trunks, func(ifindex uint32, trunk maps.Trunk) bool { all[ifindex] = trunk; return true }))
+		return all
+	}
+	is := func(what string, want map[uint32]maps.Trunk) {
+		t.Helper()
+		if diff := cmp.Diff(want, entries()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+	}
+	device := uint32(n.a.IfIndex)
+	mend := func(e Endpoint, fault string) {
+		t.Helper()
+		n.do(t, func() error {
+			if err := n.CheckEndpoint(e); err == nil || err.Error() != fault {
+				t.Errorf("check says %v, want %s", err, fault)
+			}
+			found, err := n.RepairEndpoint(e)
+			if diff := cmp.Diff([]string{fault}, found); diff != "" {
+				t.Errorf("found (-want +got):\n%s", diff)
+			}
+			return err
+		})
+		n.do(t, func() error { return n.CheckEndpoint(e) })
+	}
+	n.do(t, func() error { return n.AttachEndpoint(trunked) })
+	is("attached", map[uint32]maps.Trunk{device: want})
+	must(t, n.maps.Trunks.Delete(device))
+	mend(trunked, trunkEntry(n.a.IfIndex)+" is missing")
+	is("put back", map[uint32]maps.Trunk{device: want})
+	must(t, n.maps.Trunks.Put(device, maps.Trunk{Vlans: [64]uint64{2}}))
+	mend(trunked, trunkEntry(n.a.IfIndex)+" has 1, not 1-64")
+	mend(plain, trunkEntry(n.a.IfIndex)+" is there without a trunk")
+	is("taken away", map[uint32]maps.Trunk{})
+
+	must(t, n.maps.Trunks.Put(device, want))
+	must(t, n.maps.Trunks.Put(uint32(1<<30), want))
+	trunked.IfIndex = n.b.IfIndex
+	trunked.ID, trunked.Addresses, trunked.MAC = n.b.ID, n.b.Addresses, n.b.MAC
+	n.do(t, func() error { return n.ReconcileEndpoints([]Endpoint{plain, trunked, n.c}) })
+	is("reconciled", map[uint32]maps.Trunk{uint32(n.b.IfIndex): want})
+	n.do(t, func() error { return n.DetachEndpoint(trunked) })
+	is("detached", map[uint32]maps.Trunk{})
+
+	for text, e := range map[string]Endpoint{
+		"endpoint 1: 0-3 of its trunk is not between 1 and 4094": {Bridge: 1, Trunk: vlan.Set{{First: 0, Last: 3}}},
+		"endpoint 1 has a trunk without a bridge":                {Trunk: vlan.Set{{First: 1, Last: 3}}},
+	} {
+		e.ID, e.IfIndex, e.MAC, e.HostMAC, e.MTU, e.Addresses = 1, 1, n.a.MAC, n.a.HostMAC, 1500, []netip.Addr{v4().a}
+		if err := n.AttachEndpoint(e); err == nil || err.Error() != text {
+			t.Errorf("got %v, want %s", err, text)
+		}
+	}
+}
