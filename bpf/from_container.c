@@ -233,6 +233,11 @@ __noinline int slow_path(struct __sk_buff *skb)
 		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
 	if (!same_mac((struct mac *)ethernet->h_source, &interface->mac))
 		return drop(skb, FROM_CONTAINER, DROP_SOURCE_MAC);
+	if (interface->flags & INTERFACE_LAYER2) {
+		verdict = check_other(skb, s->packet.key.ifindex);
+		return verdict ? drop(skb, FROM_CONTAINER, verdict)
+			       : pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+	}
 	self = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
 	if (!self || self->ifindex != s->packet.key.ifindex) {
 		if (!is_link_local_talk(&s->packet))
@@ -426,14 +431,14 @@ static __noinline int follow_close(struct packet *packet, struct flow *flow)
 
 /*
  * Marks what a bridge gives to the stack, where a neighbour's packets look the same. Not what has
- * a tag, of which nobody has asked whose address it comes from.
+ * a tag, and what comes from an endpoint without addresses: nobody has asked whose it is.
  */
 static __noinline int mark_own(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex;
 	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
 
-	if (interface && interface->bridge)
+	if (interface && interface->bridge && !(interface->flags & INTERFACE_LAYER2))
 		skb->tc_index = SEEN_OWN;
 	return 0;
 }

@@ -66,9 +66,9 @@ static __always_inline bool is_for_bridges(const __u8 *mac)
 }
 
 /*
- * Whether an endpoint may send this, which is neither IP nor ARP. Returns 0, or the counter of
- * the drop. A container without neighbours may say what it likes: the stack
- * alone hears it.
+ * Whether an endpoint may send this, which is neither IP nor ARP, or comes from whatever address.
+ * Returns 0, or the counter of the drop. A container without neighbours may say what it likes: the
+ * stack alone hears it.
  */
 static __noinline int check_other(struct __sk_buff *skb, __u32 ifindex)
 {

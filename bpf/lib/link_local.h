@@ -56,6 +56,8 @@ static __noinline int check_arp(struct __sk_buff *skb, __u32 ifindex)
 	if (!same_mac((struct mac *)arp.ethernet.h_source, &interface->mac) ||
 	    !same_mac(&arp.sender_mac, &interface->mac))
 		return DROP_SOURCE_MAC;
+	if (interface->flags & INTERFACE_LAYER2)
+		return 0;
 	__builtin_memcpy(&ipv4, arp.sender, sizeof(ipv4));
 	set_ipv4(&sender, ipv4);
 	if (ipv4 && !owns(&sender, ifindex))

@@ -216,6 +216,7 @@ enum interface_role {
 
 enum interface_flag {
 	INTERFACE_ISOLATED = 1 << 0, /* the bridge lets nothing pass to others with it */
+	INTERFACE_LAYER2 = 1 << 1,   /* the container has addresses that nobody here knows */
 };
 
 /* What a program needs to know of a device. */

@@ -24,19 +24,18 @@ const defaultBridge = "tendril0"
 type bridgeConfig struct {
 	// defaultGateway gives the container a default route by way of the gateways.
 	defaultGateway bool
+	// down leaves the container's interface down.
+	down bool
 	// dad has IPv6 ask the link whether somebody else has the container's addresses.
 	dad bool
 }
 
 // bridgeKeys are the keys of the driver "bridge" alone.
 func bridgeKeys() []string {
-	own := []string{"bridge", "isGateway", "isDefaultGateway", "forceAddress", "hairpinMode", "promiscMode", "macspoofchk", "vlan", "vlanTrunk", "preserveDefaultVlan", "portIsolation", "enabledad"}
-	return append(own, unsupportedBridgeKeys()...)
-}
-
-// unsupportedBridgeKeys are those that may be there as long as they ask for nothing.
-func unsupportedBridgeKeys() []string {
-	return []string{"disableContainerInterface"}
+	return []string{
+		"bridge", "isGateway", "isDefaultGateway", "forceAddress", "hairpinMode", "promiscMode", "macspoofchk",
+		"vlan", "vlanTrunk", "preserveDefaultVlan", "portIsolation", "enabledad", "disableContainerInterface",
+	}
 }
 
 func (c *config) readBridge(o object) {
@@ -58,6 +57,7 @@ func (c *config) readBridge(o object) {
 		{"promiscMode", &c.network.Promisc},
 		{"portIsolation", &c.network.Isolated},
 		{"enabledad", &c.bridge.dad},
+		{"disableContainerInterface", &c.bridge.down},
 		{"macspoofchk", &told},
 		{"preserveDefaultVlan", &c.network.PreserveDefaultVLAN},
 	} {
@@ -69,9 +69,34 @@ func (c *config) readBridge(o object) {
 		o.fault("promiscMode", "true together with hairpinMode: a frame would come back to its sender twice")
 	}
 	c.readBridgeVLAN(o)
-	for _, key := range unsupportedBridgeKeys() {
-		if o.has(key) && !empty(o.fields[key]) {
-			o.unsupported(key, "it does not exist yet", "")
+	c.network.Layer2 = c.bridge.down || o.has("ipam") && len(o.object("ipam").fields) == 0
+}
+
+// checkLayer2 refuses what containers without addresses cannot have.
+func (c *config) checkLayer2(o object) {
+	if !c.network.Layer2 {
+		return
+	}
+	why := "there are no addresses with ipam {}"
+	if c.bridge.down {
+		why = "there are no addresses with disableContainerInterface"
+	}
+	for _, one := range []struct {
+		there bool
+		key   string
+	}{
+		{len(o.object("ipam").fields) != 0, "ipam"},
+		{c.network.IPMasq, "ipMasq"},
+		{c.bridge.defaultGateway, "isDefaultGateway"},
+		{c.network.BridgeGateway, "isGateway"},
+		{c.bridge.dad, "enabledad"},
+		{len(c.routes) != 0, "routes"},
+		{len(c.ips) != 0, "runtimeConfig.ips"},
+		{len(c.network.Ranges) != 0, "runtimeConfig.ipRanges"},
+		{len(c.ports) != 0, keyPorts},
+	} {
+		if one.there {
+			o.fault(one.key, why)
 		}
 	}
 }
@@ -136,7 +161,7 @@ func (c *config) device() wiring.Bridge {
 func (c *config) port() wiring.Bridged {
 	return wiring.Bridged{
 		Bridge: c.network.Bridge, VLAN: c.network.VLAN, Trunk: c.network.VLANTrunk, PreserveDefaultVLAN: c.network.PreserveDefaultVLAN,
-		Hairpin: c.network.Hairpin, Isolated: c.network.Isolated,
+		Hairpin: c.network.Hairpin, Isolated: c.network.Isolated, Down: c.bridge.down,
 	}
 }
 

@@ -86,6 +86,7 @@ func parseConfig(text []byte, strict bool) (config, error) {
 	c.readRuntime(whole.object("runtimeConfig"))
 	c.readArgs(whole.object("args").object("cni"))
 	c.readPrevResult(whole)
+	c.checkLayer2(whole)
 	if strict && found.first != nil {
 		return config{}, found.first
 	}
@@ -173,6 +174,10 @@ func (c *config) driverKeys(o object) []string {
 
 func (c *config) readIPAM(o object) {
 	o.read("type", &c.ipamType, "a string")
+	if c.network.Layer2 && c.ipamType == "" {
+		c.ipamType = ipamTendril // nothing to run, and nothing to lease
+		return
+	}
 	switch {
 	case c.ipamType == "":
 		o.fault("type", `missing; "tendril" leases from ipam.ranges, any other type is the plugin of that name`)
@@ -211,7 +216,7 @@ func (c *config) readRuntime(o object) {
 		// As with host-local, ranges of the runtime come before those of
 		// the configuration.
 		c.network.Ranges = append(readRanges(o, "ipRanges"), c.network.Ranges...)
-		if len(c.network.Ranges) == 0 {
+		if len(c.network.Ranges) == 0 && !c.network.Layer2 {
 			o.faults.add(faultf(types.ErrInvalidNetworkConfig, "ipam.ranges: missing, and runtimeConfig.ipRanges too"))
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -116,6 +117,7 @@ func FuzzParseConfig(f *testing.F) {
 		`{"name":"n","ipam":{"type":"dhcp"},"runtimeConfig":{"portMappings":[{"hostPort":8080.5,"containerPort":"80","hostPorts":1,"hostIP":"fe80::1%eth0"},null]}}`,
 		`{"name":"n","driver":"bridge","bridge":"br 0","isGateway":1,"hairpinMode":true,"promiscMode":true,"ipam":{"type":"dhcp"}}`,
 		`{"name":"n","driver":"bridge","isDefaultGateway":true,"forceAddress":true,"vlan":0,"vlanTrunk":[{"id":1}],"ipam":{"type":"dhcp"}}`,
+		`{"name":"n","driver":"bridge","disableContainerInterface":true,"vlanTrunk":[{"minID":1,"maxID":4094},{"id":-1}],"ipam":{}}`,
 		`[]`, `null`, `{"name":"n"`, ``,
 	} {
 		f.Add([]byte(seed))
@@ -140,6 +142,9 @@ func FuzzParseConfig(f *testing.F) {
 		}
 		if bridged := c.network.Driver == api.DriverBridge; bridged != (c.network.Bridge != "") || !bridged && c.bridge != (bridgeConfig{}) {
 			t.Errorf("accepted with a bridge of another driver, or without one: %+v", c)
+		}
+		if c.network.Layer2 && (c.network.Driver != api.DriverBridge || c.delegated() || c.network.IPMasq || len(c.network.Ranges)+len(c.ports)+len(c.routes)+len(c.ips) != 0) {
+			t.Errorf("accepted with addresses, or what they are for, where there are none: %+v", c)
 		}
 		for _, route := range c.routes {
 			if !route.Dst.IsValid() {
@@ -197,6 +202,7 @@ func TestBridgeKeys(t *testing.T) {
 	}
 	named := func(name string) func(*read) { return func(r *read) { r.Network.Bridge = name } }
 	gateway := func(r *read) { r.Network.BridgeGateway = true }
+	layer2 := func(r *read) { r.Network.Layer2 = true }
 	defaultGateway := func(r *read) { r.Bridge.defaultGateway = true }
 	tagged := func(id int, preserved bool) func(*read) {
 		return func(r *read) { r.Network.VLAN, r.Network.PreserveDefaultVLAN = id, preserved }
@@ -223,8 +229,16 @@ func TestBridgeKeys(t *testing.T) {
 		}),
 		`"vlan": 10, "vlanTrunk": [{"minID": 1, "maxID": 9}],`: with(tagged(10, true), func(r *read) { r.Network.VLANTrunk = vlan.Set{{First: 1, Last: 9}} }),
 		`"vlan": 0, "vlanTrunk": [], "preserveDefaultVlan": false, "enabledad": false, "portIsolation": false, "disableContainerInterface": null,`: with(),
+		`"ipam": {},`: with(layer2),
+		`"ipam": {}, "disableContainerInterface": true, "vlanTrunk": [{"id": 7}],`: with(layer2, func(r *read) {
+			r.Bridge.down, r.Network.VLANTrunk = true, vlan.Set{{First: 7, Last: 7}}
+		}),
+		`"disableContainerInterface": true, "ipam": null,`: with(layer2, func(r *read) { r.Bridge.down = true }),
 	} {
-		c, err := parseConfig([]byte(`{"cniVersion": "1.1.0", "name": "n", "driver": "bridge", `+keys+` "ipam": {"type": "static"}}`), true)
+		if !strings.Contains(keys, `"ipam"`) {
+			keys += ` "ipam": {"type": "static"},`
+		}
+		c, err := parseConfig([]byte(`{"cniVersion": "1.1.0", "name": "n", "driver": "bridge", `+keys+` "macspoofchk": false}`), true)
 		if err != nil {
 			t.Errorf("%s: %v", keys, err)
 			continue
@@ -276,7 +290,8 @@ func TestBridgeKeysRefused(t *testing.T) {
 		`"vlan": 10, "vlanTrunk": [{"minID": 9, "maxID": 11}]`: {7, `vlanTrunk: VLAN 10 is what containers are in without a tag (vlan)`},
 		`"enabledad": 1`:                                       {7, `enabledad: 1 is not true or false`},
 		`"portIsolation": "yes"`:                               {7, `portIsolation: "yes" is not true or false`},
-		`"disableContainerInterface":1`:                        {2, `disableContainerInterface: 1 is not supported: it does not exist yet`},
+		`"disableContainerInterface":1`:                        {7, `disableContainerInterface: 1 is not true or false`},
+		`"disableContainerInterface": true`:                    {7, `ipam: there are no addresses with disableContainerInterface`},
 		`"hairpinMode": true, "promiscMode": true`:             {7, `promiscMode: true together with hairpinMode: a frame would come back to its sender twice`},
 	}
 	refused := func(t *testing.T, text string, want refusal) {
@@ -295,6 +310,16 @@ func TestBridgeKeysRefused(t *testing.T) {
 	}
 	for keys, want := range tests {
 		refused(t, `{"cniVersion": "1.1.0", "name": "n", "driver": "bridge", `+keys+`, "ipam": {"type": "static"}}`, want)
+	}
+	const without = "there are no addresses with ipam {}"
+	for keys, key := range map[string]string{
+		`"ipMasq": true`: "ipMasq", `"isDefaultGateway": true`: "isDefaultGateway", `"isGateway": true`: "isGateway", `"enabledad": true`: "enabledad",
+		`"routes": [{"dst": "192.0.2.0/24", "scope": 253}]`:                            "routes",
+		`"runtimeConfig": {"ips": ["10.0.0.7/24"]}`:                                    "runtimeConfig.ips",
+		`"runtimeConfig": {"ipRanges": [[{"subnet": "10.0.0.0/24"}]]}`:                 "runtimeConfig.ipRanges",
+		`"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}`: "runtimeConfig.portMappings",
+	} {
+		refused(t, `{"cniVersion": "1.1.0", "name": "n", "driver": "bridge", `+keys+`, "ipam": {}}`, refusal{7, key + ": " + without})
 	}
 	// With another driver, and with none named, each is of this one.
 	for _, key := range bridgeKeys() {

@@ -176,6 +176,7 @@ func (r *record) datapath() datapath.Endpoint {
 		Bridge:      r.bridge,
 		Isolated:    r.Origin.Isolated,
 		Trunk:       r.VLANTrunk,
+		Layer2:      r.Origin.Layer2,
 		OnLinkKnown: r.leased() && r.isRouted(), // only routed subnets are unreachable before
 		Ingress:     limit(r.Bandwidth.IngressRate, r.Bandwidth.IngressBurst),
 		Egress:      limit(r.Bandwidth.EgressRate, r.Bandwidth.EgressBurst),

@@ -135,6 +135,42 @@ func TestEndpointWithATrunk(t *testing.T) {
 	}
 }
 
+// layer2 is a request for an endpoint without addresses.
+func layer2(id string) api.PrepareRequest {
+	req := bridged(id)
+	req.Network.Name, req.Network.Layer2, req.Network.IPMasq, req.Network.Ranges = "wire", true, false, nil
+	return req
+}
+
+// An endpoint without addresses is served, known to the next agent, found by GC and freed.
+func TestEndpointWithoutAddresses(t *testing.T) {
+	w := newWorld(t)
+	bridge := w.addBridge("br0")
+	s, stop := w.boot(t)
+	req := layer2("c1")
+	req.Labels = map[string]string{"app": "vm"}
+	e := w.mustAdd(t, s, req)
+	served := map[uint16]datapath.Endpoint{e.ID: {
+		ID: e.ID, IfIndex: e.HostIfIndex, IfName: e.HostIfName, MAC: parsedMAC(e.MAC), HostMAC: bridge.MAC, MTU: 1500, Bridge: bridge.Index, Layer2: true,
+	}}
+	for range 2 {
+		if d := cmp.Diff(served, w.attached, equate...); d != "" {
+			t.Errorf("datapath (-want +got):\n%s", d)
+		}
+		must(t, s.Check(ctx, e.Attachment))
+		w.mustRemain(t, s, remains{Links: []string{e.HostIfName}, Attached: []uint16{e.ID}, Endpoints: []api.Attachment{e.Attachment}, Excludes: nothing().Excludes})
+		stop()
+		w.attached = make(map[uint16]datapath.Endpoint)
+		s, stop = w.boot(t)
+	}
+	got, err := s.GC(ctx, api.GCRequest{Network: "wire", Valid: []api.Attachment{}})
+	must(t, err)
+	if d := cmp.Diff(api.GCResult{Freed: []api.Attachment{e.Attachment}}, got); d != "" {
+		t.Errorf("GC (-want +got):\n%s", d)
+	}
+	w.mustRemain(t, s, remains{Excludes: nothing().Excludes, Draining: []uint16{e.ID}})
+}
+
 // In a VLAN the datapath knows who is on a link with whom by the node's interface there.
 func TestEndpointInAVLAN(t *testing.T) {
 	w := newWorld(t)

@@ -30,7 +30,23 @@ func TestPrepareRefuses(t *testing.T) {
 		"vlan, routed":       {change: func(r *api.PrepareRequest) { r.Network.VLAN = 10 }, code: api.CodeInvalid, key: "vlan", value: "10"},
 		"default, routed":    {change: func(r *api.PrepareRequest) { r.Network.PreserveDefaultVLAN = true }, code: api.CodeInvalid, key: "preserveDefaultVLAN", value: "true"},
 		"vlan too high":      {change: func(r *api.PrepareRequest) { *r = bridged("c9"); r.Network.VLAN = 4095 }, code: api.CodeInvalid, key: "vlan", value: "4095"},
-		"trunk, routed": {change: func(r *api.PrepareRequest) { r.Network.VLANTrunk = vlan.Set{{First: 7, Last: 8}} }, code: api.CodeInvalid, key: "vlanTrunk", value: "7-8"},
+		"layer2, routed":     {change: func(r *api.PrepareRequest) { r.Network.Layer2 = true }, code: api.CodeInvalid, key: "layer2", value: "true"},
+		"layer2 with ranges": {change: func(r *api.PrepareRequest) { *r = bridged("c9"); r.Network.Layer2 = true }, code: api.CodeInvalid, key: "ipam.ranges"},
+		"layer2 with a port": {change: func(r *api.PrepareRequest) {
+			*r = layer2("c9")
+			r.Ports = []api.PortMapping{{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}}
+		}, code: api.CodeInvalid, key: "ports", value: "8080"},
+		"layer2 with an address": {change: func(r *api.PrepareRequest) {
+			*r = layer2("c9")
+			r.Addresses = []api.Address{{Address: netip.MustParsePrefix("10.0.0.7/24")}}
+		}, code: api.CodeInvalid, key: "addresses", value: "10.0.0.7/24"},
+		"layer2 with a wish": {change: func(r *api.PrepareRequest) {
+			*r = layer2("c9")
+			r.Wanted = []netip.Addr{netip.MustParseAddr("10.0.0.7")}
+		}, code: api.CodeInvalid, key: "ips", value: "10.0.0.7"},
+		"layer2, masqueraded":   {change: func(r *api.PrepareRequest) { *r = layer2("c9"); r.Network.IPMasq = true }, code: api.CodeInvalid, key: "ipMasq", value: "true"},
+		"layer2 with a gateway": {change: func(r *api.PrepareRequest) { *r = layer2("c9"); r.Network.BridgeGateway = true }, code: api.CodeInvalid, key: "bridgeGateway", value: "true"},
+		"trunk, routed":         {change: func(r *api.PrepareRequest) { r.Network.VLANTrunk = vlan.Set{{First: 7, Last: 8}} }, code: api.CodeInvalid, key: "vlanTrunk", value: "7-8"},
 		"trunk too high": {change: func(r *api.PrepareRequest) {
 			*r = bridged("c9")
 			r.Network.VLANTrunk = vlan.Set{{First: 7, Last: 4095}}

@@ -100,6 +100,10 @@ func parsePrepare(req api.PrepareRequest) (*intent, error) {
 		return nil, invalid("addressesLater", "true", "is of another driver")
 	case req.AddressesLater:
 		in.has = laterFamilies
+	case network.Layer2:
+		if err := checkLayer2(req); err != nil {
+			return nil, err
+		}
 	case len(ranges) == 0 && len(req.Addresses) == 0:
 		return nil, invalid("ipam.ranges", "", "neither ranges nor addresses are given")
 	case len(ranges) > 0 && len(req.Addresses) > 0:
@@ -195,6 +199,8 @@ func checkDriver(n api.Network) error {
 			return invalid("preserveDefaultVLAN", "true", foreign)
 		case len(n.VLANTrunk) != 0:
 			return invalid("vlanTrunk", n.VLANTrunk.String(), foreign)
+		case n.Layer2:
+			return invalid("layer2", "true", foreign)
 		}
 	}
 	if n.Driver == api.DriverRouted || n.Driver == api.DriverBridge {
@@ -227,6 +233,27 @@ func checkDriver(n api.Network) error {
 	default:
 		return invalid("driver", n.Driver[:min(len(n.Driver), 64)],
 			fmt.Sprintf("is not known; %q, %q and %q are", api.DriverRouted, api.DriverBridge, api.DriverMacvlan))
+	}
+	return nil
+}
+
+// checkLayer2 looks at what endpoints without addresses cannot have.
+func checkLayer2(req api.PrepareRequest) error {
+	const none = "is of endpoints that have addresses, and these have none"
+	n := req.Network
+	switch {
+	case len(n.Ranges) != 0:
+		return invalid("ipam.ranges", "", none)
+	case len(req.Addresses) != 0:
+		return invalid("addresses", req.Addresses[0].Address.String(), none)
+	case len(req.Wanted) != 0:
+		return invalid("ips", joinAddrs(req.Wanted), none)
+	case len(req.Ports) != 0:
+		return invalid("ports", strconv.Itoa(int(req.Ports[0].HostPort)), none)
+	case n.IPMasq:
+		return invalid("ipMasq", "true", none)
+	case n.BridgeGateway:
+		return invalid("bridgeGateway", "true", none)
 	}
 	return nil
 }

@@ -41,6 +41,9 @@ type Network struct {
 	// VLANTrunk are the VLANs of Bridge that endpoints have as well, by tags; VLAN is none of
 	// them.
 	VLANTrunk vlan.Set `json:"vlanTrunk,omitempty"`
+	// Layer2 gives endpoints no addresses, and lets them have what they like on Bridge: with
+	// DriverBridge, and without IPMasq, BridgeGateway and Ranges.
+	Layer2 bool `json:"layer2,omitempty"`
 	// Mode is how children of Parent reach each other: one of the Mode constants.
 	Mode string `json:"mode,omitempty"`
 	// HostAccess lets children reach the node, and the node them.

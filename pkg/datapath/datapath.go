@@ -95,6 +95,8 @@ type Endpoint struct {
 	// Isolated leaves to Bridge what the endpoint and others that are isolated send each
 	// other; it lets nothing pass.
 	Isolated bool
+	// Layer2 says that the container has whatever addresses on Bridge: its MAC alone is checked.
+	Layer2 bool
 	// Trunk are the VLANs of Bridge that the endpoint may send into by tags. None may be one that
 	// it is in without.
 	Trunk vlan.Set

@@ -31,6 +31,9 @@ func (e *Endpoint) validate() error {
 	case e.MTU < 68 || e.MTU > 65535:
 		return fmt.Errorf("endpoint %d: MTU %d is not within 68 to 65535", e.ID, e.MTU)
 	}
+	if e.Layer2 && (e.Bridge == 0 || len(e.Addresses)+len(e.Ports) != 0) {
+		return fmt.Errorf("endpoint %d has addresses or ports, or no bridge, although it is of layer 2", e.ID)
+	}
 	for _, a := range e.Addresses {
 		if !plain(a) {
 			return fmt.Errorf("endpoint %d: %q is no plain address", e.ID, a)
@@ -83,6 +86,9 @@ func (e *Endpoint) device() maps.Interface {
 	}
 	if e.Isolated {
 		device.Flags |= maps.InterfaceIsolated
+	}
+	if e.Layer2 {
+		device.Flags |= maps.InterfaceLayer2
 	}
 	return device
 }

@@ -234,6 +234,7 @@ type kernelInterfaceFlag uint32
 
 const (
 	kernelInterfaceFlagINTERFACE_ISOLATED kernelInterfaceFlag = 1
+	kernelInterfaceFlagINTERFACE_LAYER2   kernelInterfaceFlag = 2
 )
 
 type kernelInterfaceRole uint32

@@ -122,6 +122,7 @@ const (
 	RoleUplink   = uint8(kernelInterfaceRoleINTERFACE_UPLINK)
 
 	InterfaceIsolated = uint8(kernelInterfaceFlagINTERFACE_ISOLATED)
+	InterfaceLayer2   = uint8(kernelInterfaceFlagINTERFACE_LAYER2)
 
 	FromContainer = kernelJourneyFROM_CONTAINER
 	ToContainer   = kernelJourneyTO_CONTAINER

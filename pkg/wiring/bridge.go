@@ -372,6 +372,8 @@ type Bridged struct {
 	// Addresses with the length of their subnet, which is on the link.
 	Addresses []netip.Prefix
 	Routes    []Route
+	// Down leaves the container's side down, and without addresses: somebody else sets it up.
+	Down bool
 	// Gateways are the addresses that EnsureGateways has given the bridge, for CheckBridged.
 	Gateways []netip.Prefix
 }
@@ -386,13 +388,16 @@ func (b Bridged) station(name string, index int) station {
 }
 
 // ConfigureBridged makes the host's side a port of the bridge, gives the container's its
-// addresses and routes and sets both up. It returns the routes that the container has now,
+// addresses and routes and sets both up, but for one that is to be down. It returns the routes that the container has now,
 // as Configure does. The error is unix.ENODEV when there is no such bridge.
 //
 // The neighbours are left to ARP and neighbour discovery, which a bridge carries.
 func ConfigureBridged(host, container *Namespace, links Links, b Bridged) ([]Route, error) {
 	if err := join(host, links, b, membership{}); err != nil {
 		return nil, fmt.Errorf("configure the host's side: %w", err)
+	}
+	if b.Down {
+		return nil, nil
 	}
 	routes, err := b.station(links.Name, links.Index).inhabit(container)
 	if err != nil {
@@ -504,6 +509,7 @@ func CheckBridged(host, container *Namespace, v Veth, b Bridged) error {
 	if err != nil {
 		return err
 	}
+	inContainer.idle = b.Down
 	onHost, err := observe(host, v.HostName, nil)
 	if err != nil {
 		return err

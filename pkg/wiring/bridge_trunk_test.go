@@ -88,15 +88,18 @@ func TestTrunkRefused(t *testing.T) {
 		want   string
 	}{
 		"left alone": {
-			filtering, wiring.Bridged{Trunk: only(1, 7)},
+			filtering,
+			wiring.Bridged{Trunk: only(1, 7)},
 			"configure the host's side: put a trunk on bridge tdlbr0: the bridge cannot have the VLAN: ports are in VLAN 1 of the trunk without a tag (vlan_default_pvid)",
 		},
 		"preserved": {
-			vlan50, wiring.Bridged{VLAN: 50, PreserveDefaultVLAN: true, Trunk: only(1, 7)},
+			vlan50,
+			wiring.Bridged{VLAN: 50, PreserveDefaultVLAN: true, Trunk: only(1, 7)},
 			"configure the host's side: put VLAN 50 on bridge tdlbr0: the bridge cannot have the VLAN: ports are in VLAN 1 of the trunk without a tag (vlan_default_pvid)",
 		},
 		"no filter": {
-			wiring.Bridge{Name: bridgeName}, wiring.Bridged{Trunk: only(7)},
+			wiring.Bridge{Name: bridgeName},
+			wiring.Bridged{Trunk: only(7)},
 			"configure the host's side: put a trunk on bridge tdlbr0: the bridge cannot have the VLAN: it does not filter VLANs",
 		},
 	} {

@@ -69,7 +69,9 @@ func mismatch(differences []string) error {
 
 // observed is what a namespace has by way of one link; nil link: no such link.
 type observed struct {
-	link       netlink.Link
+	link netlink.Link
+	// idle says that somebody else sets it up, and gives it the MAC that suits him.
+	idle       bool
 	addresses  []netip.Prefix
 	neighbours map[netip.Addr]net.HardwareAddr
 	routes     []Route
@@ -170,10 +172,10 @@ func (o observed) compare(where, kind, name string, mac net.HardwareAddr, mtu in
 	if o.link.Type() != kind {
 		differences = append(differences, fmt.Sprintf("link %s%s is a %s, not a %s", name, where, o.link.Type(), kind))
 	}
-	if attrs.Flags&net.FlagUp == 0 {
+	if attrs.Flags&net.FlagUp == 0 && !o.idle {
 		differences = append(differences, fmt.Sprintf("link %s is down%s", name, where))
 	}
-	if len(mac) != 0 && !bytes.Equal(attrs.HardwareAddr, mac) {
+	if len(mac) != 0 && !bytes.Equal(attrs.HardwareAddr, mac) && !o.idle {
 		differences = append(differences, fmt.Sprintf("MAC of %s%s is %s, not %s", name, where, attrs.HardwareAddr, mac))
 	}
 	if mtu != 0 && attrs.MTU != mtu {

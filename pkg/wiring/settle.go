@@ -52,6 +52,9 @@ func Settle(host, container *Namespace, links Links, r Routed) error {
 // that speaks STP keeps a port waiting for half a minute before it forwards: that is not
 // waited for.
 func SettleBridged(host, container *Namespace, links Links, b Bridged) error {
+	if b.Down {
+		return nil // there is no carrier to wait for
+	}
 	const disabled, forwarding = 0, 3 // BR_STATE_* of linux/if_bridge.h
 	deadline := time.Now().Add(settleTimeout)
 	err := wait{

@@ -74,7 +74,9 @@ func TestBridgeTrunk(t *testing.T) {
 		})
 		t.Run("policy", func(t *testing.T) {
 			at, inTrunk := serveUDP(t, a.NS, netip.AddrPortFrom(f.of(a), 0)), serveUDP(t, r.NS, netip.AddrPortFrom(in10, 0))
-			asks := func(from *nstest.NS, at netip.AddrPort) func() string { return func() string { return g.udp(t, from, at) } }
+			asks := func(from *nstest.NS, at netip.AddrPort) func() string {
+				return func() string { return g.udp(t, from, at) }
+			}
 			g.apply(t, networkPolicy("a", "{podSelector: {matchLabels: {app: a}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: b}}}]}]}"))
 			try(t, trial{"who may", asks(b.NS, at), ""}, trial{"by the tag", asks(r.NS, at), byIngress})
 			// With the address of who may.

@@ -24,7 +24,7 @@ import (
 
 // Tests that are to catch faults: allTests those of files that have none of their own.
 const (
-	firewallTests = "TestPolicy$|TestPolicyMore|TestPolicyWays|TestPolicyRanges|TestIdentityTreeDepth|TestBridge|TestTrunk"
+	firewallTests = "TestPolicy$|TestPolicyMore|TestPolicyWays|TestPolicyRanges|TestIdentityTreeDepth|TestBridge|TestTrunk|TestLayer2"
 	childTests    = "TestChild"
 	limitTests    = "TestLimits$|TestLimitBridge|TestLimitPorts|TestPacer|TestChildLimit"
 	allTests      = "TestPackets|TestServicesFull|TestScarcity|TestPorts|TestClientOfPortGone|TestChild$|TestChildPorts|" + limitTests + "|" + firewallTests
