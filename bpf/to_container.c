@@ -51,6 +51,14 @@ static __always_inline bool is_of_neighbour(const struct __sk_buff *skb, const s
 	       !bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
 }
 
+/* Whether an endpoint's address comes from where that endpoint is not. */
+static __always_inline bool is_forged(const struct __sk_buff *skb, const struct scratch *s)
+{
+	struct endpoint *source = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
+
+	return source && !is_at(source, skb->ingress_ifindex, skb->tc_index);
+}
+
 /* Policy for what others forward here. Returns 0, or the counter of a drop. */
 static __always_inline int judge_forwarded(struct __sk_buff *skb, struct scratch *s, bool neighbour)
 {
@@ -104,8 +112,11 @@ __noinline int note(struct __sk_buff *skb)
 	s->epoch = epoch_of(0);
 	neighbour = bridged && is_of_neighbour(skb, s, endpoint);
 	reason = judge_forwarded(skb, s, neighbour);
-	/* The answer to a neighbour stays on the bridge, and needs no note. */
-	if (reason || neighbour || s->packet.icmp_kind || answers_echo(&s->packet))
+	/* The answer to a neighbour stays on the bridge, and needs no note. One with a tag, or to
+	 * whom another has forged, asks for none.
+	 */
+	if (reason || neighbour || skb->vlan_present || is_forged(skb, s) || s->packet.icmp_kind ||
+	    answers_echo(&s->packet))
 		return reason;
 	/* Policy knows that the endpoint began. */
 	if (s->decision.flags & FLOW_REPLY)

@@ -100,6 +100,14 @@ static __always_inline int track_stack(struct __sk_buff *skb, struct scratch *s,
 	return s->tracks ? error : 0;
 }
 
+/* Whether scratch->packet is the answer of a mapped port. */
+static __always_inline bool answers_port(const struct scratch *s)
+{
+	struct translation *t = bpf_map_lookup_elem(&translations, &s->packet.key);
+
+	return t && t->flags & TRANSLATION_PORT;
+}
+
 /* Masquerades scratch->packet. */
 __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 {
@@ -114,7 +122,15 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
 	if (!endpoint)
 		return TC_ACT_UNSPEC;
-	if (endpoint->flags & ENDPOINT_PORTS) {
+	s->sender = s->later = s->tracks = 0;
+	/*
+	 * An endpoint's address is believed where the endpoint is: without a policy, too, for what
+	 * would leave with an address of the host's and a mapped port.
+	 */
+	forged = skb->ingress_ifindex && !is_at(endpoint, skb->ingress_ifindex, seen);
+	if (forged && (answers_port(s) || is_policed(s)))
+		return drop(skb, TO_UPLINK, DROP_MARTIAN);
+	if (endpoint->flags & ENDPOINT_PORTS && !forged) {
 		__builtin_memset(&s->decision, 0, sizeof(s->decision));
 		if (!port_answered(skb)) {
 			ask(s, &s->packet.key.destination, &s->packet.key.source,
@@ -126,11 +142,6 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 			return finish(skb, reason ? -reason : port_quote(skb, s));
 		}
 	}
-	s->sender = s->later = s->tracks = 0;
-	/* An endpoint's address is believed where the endpoint is. */
-	forged = skb->ingress_ifindex && !is_at(endpoint, skb->ingress_ifindex, seen);
-	if (forged && is_policed(s))
-		return drop(skb, TO_UPLINK, DROP_MARTIAN);
 	/* What others have led here answers nobody, whatever has come from there. */
 	led = seen == SEEN_LED && !others_translate(&s->packet.key.destination);
 	before = before_this(skb);

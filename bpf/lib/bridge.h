@@ -93,15 +93,25 @@ static __noinline int check_other(struct __sk_buff *skb, __u32 ifindex)
  * Whether an endpoint may send this, which has a tag. Returns as check_other. The VLANs of its
  * trunk are links where it has no address that we know of. Its own VLAN is none of them: a tag must
  * not lead round what is asked of packets without one, nor may the bridge take the
- * tag for none, as it does with VLAN 0, and with one that is not of 802.1Q.
+ * tag for none, as it does with VLAN 0, and with one that is not of 802.1Q. Where the bridge takes
+ * the tag away, another behind it would count.
  */
 static __noinline int check_tagged(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex, id = skb->vlan_tci & VLAN_ID_MASK;
 	struct trunk *trunk = bpf_map_lookup_elem(&trunks, &ifindex);
+	struct interface *interface;
+	__be16 inner;
 
 	if (!trunk || skb->vlan_proto != bpf_htons(ETH_P_8021Q) ||
 	    !(trunk->vlans[id / 64] >> id % 64 & 1))
+		return DROP_VLAN;
+	interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+	if (!interface || !interface->bridge)
+		return DROP_UNKNOWN_SENDER;
+	if (bpf_skb_load_bytes(skb, offsetof(struct ethhdr, h_proto), &inner, sizeof(inner)))
+		return DROP_INVALID;
+	if (inner == bpf_htons(ETH_P_8021Q) || inner == bpf_htons(ETH_P_8021AD))
 		return DROP_VLAN;
 	return check_other(skb, ifindex);
 }

@@ -10,10 +10,10 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/tendril-net/tendril/pkg/api"
-	"github.com/tendril-net/tendril/pkg/uplink"
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
@@ -30,11 +30,40 @@ func (s *Service) checkBridge(n api.Network) error {
 		return nil
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if slices.ContainsFunc(s.uplinks.Uplinks, func(u uplink.Uplink) bool { return isBridgeOf(n, u.Name) }) {
-		return invalid("bridge", n.Bridge, "is an uplink of the node, which endpoints cannot be ports of")
+	uplinks := s.uplinks.Uplinks
+	s.mu.Unlock()
+	for _, u := range uplinks {
+		if isBridgeOf(n, u.Name) {
+			return invalid("bridge", n.Bridge, "is an uplink of the node, which endpoints cannot be ports of")
+		}
+		id, err := s.inTrunk(n, u.Name)
+		if err != nil {
+			return err
+		}
+		if id != 0 {
+			return invalid("vlanTrunk", strconv.Itoa(id), fmt.Sprintf("is the VLAN of %s, an uplink of the node, which endpoints cannot be in", u.Name))
+		}
 	}
 	return nil
+}
+
+// inTrunk returns the number of a device that is a VLAN of the network's bridge which endpoints are
+// in by tags; 0 for another device.
+func (s *Service) inTrunk(n api.Network, name string) (int, error) {
+	if len(n.VLANTrunk) == 0 {
+		return 0, nil
+	}
+	device, err1 := s.opts.Links.Link(name)
+	bridge, err2 := s.opts.Links.Link(n.Bridge)
+	switch err := errors.Join(err1, err2); {
+	case errors.Is(err, ErrNoLink):
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("read devices %s and %s: %w", name, n.Bridge, err)
+	case device.Lower != bridge.Index || !n.VLANTrunk.Has(device.VLAN):
+		return 0, nil
+	}
+	return device.VLAN, nil
 }
 
 // isBridgeOf tells whether a device is the network's bridge, or the node's interface among its ports.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -132,6 +133,43 @@ func TestEndpointWithATrunk(t *testing.T) {
 	s.tidy()
 	if d := cmp.Diff(wiring.Bridged{Bridge: "br0", Trunk: trunk, MTU: 1500}, w.ports[e.HostIfName]); d != "" {
 		t.Errorf("port (-want +got):\n%s", d)
+	}
+}
+
+// Endpoints are not let into the VLAN of an uplink by tags; where one comes later, Health says so.
+func TestTrunkWithAnUplink(t *testing.T) {
+	w := newWorld(t)
+	bridge := w.addBridge("br0")
+	lan := w.addBridge("lan")
+	lan.Bridge, lan.VLAN, lan.Lower = false, 20, bridge.Index
+	w.bridges["lan"] = lan
+	s, _ := w.boot(t)
+	req := bridged("c1")
+	req.Network.VLANTrunk = vlan.Set{{First: 19, Last: 21}}
+	before := s.uplinks
+	found := before
+	found.Uplinks = append(slices.Clone(before.Uplinks), uplink.Uplink{Name: "lan", IfIndex: lan.Index, MTU: 1500, MAC: lan.MAC})
+	s.SetUplinks(found)
+	_, err := s.Prepare(ctx, req)
+	const want = `vlanTrunk "20": is the VLAN of lan, an uplink of the node, which endpoints cannot be in`
+	if refused := (*api.Error)(nil); !errors.As(err, &refused) || refused.Code != api.CodeInvalid || refused.Message != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	s.SetUplinks(before)
+	w.mustAdd(t, s, req)
+	healthy := func(want api.Health) {
+		t.Helper()
+		got, err := s.Health(ctx)
+		must(t, err)
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("health (-want +got):\n%s", d)
+		}
+	}
+	healthy(api.Health{OK: true})
+	s.SetUplinks(found)
+	healthy(api.Health{Reasons: []string{"bridges: lan is in VLAN 20 of bridge br0, where endpoints of network lan send what they like"}})
+	if len(w.uplinks) != len(found.Uplinks) {
+		t.Errorf("uplinks of the datapath: %+v", w.uplinks)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tendril-net/tendril/internal/failpoint"
 	"github.com/tendril-net/tendril/internal/mac"
+	"github.com/tendril-net/tendril/internal/vlan"
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/ipam"
 )
@@ -148,7 +149,7 @@ func (s *Service) newRecord(in *intent) (*record, error) {
 		},
 	}
 	if r.Bridge != "" {
-		r.VLAN, r.VLANTrunk = in.network.VLAN, in.network.VLANTrunk
+		r.VLAN, r.VLANTrunk = in.network.VLAN, vlan.Of(in.network.VLANTrunk...)
 	}
 	if r.isChild() {
 		r.HostIfName, r.HostMAC = "", in.parent.MAC.String()

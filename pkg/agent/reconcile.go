@@ -6,6 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -293,7 +296,17 @@ func (s *Service) applyUplinks() error {
 		}
 		wanted = append(wanted, datapath.Uplink(u))
 	}
+	networks := slices.SortedFunc(maps.Values(s.index.networks), func(a, b api.Network) int { return strings.Compare(a.Name, b.Name) })
 	s.mu.Unlock()
+	for _, u := range wanted {
+		for _, n := range networks {
+			id, err := s.inTrunk(n, u.Name)
+			if id != 0 {
+				err = fmt.Errorf("%s is in VLAN %d of bridge %s, where endpoints of network %s send what they like", u.Name, id, n.Bridge, n.Name)
+			}
+			both = append(both, err)
+		}
+	}
 	s.problem("bridges", errors.Join(both...))
 	if err := s.opts.Datapath.Node.ReconcileUplinks(wanted); err != nil {
 		return fmt.Errorf("reconcile uplinks: %w", err)

@@ -389,6 +389,14 @@ func testBridgeNote(t *testing.T, n *node, f family) {
 		step{"of the world, by a neighbour", forged, passed(seenNot)},
 		step{"to the world", out, forwarded(hidden, "decided")},
 	)
+	// Nor does one in the name of another endpoint, which goes straight.
+	there := n.onBridge(n.a, n.b.MAC, ip(f.a, f.b, 64, udp(low, server)...)...)
+	back := n.onBridge(n.b, n.a.MAC, ip(f.b, f.a, 64, udp(server, low)...)...)
+	n.story(t,
+		step{"to b", there, across("decided")}, step{"and back", back, across("decided")},
+		step{"of a, by a neighbour", n.byBridge(n.b, ip(f.a, f.b, 64, udp(low, server)...)...), passed(seenNot)},
+		step{"back again", back, across()},
+	)
 	n.enforce(t, n.policy().restrict(n.b, both).allow(setOne, ofWorld).allow(setOne+1, ofWorld))
 	n.story(t,
 		step{"under a policy", forged, drops("martian")},
@@ -435,6 +443,21 @@ func TestBridgePorts(t *testing.T) {
 			},
 			step{"answer", answer, deliveredAs(arrives, "decided")},
 			step{"more", answer, deliveredAs(arrives)},
+		)
+		// Somebody else's answer does not leave as the host's.
+		byStack := func(index int, seen uint32) run {
+			r := n.toWorld(seen, ip(f.b, f.world, 63, udp(server, low)...)...)
+			r.ingress = index
+			return r
+		}
+		n.story(t,
+			step{
+				"question of the world", n.fromWorld(ip(f.world, f.host, 64, udp(low, hostPort)...)...),
+				deliveredAs(delivered(n.b, ip(f.world, f.b, 63, udp(low, server)...)...), "decided"),
+			},
+			step{"answer of another on the bridge", byStack(bridgeIndex, seenNot), drops("martian")},
+			step{"answer by another bridge", byStack(anotherIndex, seenOwn), drops("martian")},
+			step{"answer by the stack", byStack(bridgeIndex, seenOwn), leaves(n.left(ip(f.host, f.world, 63, udp(hostPort, low)...)...))},
 		)
 	})
 }

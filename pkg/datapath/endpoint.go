@@ -311,6 +311,9 @@ func (d *Datapath) ReconcileEndpoints(desired []Endpoint) error {
 	if err != nil {
 		return err
 	}
+	if err := d.pruneTrunks(desired); err != nil {
+		return err
+	}
 	if err := d.prune(addresses, devices, attached); err != nil {
 		return err
 	}
@@ -319,7 +322,7 @@ func (d *Datapath) ReconcileEndpoints(desired []Endpoint) error {
 	} else if n > 0 {
 		d.log.Info("pruned ports of the host that lead to no endpoint", "entries", n)
 	}
-	if err := errors.Join(d.pruneLimits(desired, attached), d.pruneTrunks(desired)); err != nil {
+	if err := d.pruneLimits(desired, attached); err != nil {
 		return err
 	}
 	// All at once: those that are served go on to be.

@@ -53,6 +53,11 @@ func TestLayer2(t *testing.T) {
 				copy(r.in[6:12], as)
 				return r
 			}
+			own := by(quiet.MAC, ip(f.unknown, f.b, 64, udp(low, server)...)...)
+			own.ingress = quiet.IfIndex
+			n.enforce(t, n.policy().restrict(n.b, ingress).allow(setOne, ofA))
+			n.story(t, step{"by the bridge it is who it is", own, passed(seenNot)})
+			n.enforce(t, n.policy().restrict(n.b, ingress).allow(setOne, ofC))
 			n.story(t,
 				step{"as who may not", by(quiet.MAC, ip(f.unknown, f.b, 64, udp(low, server)...)...), denied("policy_ingress")},
 				step{"as who may", by(quiet.MAC, ip(f.c, f.b, 64, udp(low, server)...)...), drops("martian")},

@@ -39,9 +39,13 @@ func trunkEntry(ifindex int) string {
 	return fmt.Sprintf("entry of interface %d in map trunks", ifindex)
 }
 
+// writeTrunk makes the entry, and removes what another port of that index may have left.
 func (d *Datapath) writeTrunk(e Endpoint) error {
-	if len(e.Trunk) == 0 {
+	if e.Bridge == 0 {
 		return nil
+	}
+	if len(e.Trunk) == 0 {
+		return ignoreMissing(d.maps.Trunks.Delete(uint32(e.IfIndex)))
 	}
 	if err := d.maps.Trunks.Put(uint32(e.IfIndex), e.trunk()); err != nil {
 		return fmt.Errorf("write map trunks: %w", err)

@@ -26,6 +26,12 @@ func (r run) tagged(tag uint32) run {
 	return r
 }
 
+// marked is the packet with a mark of the datapath's.
+func marked(seen uint32, r run) run {
+	r.seen, r.mark = seen, uint32(r.device)
+	return r
+}
+
 // TestTrunk: what an endpoint sends with the tag of a VLAN in its trunk is the bridge's, with its
 // MAC and whatever address; no other tag leads out of it.
 func TestTrunk(t *testing.T) {
@@ -46,10 +52,13 @@ func TestTrunk(t *testing.T) {
 			steps = append(steps, step{fmt.Sprintf("not %#x", tag), own.tagged(tag), drops("vlan")})
 		}
 		n.table(t, append(steps,
+			step{"another tag behind it", n.onBridge(n.a, stationMAC(), append([]packet.Layer{packet.VLAN(6)}, ip(f.a, f.unknown, 64, udp(low, server)...)...)...).tagged(5), drops("vlan")},
 			step{"any address without a tag", foreign, drops("decided", "source_address")},
 			step{"for the gateway", n.fromA(ip(f.a, f.world, 64, udp(low, server)...)...).tagged(5), passed(seenNot)},
 			step{"another's MAC", n.as(n.b.MAC, ip(f.a, f.b, 64, udp(low, server)...)...).tagged(5), drops("source_mac")},
 			step{"of an endpoint without a trunk", n.onBridge(n.b, stationMAC(), ip(f.b, f.unknown, 64, udp(low, server)...)...).tagged(5), drops("vlan")},
+			step{"with a mark", marked(seenOwn, own.tagged(5)), passed(seenNot)},
+			step{"by the pacer", marked(pacedSent, own.tagged(5)), passed(seenNot)},
 			step{"to it", n.byBridge(n.a, ip(f.unknown, f.multicast, 1, udp(low, server)...)...).tagged(5), passed(seenNot)},
 		)...)
 		t.Run("egress", func(t *testing.T) {
@@ -64,6 +73,14 @@ func TestTrunk(t *testing.T) {
 				step{"to another", n.byBridge(n.a, ip(f.unknown, f.elsewhere, 64, udp(low, server)...)...).tagged(5), denied("policy_ingress")},
 			)
 		})
+	})
+	t.Run("unknown device", func(t *testing.T) {
+		device := uint32(n.a.IfIndex)
+		var entry maps.Interface
+		must(t, n.maps.Interfaces.Lookup(device, &entry))
+		must(t, n.maps.Interfaces.Delete(device))
+		defer func() { must(t, n.maps.Interfaces.Put(device, entry)) }()
+		n.story(t, step{"nobody's", n.onBridge(n.a, stationMAC(), ip(v4().a, v4().unknown, 64, udp(low, server)...)...).tagged(5), drops("unknown_sender")})
 	})
 	of := func(dst net.HardwareAddr) run {
 		return run{program: fromContainer, device: n.a.IfIndex, in: strange(n.a.MAC, dst)}.tagged(5)

@@ -210,8 +210,8 @@ func (b Bridge) judge(host *Namespace, bridge link) (joins bool, err error) {
 }
 
 // noticesFilter tells whether a port may be cut off where its bridge, which is in such VLANs itself,
-// begins to filter. An endpoint needs no tags: it goes on in the VLAN that its frames are in
-// without one, which is its own, or that of the bridge.
+// begins to filter. An endpoint needs no tags but those of its trunk, and goes on in the VLAN that its
+// frames are in without one, which is its own, or that of the bridge.
 func noticesFilter(host *Namespace, port netlink.Link, bridge map[int]uint16, normal int) (bool, error) {
 	if !ifname.IsHost(port.Attrs().Name) {
 		return true, nil
@@ -225,7 +225,7 @@ func noticesFilter(host *Namespace, port netlink.Link, bridge map[int]uint16, no
 			return id == normal && bridge[id]&nl.BRIDGE_VLAN_INFO_UNTAGGED == 0, nil
 		}
 	}
-	return true, nil
+	return len(in) == 0, nil // one with a trunk alone has no more without the filter
 }
 
 // lookUp returns the bridge, and what has the name of the node's interface in the VLAN; the zero link
@@ -308,7 +308,7 @@ func (b Bridged) untagged(f filter) []int {
 		normal = 0
 	}
 	switch {
-	case b.VLAN == 0 && (b.Trunk == nil || normal == 0):
+	case b.VLAN == 0 && (len(b.Trunk) == 0 || normal == 0):
 		return nil
 	case b.VLAN == 0:
 		return []int{normal}

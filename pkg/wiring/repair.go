@@ -37,25 +37,28 @@ func RepairBridge(host *Namespace, b Bridge, gateways []netip.Prefix) (mended []
 	if err != nil && found.Index == 0 {
 		return nil, err
 	}
-	var foreign error
+	var amiss error
 	if b.MAC != nil && !bytes.Equal(found.MAC, b.MAC) {
-		foreign = fmt.Errorf("its MAC is %s, and containers know it by %s: they reach no mapped ports until they are attached again, or it has that", found.MAC, b.MAC)
+		amiss = fmt.Errorf("its MAC is %s, and containers know it by %s: they reach no mapped ports until they are attached again, or it has that", found.MAC, b.MAC)
 	}
-	if err != nil { // of the VLAN
-		return mended, errors.Join(err, foreign)
+	amiss = errors.Join(err, amiss)
+	switch {
+	case err == nil:
+		mended = append(mended, faults...)
+	case b.VLAN != 0: // there is no interface for the gateways; a filter is of no matter to them
+		return mended, amiss
 	}
-	mended = append(mended, faults...)
 	if len(gateways) == 0 {
-		return mended, foreign
+		return mended, amiss
 	}
 	missing, err := ensureGateways(host, b, gateways, false)
 	if err != nil {
-		return mended, errors.Join(err, foreign)
+		return mended, errors.Join(err, amiss)
 	}
 	for _, gateway := range missing {
 		mended = append(mended, fmt.Sprintf("address %s was missing", gateway))
 	}
-	return mended, foreign
+	return mended, amiss
 }
 
 // RepairPort makes a host's side a port of its bridge again, as ConfigureBridged did, where
