@@ -27,8 +27,9 @@ static __always_inline int leave(struct __sk_buff *skb)
 			    : apply_pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 }
 
-/* No TC action: the packet is for another station of the bridge. */
+/* No TC actions: the packet is for another station of the bridge, or its sender is as one. */
 #define BRIDGE -3
+#define STATION -4
 
 /*
  * For the host itself, or for a port of it that leads to an endpoint. Returns a TC
@@ -212,7 +213,10 @@ __noinline int apply_decision(struct __sk_buff *skb)
 	return apply(skb, &s->packet, &s->decision, FROM_CONTAINER);
 }
 
-/* Checks who sent scratch->packet, and decides. Returns a TC action or BRIDGE. */
+/*
+ * Checks who sent scratch->packet, and decides. Returns a TC action, BRIDGE or STATION. Of a
+ * station nothing is ever in the cache, so that all of it comes here.
+ */
 __noinline int slow_path(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
@@ -223,33 +227,32 @@ __noinline int slow_path(struct __sk_buff *skb)
 	bool bridged;
 	int verdict;
 
+	if (!s)
+		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	interface = bpf_map_lookup_elem(&interfaces, &s->packet.key.ifindex);
+	if (interface && interface->flags & INTERFACE_LAYER2)
+		return STATION;
 	count(skb, FROM_CONTAINER, COUNTER_DECIDED);
-	if (!s || (void *)(ethernet + 1) > data_end)
+	if ((void *)(ethernet + 1) > data_end)
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
 	s->epoch = epoch_of(0);
 	s->sender = 0;
-	interface = bpf_map_lookup_elem(&interfaces, &s->packet.key.ifindex);
 	if (!interface || interface->role != INTERFACE_ENDPOINT)
 		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
 	if (!same_mac((struct mac *)ethernet->h_source, &interface->mac))
 		return drop(skb, FROM_CONTAINER, DROP_SOURCE_MAC);
-	if (interface->flags & INTERFACE_LAYER2) {
-		verdict = check_other(skb, s->packet.key.ifindex);
-		return verdict ? drop(skb, FROM_CONTAINER, verdict)
-			       : pass(skb, FROM_CONTAINER, COUNTER_PASSED);
-	}
 	self = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
 	if (!self || self->ifindex != s->packet.key.ifindex) {
 		if (!is_link_local_talk(&s->packet))
 			return drop(skb, FROM_CONTAINER, DROP_SOURCE_ADDRESS);
-		verdict = check_neighbour(skb, &s->packet);
+		verdict = check_neighbour(skb, &s->packet, false);
 		if (!verdict && interface->bridge && s->packet.ipv6 &&
 		    s->packet.icmp_kind != ICMP_KIND_LINK && may_not_send_all(interface))
 			verdict = DROP_POLICY_EGRESS;
 		return verdict ? drop(skb, FROM_CONTAINER, verdict) : leave(skb);
 	}
 	if (s->packet.icmp_kind == ICMP_KIND_LINK) {
-		verdict = check_neighbour(skb, &s->packet);
+		verdict = check_neighbour(skb, &s->packet, false);
 		/* Without a mark: should the stack forward it, policy is asked there. */
 		return verdict ? drop(skb, FROM_CONTAINER, verdict)
 			       : pass(skb, FROM_CONTAINER, COUNTER_PASSED);
@@ -352,6 +355,30 @@ __noinline int bridge_path(struct __sk_buff *skb)
 	return cross(skb, &s->packet, &s->decision);
 }
 
+/*
+ * Checks scratch->packet, whose sender is a station of the bridge (is_station). Returns a TC
+ * action. To the node, which masquerades for its endpoints and translates their answers, it does
+ * not speak as another of them, nor as the node itself.
+ */
+__noinline int station_path(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	int verdict;
+
+	if (!s)
+		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	verdict = check_other(skb, s->packet.key.ifindex);
+	if (!verdict && is_martian(&s->packet.key.destination))
+		verdict = DROP_MARTIAN;
+	if (!verdict && skb->pkt_type == PACKET_HOST &&
+	    is_others(&s->packet.key.source, s->packet.key.ifindex))
+		verdict = DROP_SOURCE_ADDRESS;
+	if (!verdict)
+		verdict = check_neighbour(skb, &s->packet, true);
+	return verdict ? drop(skb, FROM_CONTAINER, verdict)
+		       : pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+}
+
 static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *packet,
 					 bool forgotten)
 {
@@ -364,6 +391,8 @@ static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *p
 	s->forgotten = forgotten;
 	verdict = slow_path(skb);
 	/* Called from here, since the kernel bounds the depth of calls to 8. */
+	if (verdict == STATION)
+		return station_path(skb);
 	return verdict == BRIDGE ? bridge_path(skb) : verdict;
 }
 
@@ -382,7 +411,7 @@ static __always_inline int pass_again(struct __sk_buff *skb, struct packet *pack
 	s->packet = *packet;
 	s->forgotten = false;
 	if (has_way(skb))
-		return slow_path(skb);
+		return ask_slow_path(skb, packet, false);
 	account(skb, flow);
 	return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 }
@@ -430,17 +459,31 @@ static __noinline int follow_close(struct packet *packet, struct flow *flow)
 }
 
 /*
- * Marks what a bridge gives to the stack, where a neighbour's packets look the same. Not what has
- * a tag, and what comes from an endpoint without addresses: nobody has asked whose it is.
+ * Marks what a bridge gives to the stack, where a neighbour's packets look the same, as those of
+ * an endpoint that is a station are to.
  */
 static __noinline int mark_own(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex;
 	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
 
-	if (interface && interface->bridge && !(interface->flags & INTERFACE_LAYER2))
+	if (interface && interface->bridge && !is_station(skb, interface))
 		skb->tc_index = SEEN_OWN;
 	return 0;
+}
+
+/*
+ * As check_arp. A station that policy forbids to send sends no ARP either: it might answer for
+ * others.
+ */
+static __noinline int check_arp_of(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+	int verdict = check_arp(skb, ifindex);
+
+	return !verdict && interface && is_station(skb, interface) ? check_other(skb, ifindex)
+								   : verdict;
 }
 
 /* Returns a TC action. */
@@ -458,15 +501,15 @@ static __always_inline int take(struct __sk_buff *skb)
 		skb->mark = 0;
 	}
 	if (skb->vlan_present) {
-		verdict = check_tagged(skb);
-		return verdict ? drop(skb, FROM_CONTAINER, verdict)
-			       : pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+		verdict = check_tag(skb);
+		if (verdict)
+			return drop(skb, FROM_CONTAINER, verdict);
 	}
 	switch (parse(skb, &packet)) {
 	case PARSED_IP:
 		break;
 	case PARSED_ARP:
-		verdict = check_arp(skb, skb->ifindex);
+		verdict = check_arp_of(skb);
 		return verdict ? drop(skb, FROM_CONTAINER, verdict)
 			       : pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 	case PARSED_OTHER:
@@ -477,6 +520,14 @@ static __always_inline int take(struct __sk_buff *skb)
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
 	}
 	packet.key.ifindex = skb->ifindex;
+	if (skb->vlan_present) {
+		struct scratch *s = scratch_get();
+
+		if (!s)
+			return drop(skb, FROM_CONTAINER, DROP_INVALID);
+		s->packet = packet;
+		return station_path(skb);
+	}
 	if (packet.fragment)
 		fragment_find(&packet);
 	if (packet.unkeyed)
@@ -513,7 +564,7 @@ int from_container(struct __sk_buff *skb)
 {
 	int verdict = take(skb);
 
-	if (verdict == TC_ACT_UNSPEC && !skb->tc_index && !skb->vlan_present)
+	if (verdict == TC_ACT_UNSPEC && !skb->tc_index)
 		mark_own(skb);
 	return verdict;
 }

@@ -205,7 +205,7 @@ __noinline int slow_path(struct __sk_buff *skb)
 		return send(skb, false);
 	}
 	/* Talk on the link: policy cannot be asked by address. */
-	verdict = check_neighbour(skb, &s->packet);
+	verdict = check_neighbour(skb, &s->packet, false);
 	if (verdict)
 		return drop(skb, FROM_CONTAINER, verdict);
 	if (!keeps && may_not_send_all(interface))

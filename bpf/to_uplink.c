@@ -128,7 +128,10 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	 * would leave with an address of the host's and a mapped port.
 	 */
 	forged = skb->ingress_ifindex && !is_at(endpoint, skb->ingress_ifindex, seen);
-	if (forged && (answers_port(s) || is_policed(s)))
+	if (forged &&
+	    (answers_port(s) ||
+	     (endpoint->flags & ENDPOINT_PORTS && s->packet.icmp_kind == ICMP_KIND_ERROR) ||
+	     is_policed(s)))
 		return drop(skb, TO_UPLINK, DROP_MARTIAN);
 	if (endpoint->flags & ENDPOINT_PORTS && !forged) {
 		__builtin_memset(&s->decision, 0, sizeof(s->decision));

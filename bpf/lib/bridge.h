@@ -66,8 +66,8 @@ static __always_inline bool is_for_bridges(const __u8 *mac)
 }
 
 /*
- * Whether an endpoint may send this, which is neither IP nor ARP, or comes from whatever address.
- * Returns 0, or the counter of the drop. A container without neighbours may say what it likes: the
+ * Whether an endpoint may send this, of which no address is asked. Returns 0, or the counter of
+ * the drop. A container without neighbours may say what it likes: the
  * stack alone hears it.
  */
 static __noinline int check_other(struct __sk_buff *skb, __u32 ifindex)
@@ -90,13 +90,12 @@ static __noinline int check_other(struct __sk_buff *skb, __u32 ifindex)
 }
 
 /*
- * Whether an endpoint may send this, which has a tag. Returns as check_other. The VLANs of its
- * trunk are links where it has no address that we know of. Its own VLAN is none of them: a tag must
- * not lead round what is asked of packets without one, nor may the bridge take the
- * tag for none, as it does with VLAN 0, and with one that is not of 802.1Q. Where the bridge takes
- * the tag away, another behind it would count.
+ * Whether an endpoint may send by the tag that a packet has. Returns 0, or the counter of the drop.
+ * Its own VLAN is in no trunk: a tag must not lead round what is asked of packets without one, nor
+ * may the bridge take the tag for none, as it does with VLAN 0, and with one that is not of 802.1Q.
+ * Where the bridge takes the tag away, another behind it would count.
  */
-static __noinline int check_tagged(struct __sk_buff *skb)
+static __noinline int check_tag(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex, id = skb->vlan_tci & VLAN_ID_MASK;
 	struct trunk *trunk = bpf_map_lookup_elem(&trunks, &ifindex);
@@ -113,7 +112,7 @@ static __noinline int check_tagged(struct __sk_buff *skb)
 		return DROP_INVALID;
 	if (inner == bpf_htons(ETH_P_8021Q) || inner == bpf_htons(ETH_P_8021AD))
 		return DROP_VLAN;
-	return check_other(skb, ifindex);
+	return 0;
 }
 
 /*

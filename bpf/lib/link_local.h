@@ -2,7 +2,8 @@
 /*
  * What stays on the link between a container and the host: ARP, neighbour
  * discovery, group membership, DHCP. It is never translated and never leaves
- * the node; a container may speak for its own addresses only.
+ * the node; a container may speak for its own addresses only, but for a station of a
+ * bridge, which may for all that are nobody's here.
  */
 #pragma once
 
@@ -35,6 +36,24 @@ static __always_inline bool owns(const struct address *address, __u32 ifindex)
 	return owner && owner->ifindex == ifindex;
 }
 
+/* Whether an address is the host's, or that of another endpoint than a device's. */
+static __always_inline bool is_others(const struct address *address, __u32 ifindex)
+{
+	struct endpoint *owner = bpf_map_lookup_elem(&endpoints, address);
+
+	return owner ? owner->ifindex != ifindex : !!bpf_map_lookup_elem(&host_addresses, address);
+}
+
+/*
+ * Whether what an endpoint sends may come from addresses that nobody here knows: on a trunk, or
+ * because it has no others. It is a station of the link, then, as one that is no endpoint.
+ */
+static __always_inline bool is_station(const struct __sk_buff *skb,
+				       const struct interface *interface)
+{
+	return skb->vlan_present || interface->flags & INTERFACE_LAYER2;
+}
+
 /*
  * Whether an endpoint may send this, which is ARP. Returns 0, or the counter of the drop. A
  * sender of zeros probes an address (RFC 5227): it claims nothing yet.
@@ -56,11 +75,10 @@ static __noinline int check_arp(struct __sk_buff *skb, __u32 ifindex)
 	if (!same_mac((struct mac *)arp.ethernet.h_source, &interface->mac) ||
 	    !same_mac(&arp.sender_mac, &interface->mac))
 		return DROP_SOURCE_MAC;
-	if (interface->flags & INTERFACE_LAYER2)
-		return 0;
 	__builtin_memcpy(&ipv4, arp.sender, sizeof(ipv4));
 	set_ipv4(&sender, ipv4);
-	if (ipv4 && !owns(&sender, ifindex))
+	if (ipv4 &&
+	    (is_station(skb, interface) ? is_others(&sender, ifindex) : !owns(&sender, ifindex)))
 		return DROP_NEIGHBOUR;
 	return 0;
 }
@@ -87,9 +105,10 @@ static __always_inline bool is_link_local_talk(const struct packet *packet)
 /*
  * Whether a container may send this message of neighbour discovery (RFC 4861).
  * Returns 0, or the counter of the drop. Advertisements for link-local addresses
- * are let through: only the container knows its own.
+ * are let through: only the container knows its own. A station may be a router.
  */
-static __noinline int check_neighbour(struct __sk_buff *skb, const struct packet *packet)
+static __noinline int check_neighbour(struct __sk_buff *skb, const struct packet *packet,
+				      bool station)
 {
 	struct address target;
 
@@ -99,12 +118,15 @@ static __noinline int check_neighbour(struct __sk_buff *skb, const struct packet
 		return DROP_NEIGHBOUR; /* an ICMP redirect */
 	switch (packet->icmp_type) {
 	case ICMPV6_ROUTER_ADVERTISEMENT:
+		return station ? 0 : DROP_NEIGHBOUR;
 	case ICMPV6_REDIRECT:
 		return DROP_NEIGHBOUR;
 	case ICMPV6_NEIGHBOUR_ADVERTISEMENT:
 		if (bpf_skb_load_bytes(skb, packet->transport + 8, &target, sizeof(target)))
 			return DROP_INVALID;
-		if (!is_ipv6_link_local(&target) && !owns(&target, packet->key.ifindex))
+		if (!is_ipv6_link_local(&target) &&
+		    (station ? is_others(&target, packet->key.ifindex)
+			     : !owns(&target, packet->key.ifindex)))
 			return DROP_NEIGHBOUR;
 	}
 	return 0;

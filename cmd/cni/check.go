@@ -69,6 +69,10 @@ func (p *plugin) answered(endpoint api.Endpoint) (answer, []error) {
 		return answer{}, []error{faultf(types.ErrInvalidNetworkConfig,
 			"prevResult.interfaces: %s, which is CNI_IFNAME, is not among them", p.call.IfName)}
 	}
+	found := answer{mtu: result.Interfaces[at].Mtu}
+	if p.config.network.Layer2 {
+		return found, nil // its addresses and routes are somebody else's
+	}
 	var differences []error
 	var recorded, listed []netip.Addr
 	for _, a := range endpoint.Addresses {
@@ -89,7 +93,6 @@ func (p *plugin) answered(endpoint api.Endpoint) (answer, []error) {
 			differences = append(differences, mismatch("address %s of the agent's record is not in prevResult", a))
 		}
 	}
-	found := answer{mtu: result.Interfaces[at].Mtu}
 	for _, route := range ipamRoutes(result) {
 		// A route by way of somebody else is somebody else's.
 		if isHop(endpoint, route.Gateway) {

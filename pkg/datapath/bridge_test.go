@@ -450,6 +450,12 @@ func TestBridgePorts(t *testing.T) {
 			r.ingress = index
 			return r
 		}
+		refused := func(index int) run {
+			asked := delivered(n.b, ip(f.world, f.b, 63, udp(low, server)...)...)
+			r := n.toWorld(seenNot, ip(f.b, f.world, 63, packet.Unreachable(packet.PortUnreachable), packet.Quote(asked))...)
+			r.ingress = index
+			return r
+		}
 		n.story(t,
 			step{
 				"question of the world", n.fromWorld(ip(f.world, f.host, 64, udp(low, hostPort)...)...),
@@ -457,6 +463,7 @@ func TestBridgePorts(t *testing.T) {
 			},
 			step{"answer of another on the bridge", byStack(bridgeIndex, seenNot), drops("martian")},
 			step{"answer by another bridge", byStack(anotherIndex, seenOwn), drops("martian")},
+			step{"error of another on the bridge", refused(bridgeIndex), drops("martian")},
 			step{"answer by the stack", byStack(bridgeIndex, seenOwn), leaves(n.left(ip(f.host, f.world, 63, udp(hostPort, low)...)...))},
 		)
 	})

@@ -54,7 +54,11 @@ func TestTrunk(t *testing.T) {
 		n.table(t, append(steps,
 			step{"another tag behind it", n.onBridge(n.a, stationMAC(), append([]packet.Layer{packet.VLAN(6)}, ip(f.a, f.unknown, 64, udp(low, server)...)...)...).tagged(5), drops("vlan")},
 			step{"any address without a tag", foreign, drops("decided", "source_address")},
-			step{"for the gateway", n.fromA(ip(f.a, f.world, 64, udp(low, server)...)...).tagged(5), passed(seenNot)},
+			step{"for the gateway", n.fromA(ip(f.unknown, f.world, 64, udp(low, server)...)...).tagged(5), passed(seenNot)},
+			step{"for the gateway, as itself", n.fromA(ip(f.a, f.world, 64, udp(low, server)...)...).tagged(5), passed(seenNot)},
+			step{"for the gateway, as another", n.fromA(ip(f.b, f.world, 64, udp(low, server)...)...).tagged(5), drops("source_address")},
+			step{"as another, on the link", n.onBridge(n.a, stationMAC(), ip(f.b, f.unknown, 64, udp(low, server)...)...).tagged(5), passed(seenNot)},
+			step{"to no link", n.fromA(ip(f.a, f.martian, 64, udp(low, server)...)...).tagged(5), drops("martian")},
 			step{"another's MAC", n.as(n.b.MAC, ip(f.a, f.b, 64, udp(low, server)...)...).tagged(5), drops("source_mac")},
 			step{"of an endpoint without a trunk", n.onBridge(n.b, stationMAC(), ip(f.b, f.unknown, 64, udp(low, server)...)...).tagged(5), drops("vlan")},
 			step{"with a mark", marked(seenOwn, own.tagged(5)), passed(seenNot)},
@@ -88,11 +92,8 @@ func TestTrunk(t *testing.T) {
 	n.table(t,
 		step{"no IP", of(stationMAC()), passed(seenNot)},
 		step{"spanning tree", of(packet.MAC("01:80:c2:00:00:00")), drops("martian")},
-		step{
-			"ARP as another", n.fromA(packet.ARPReply(packet.Station{MAC: n.a.MAC, IP: v4().b}, packet.Station{MAC: n.b.MAC, IP: v4().a})).tagged(5),
-			passed(seenNot),
-		},
 	)
+	n.claims(t, n.a, func(r run) run { return r.tagged(5) })
 }
 
 // TestTrunkEntries: an entry that is lost, and one that nobody is to have, are found and mended.
@@ -157,4 +158,39 @@ func TestTrunkEntries(t *testing.T) {
 			t.Errorf("got %v, want %s", err, text)
 		}
 	}
+}
+
+// claims: a station says by ARP and neighbour discovery that it has what addresses it likes, but
+// for those of the host and of endpoints.
+func (n *node) claims(t *testing.T, e Endpoint, as func(run) run) {
+	t.Helper()
+	arp := func(sender netip.Addr) run {
+		return as(n.fromA(packet.ARPReply(packet.Station{MAC: e.MAC, IP: sender}, packet.Station{MAC: n.b.MAC, IP: v4().unknown})))
+	}
+	advert := func(target netip.Addr) run {
+		return as(n.onBridge(e, stationMAC(), packet.IP(addr("fe80::7"), addr("fe80::8")), packet.NeighborAdvert(target, packet.NAOverride, packet.TargetLinkAddr(e.MAC))))
+	}
+	for _, a := range []netip.Addr{v4().host, v6().host} {
+		must(t, n.maps.HostAddresses.Put(maps.NewAddress(a), uint8(1)))
+		defer func() { must(t, n.maps.HostAddresses.Delete(maps.NewAddress(a))) }()
+	}
+	n.table(t,
+		step{"ARP", arp(v4().unknown), passed(seenNot)},
+		step{"ARP probe", arp(netip.IPv4Unspecified()), passed(seenNot)},
+		step{"ARP as another", arp(v4().b), drops("neighbour")},
+		step{"ARP as the host", arp(v4().host), drops("neighbour")},
+		step{"neighbour", advert(v6().unknown), passed(seenNot)},
+		step{"neighbour on the link", advert(addr("fe80::7")), passed(seenNot)},
+		step{"neighbour as another", advert(v6().b), drops("neighbour")},
+		step{"neighbour as the host", advert(v6().host), drops("neighbour")},
+		step{"router", as(n.onBridge(e, stationMAC(), packet.IP(addr("fe80::7"), addr("ff02::1")), packet.RouterAdvert(1800))), passed(seenNot)},
+		step{"redirect", as(n.onBridge(e, stationMAC(), ip(v4().unknown, v4().b, 64, packet.Redirect(1, v4().unknown), packet.Quote(sent(n.a, ip(v4().host, v4().a, 3, udp(low, server)...)...)))...)), drops("neighbour")},
+	)
+	t.Run("egress", func(t *testing.T) {
+		n.enforce(t, n.policy().restrict(e, egress).allow(setOne, 0))
+		n.story(t,
+			step{"ARP", arp(v4().unknown), denied("policy_egress")},
+			step{"neighbour", advert(v6().unknown), denied("policy_egress")},
+		)
+	})
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/tendril-net/tendril/internal/nodetest"
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
 )
@@ -145,6 +146,14 @@ func newNodeBeside(t testing.TB, cfg Config) *node {
 		bits := f.host.BitLen()
 		subnet, _ := f.host.Prefix(bits - 8*bits/32) // a /24 or a /96
 		must(t, n.ns.Handle.AddrAdd(up0, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(f.host, subnet.Bits())), Flags: unix.IFA_F_NODAD}))
+		// The kernel makes the local route of IPv6 a moment after it has said yes.
+		nodetest.Eventually(t, "local route", func() error {
+			routes, err := n.ns.Handle.RouteGet(f.host.AsSlice())
+			if err == nil && routes[0].Type != unix.RTN_LOCAL {
+				err = errors.New("not there yet")
+			}
+			return err
+		})
 		for _, neighbour := range []netip.Addr{f.router, f.neighbour} {
 			must(t, n.ns.Handle.NeighSet(&netlink.Neigh{
 				LinkIndex: up0.Attrs().Index, State: netlink.NUD_PERMANENT,

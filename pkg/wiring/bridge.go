@@ -384,7 +384,10 @@ func (b Bridged) bridge() Bridge {
 }
 
 func (b Bridged) station(name string, index int) station {
-	return station{name: name, index: index, mtu: b.MTU, addresses: b.Addresses, routes: b.Routes, doubted: b.DAD}
+	return station{
+		name: name, index: index, mtu: b.MTU, addresses: b.Addresses, routes: b.Routes, doubted: b.DAD,
+		heedsRouters: len(b.Addresses) == 0, // it has no other way to an address and a route
+	}
 }
 
 // ConfigureBridged makes the host's side a port of the bridge, gives the container's its

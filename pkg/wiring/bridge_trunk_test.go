@@ -82,6 +82,8 @@ func TestBridgedTrunk(t *testing.T) {
 
 // A port is not put where a tag of its trunk would lead to where it is without one.
 func TestTrunkRefused(t *testing.T) {
+	_, err := wiring.EnsureBridge(newPair(t).node, filtering)
+	needBridgeVLAN(t, err)
 	for name, test := range map[string]struct {
 		bridge wiring.Bridge
 		b      wiring.Bridged

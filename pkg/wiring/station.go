@@ -20,6 +20,8 @@ type station struct {
 	mtu       int
 	addresses []netip.Prefix
 	routes    []Route
+	// heedsRouters leaves it to the container whether it follows router advertisements.
+	heedsRouters bool
 	// doubted has the kernel ask the link whether somebody else has an IPv6 address.
 	doubted bool
 }
@@ -37,7 +39,11 @@ func (s station) ipv6() (last netip.Addr) {
 // inhabit gives the container's interface what it is to have, and sets it up. It returns
 // the routes that the container has in the end.
 func (s station) inhabit(container *Namespace) ([]Route, error) {
-	if err := prepareIPv6(container, s.name, s.ipv6().IsValid(), "accept_ra"); err != nil {
+	var off []string
+	if !s.heedsRouters {
+		off = []string{"accept_ra"}
+	}
+	if err := prepareIPv6(container, s.name, s.ipv6().IsValid(), off...); err != nil {
 		return nil, err
 	}
 	if s.doubted && s.ipv6().IsValid() {
