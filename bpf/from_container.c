@@ -370,11 +370,12 @@ __noinline int station_path(struct __sk_buff *skb)
 	verdict = check_other(skb, s->packet.key.ifindex);
 	if (!verdict && is_martian(&s->packet.key.destination))
 		verdict = DROP_MARTIAN;
-	if (!verdict && skb->pkt_type == PACKET_HOST &&
-	    is_others(&s->packet.key.source, s->packet.key.ifindex))
-		verdict = DROP_SOURCE_ADDRESS;
 	if (!verdict)
 		verdict = check_neighbour(skb, &s->packet, true);
+	/* The node hears groups and broadcast, too. */
+	if (!verdict && skb->pkt_type != PACKET_OTHERHOST &&
+	    is_others(&s->packet.key.source, s->packet.key.ifindex))
+		verdict = DROP_SOURCE_ADDRESS;
 	return verdict ? drop(skb, FROM_CONTAINER, verdict)
 		       : pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 }

@@ -56,7 +56,8 @@ static __always_inline bool is_forged(const struct __sk_buff *skb, const struct 
 {
 	struct endpoint *source = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
 
-	return source && !is_at(source, skb->ingress_ifindex, skb->tc_index);
+	return source && skb->ingress_ifindex &&
+	       !is_at(source, skb->ingress_ifindex, skb->tc_index);
 }
 
 /* Policy for what others forward here. Returns 0, or the counter of a drop. */

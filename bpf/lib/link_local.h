@@ -116,6 +116,9 @@ static __noinline int check_neighbour(struct __sk_buff *skb, const struct packet
 		return 0;
 	if (!packet->ipv6)
 		return DROP_NEIGHBOUR; /* an ICMP redirect */
+	/* A solicitation says who has its source. */
+	if (station && is_others(&packet->key.source, packet->key.ifindex))
+		return DROP_NEIGHBOUR;
 	switch (packet->icmp_type) {
 	case ICMPV6_ROUTER_ADVERTISEMENT:
 		return station ? 0 : DROP_NEIGHBOUR;

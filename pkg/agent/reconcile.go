@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -296,10 +295,16 @@ func (s *Service) applyUplinks() error {
 		}
 		wanted = append(wanted, datapath.Uplink(u))
 	}
-	networks := slices.SortedFunc(maps.Values(s.index.networks), func(a, b api.Network) int { return strings.Compare(a.Name, b.Name) })
+	trunked := make(map[string]api.Network) // as their endpoints have it, whatever the network has by now
+	for _, r := range s.index.records {
+		if len(r.VLANTrunk) != 0 {
+			trunked[fmt.Sprint(r.Network, r.Bridge, r.VLANTrunk)] = r.Origin
+		}
+	}
 	s.mu.Unlock()
 	for _, u := range wanted {
-		for _, n := range networks {
+		for _, of := range slices.Sorted(maps.Keys(trunked)) {
+			n := trunked[of]
 			id, err := s.inTrunk(n, u.Name)
 			if id != 0 {
 				err = fmt.Errorf("%s is in VLAN %d of bridge %s, where endpoints of network %s send what they like", u.Name, id, n.Bridge, n.Name)

@@ -170,6 +170,10 @@ func (n *node) claims(t *testing.T, e Endpoint, as func(run) run) {
 	advert := func(target netip.Addr) run {
 		return as(n.onBridge(e, stationMAC(), packet.IP(addr("fe80::7"), addr("fe80::8")), packet.NeighborAdvert(target, packet.NAOverride, packet.TargetLinkAddr(e.MAC))))
 	}
+	group := packet.MAC("33:33:ff:00:00:01")
+	solicit := func(source netip.Addr) run {
+		return as(n.onBridge(e, group, packet.IP(source, addr("ff02::1:ff00:1")), packet.NeighborSolicit(v6().b, packet.SourceLinkAddr(e.MAC))))
+	}
 	for _, a := range []netip.Addr{v4().host, v6().host} {
 		must(t, n.maps.HostAddresses.Put(maps.NewAddress(a), uint8(1)))
 		defer func() { must(t, n.maps.HostAddresses.Delete(maps.NewAddress(a))) }()
@@ -183,9 +187,43 @@ func (n *node) claims(t *testing.T, e Endpoint, as func(run) run) {
 		step{"neighbour on the link", advert(addr("fe80::7")), passed(seenNot)},
 		step{"neighbour as another", advert(v6().b), drops("neighbour")},
 		step{"neighbour as the host", advert(v6().host), drops("neighbour")},
+		step{"solicitation", solicit(v6().unknown), passed(seenNot)},
+		step{"solicitation of one to be", solicit(netip.IPv6Unspecified()), passed(seenNot)},
+		step{"solicitation as another", solicit(v6().b), drops("neighbour")},
+		step{"solicitation as the host", solicit(v6().host), drops("neighbour")},
+		step{"router solicitation as another", as(n.onBridge(e, group, packet.IP(v6().b, addr("ff02::2")), packet.RouterSolicit())), drops("neighbour")},
 		step{"router", as(n.onBridge(e, stationMAC(), packet.IP(addr("fe80::7"), addr("ff02::1")), packet.RouterAdvert(1800))), passed(seenNot)},
 		step{"redirect", as(n.onBridge(e, stationMAC(), ip(v4().unknown, v4().b, 64, packet.Redirect(1, v4().unknown), packet.Quote(sent(n.a, ip(v4().host, v4().a, 3, udp(low, server)...)...)))...)), drops("neighbour")},
 	)
+	for _, f := range []family{v4(), v6()} {
+		everybody, own := packet.MAC("ff:ff:ff:ff:ff:ff"), e.HostMAC
+		dhcp := func(source, destination netip.Addr, to net.HardwareAddr) run {
+			client, server := uint16(68), uint16(67)
+			if f.v6() {
+				client, server = 546, 547
+			}
+			return as(n.onBridge(e, to, ip(source, destination, 64, udp(client, server)...)...))
+		}
+		says := func(source netip.Addr, to net.HardwareAddr) run {
+			return as(n.onBridge(e, to, ip(source, f.host, 64, udp(low, server)...)...))
+		}
+		pieces := packet.Fragment(packet.New(append([]packet.Layer{packet.Eth(e.MAC, own)}, ip(f.b, f.host, 64, packet.UDP(low, server), packet.Payload(3000))...)...), 1500)
+		later := as(run{program: fromContainer, device: e.IfIndex, in: pieces[1]})
+		n.table(t,
+			step{"to the node", says(f.unknown, own), passed(seenNot)},
+			step{"to the node, by all", says(f.unknown, everybody), passed(seenNot)},
+			step{"to the node as another", says(f.b, own), drops("source_address")},
+			step{"to the node as another, by all", says(f.b, everybody), drops("source_address")},
+			step{"to the node as the node", says(f.host, own), drops("source_address")},
+			step{"to the node as the node, by all", says(f.host, everybody), drops("source_address")},
+			step{"in pieces", later, drops("source_address")},
+			step{"error as another", as(n.onBridge(e, own, ip(f.b, f.world, 64, packet.Unreachable(packet.PortUnreachable), packet.Quote(sent(n.b, ip(f.world, f.b, 64, udp(low, server)...)...)))...)), drops("source_address")},
+			step{"renews its lease", dhcp(f.unknown, f.host, own), passed(seenNot)},
+		)
+		if !f.v6() {
+			n.table(t, step{"asks for a lease", dhcp(netip.IPv4Unspecified(), addr("255.255.255.255"), everybody), passed(seenNot)})
+		}
+	}
 	t.Run("egress", func(t *testing.T) {
 		n.enforce(t, n.policy().restrict(e, egress).allow(setOne, 0))
 		n.story(t,

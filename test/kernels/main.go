@@ -149,7 +149,8 @@ func testAll(ctx context.Context, out io.Writer, s *settings, kernels map[string
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(max(1, s.jobs/len(s.setups[0])))
 	var printing sync.Mutex
-	for i, setup := range s.setups {
+	// The newest first: it has the most to do, and would be left alone at the end.
+	for i, setup := range slices.Backward(s.setups) {
 		group.Go(func() error {
 			said := &bytes.Buffer{}
 			to := io.Writer(said)
