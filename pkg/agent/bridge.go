@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/datapath"
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
@@ -64,6 +65,27 @@ func (s *Service) inTrunk(n api.Network, name string) (int, error) {
 		return 0, nil
 	}
 	return device.VLAN, nil
+}
+
+// checkTrunks says which uplinks are in the VLAN of a trunk, as the endpoints have it, whatever their
+// network has by now.
+func (s *Service) checkTrunks(uplinks []datapath.Uplink) error {
+	trunked := make(map[string]api.Network)
+	for _, r := range s.list(func(r *record) bool { return len(r.VLANTrunk) != 0 }) {
+		trunked[fmt.Sprint(r.Network, r.Bridge, r.VLANTrunk)] = r.Origin
+	}
+	var errs []error
+	for _, u := range uplinks {
+		for _, of := range slices.Sorted(maps.Keys(trunked)) {
+			n := trunked[of]
+			id, err := s.inTrunk(n, u.Name)
+			if id != 0 {
+				err = fmt.Errorf("%s is in VLAN %d of bridge %s, where endpoints of network %s send what they like", u.Name, id, n.Bridge, n.Name)
+			}
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // isBridgeOf tells whether a device is the network's bridge, or the node's interface among its ports.

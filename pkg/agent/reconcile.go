@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -295,24 +293,8 @@ func (s *Service) applyUplinks() error {
 		}
 		wanted = append(wanted, datapath.Uplink(u))
 	}
-	trunked := make(map[string]api.Network) // as their endpoints have it, whatever the network has by now
-	for _, r := range s.index.records {
-		if len(r.VLANTrunk) != 0 {
-			trunked[fmt.Sprint(r.Network, r.Bridge, r.VLANTrunk)] = r.Origin
-		}
-	}
 	s.mu.Unlock()
-	for _, u := range wanted {
-		for _, of := range slices.Sorted(maps.Keys(trunked)) {
-			n := trunked[of]
-			id, err := s.inTrunk(n, u.Name)
-			if id != 0 {
-				err = fmt.Errorf("%s is in VLAN %d of bridge %s, where endpoints of network %s send what they like", u.Name, id, n.Bridge, n.Name)
-			}
-			both = append(both, err)
-		}
-	}
-	s.problem("bridges", errors.Join(both...))
+	s.problem("bridges", errors.Join(append(both, s.checkTrunks(wanted))...))
 	if err := s.opts.Datapath.Node.ReconcileUplinks(wanted); err != nil {
 		return fmt.Errorf("reconcile uplinks: %w", err)
 	}

@@ -44,6 +44,11 @@ func (d *Datapath) writeTrunk(e Endpoint) error {
 	if e.Bridge == 0 {
 		return nil
 	}
+	return d.setTrunk(e)
+}
+
+// setTrunk makes the entry, or removes it where there is no trunk.
+func (d *Datapath) setTrunk(e Endpoint) error {
 	if len(e.Trunk) == 0 {
 		return ignoreMissing(d.maps.Trunks.Delete(uint32(e.IfIndex)))
 	}
@@ -99,11 +104,7 @@ func (d *Datapath) ensureTrunk(found []string, e Endpoint) ([]string, error) {
 	if mismatch := (*MismatchError)(nil); !errors.As(err, &mismatch) {
 		return found, err
 	}
-	found = append(found, err.Error())
-	if len(e.Trunk) == 0 {
-		return found, ignoreMissing(d.maps.Trunks.Delete(uint32(e.IfIndex)))
-	}
-	return found, d.writeTrunk(e)
+	return append(found, err.Error()), d.setTrunk(e)
 }
 
 // pruneTrunks removes the entries of those that are to have no trunk.
