@@ -73,6 +73,7 @@ __noinline bool is_asked_for(struct __sk_buff *skb)
 	question = bpf_map_lookup_elem(&flows, &s->other);
 	return question &&
 	       (question->action == ACTION_DELIVER || question->action == ACTION_BRIDGE) &&
+	       !is_left_to_bridge(question) &&
 	       !(question->flags & (FLOW_TRANSLATE_DESTINATION | FLOW_REPLY)) &&
 	       (__s32)(now() - question->decided) <= (__s32)(2 * DECISION_AGE);
 }
@@ -117,6 +118,35 @@ static __always_inline void goes_straight(struct scratch *s)
 	flow_forget(&s->wanted);
 }
 
+/*
+ * Whether the way to the endpoint is that to its link, as the routes have it: to a macvlan child
+ * by its parent, and to who is on the link of an uplink, since it answers there, and not here.
+ */
+static __always_inline bool is_reached_by_link(const struct endpoint *endpoint)
+{
+	__u32 ifindex = endpoint->ifindex;
+
+	return is_child(ifindex) || is_on_uplink(bpf_map_lookup_elem(&interfaces, &ifindex));
+}
+
+/*
+ * Who is on an uplink is answered by that, and must not be taken for somebody whom the receiver of
+ * scratch->packet has dialled: it would be answered by the host.
+ */
+__noinline int note_uplink(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct endpoint *receiver;
+
+	if (!s || !skb || s->packet.icmp_kind || s->decision.flags & FLOW_REPLY ||
+	    !uplink_at(s->bridge))
+		return 0;
+	receiver = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
+	if (receiver && receiver->flags & ENDPOINT_MASQUERADE)
+		expect_reply(s, receiver);
+	return 0;
+}
+
 /* Decides for scratch->packet, whose sender is who it says. Returns a TC action or APPLY. */
 static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 {
@@ -135,8 +165,7 @@ static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 			return verdict;
 	}
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
-	/* A macvlan child is reached by its parent, as the routes have it. */
-	if (endpoint && is_child(endpoint->ifindex))
+	if (endpoint && is_reached_by_link(endpoint))
 		endpoint = NULL;
 	before = before_this(skb);
 	if (before_says_reply(before, &s->packet, endpoint ? endpoint->id : s->decision.endpoint)) {
@@ -170,8 +199,11 @@ static __always_inline int decide(struct __sk_buff *skb, bool has_ports)
 		reason = -track(skb, 0);
 	if (reason)
 		return refuse(skb, FROM_CONTAINER, reason);
-	if (endpoint)
+	if (endpoint) {
+		if (masquerade && s->bridge)
+			note_uplink(skb);
 		return APPLY;
+	}
 	if (others) {
 		skb->tc_index = SEEN_LED;
 		return pass_on(skb, s, before);
@@ -211,6 +243,29 @@ __noinline int apply_decision(struct __sk_buff *skb)
 	if (!s)
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
 	return apply(skb, &s->packet, &s->decision, FROM_CONTAINER);
+}
+
+/*
+ * An answer for the stack, which led the question here and translated it, maybe, or has to say that
+ * it does not fit; sent to where the question seemed to come from, it would pass the stack by.
+ */
+static __always_inline int to_gateway(struct __sk_buff *skb, struct scratch *s)
+{
+	struct endpoint *self = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
+
+	if (!self)
+		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
+	if (bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_dest), &self->host_mac,
+				sizeof(self->host_mac), 0) ||
+	    bpf_skb_change_type(skb, PACKET_HOST))
+		return drop(skb, FROM_CONTAINER, DROP_REWRITE);
+	return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+}
+
+/* Whether the stack has nothing to say of the packet on its way. */
+static __always_inline bool fits(const struct packet *packet, const struct flow *flow)
+{
+	return packet->ttl > 1 && packet->length <= flow->mtu;
 }
 
 /*
@@ -263,7 +318,8 @@ __noinline int slow_path(struct __sk_buff *skb)
 	if (!bridged && (skb->pkt_type != PACKET_HOST || is_multicast(&s->packet.key.destination) ||
 			 is_ipv6_link_local(&s->packet.key.destination) || s->packet.ttl <= 1)) {
 		/* Others on the bridge get it, too, and it speaks to nobody that policy knows. */
-		if (interface->bridge && skb->pkt_type != PACKET_HOST && !keeps_link(&s->packet) &&
+		if (interface->bridge && skb->pkt_type != PACKET_HOST &&
+		    (!keeps_link(&s->packet) || answers_dhcp(&s->packet)) &&
 		    may_not_send_all(interface))
 			return drop(skb, FROM_CONTAINER, DROP_POLICY_EGRESS);
 		return leave(skb);
@@ -285,24 +341,8 @@ __noinline int slow_path(struct __sk_buff *skb)
 	if (verdict != APPLY)
 		return verdict;
 	remember(skb);
-	return apply_decision(skb);
-}
-
-/*
- * An answer for the stack, which led the question here and translated it, maybe; sent to
- * where the question seemed to come from, it would pass the stack by.
- */
-static __always_inline int to_gateway(struct __sk_buff *skb, struct scratch *s)
-{
-	struct endpoint *self = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
-
-	if (!self)
-		return drop(skb, FROM_CONTAINER, DROP_UNKNOWN_SENDER);
-	if (bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_dest), &self->host_mac,
-				sizeof(self->host_mac), 0) ||
-	    bpf_skb_change_type(skb, PACKET_HOST))
-		return drop(skb, FROM_CONTAINER, DROP_REWRITE);
-	return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
+	return bridged && !fits(&s->packet, &s->decision) ? to_gateway(skb, s)
+							  : apply_decision(skb);
 }
 
 /*
@@ -323,6 +363,7 @@ __noinline int bridge_path(struct __sk_buff *skb)
 
 	if (!s || (void *)(ethernet + 1) > data_end)
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	__builtin_memcpy(&s->decision.receiver, ethernet->h_dest, sizeof(s->decision.receiver));
 	/* Whom it reaches straight. */
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
 	if (endpoint) {
@@ -330,7 +371,7 @@ __noinline int bridge_path(struct __sk_buff *skb)
 		port = bpf_map_lookup_elem(&interfaces, &ifindex);
 		own = bpf_map_lookup_elem(&interfaces, &s->packet.key.ifindex);
 		if (is_child(ifindex) || !are_joined(own, port) ||
-		    !same_mac((struct mac *)ethernet->h_dest, &endpoint->mac))
+		    !same_mac(&s->decision.receiver, &endpoint->mac))
 			endpoint = NULL;
 	}
 	if (endpoint)
@@ -348,8 +389,6 @@ __noinline int bridge_path(struct __sk_buff *skb)
 		keep(before);
 		return to_gateway(skb, s);
 	}
-	if (!endpoint)
-		return pass_on(skb, s, before);
 	s->decision.action = ACTION_BRIDGE;
 	remember(skb);
 	return cross(skb, &s->packet, &s->decision);
@@ -461,15 +500,20 @@ static __noinline int follow_close(struct packet *packet, struct flow *flow)
 
 /*
  * Marks what a bridge gives to the stack, where a neighbour's packets look the same, as those of
- * an endpoint that is a station are to.
+ * an endpoint that is a station are to. Where the bridge is an uplink, too, its program is told
+ * to believe the mark.
  */
 static __noinline int mark_own(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex;
 	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
 
-	if (interface && interface->bridge && !is_station(skb, interface))
+	if (!interface || !interface->bridge || is_station(skb, interface))
+		return 0;
+	if (!skb->tc_index)
 		skb->tc_index = SEEN_OWN;
+	if (skb->pkt_type == PACKET_HOST && is_on_uplink(interface))
+		skb->mark |= MARK_OWN;
 	return 0;
 }
 
@@ -546,6 +590,9 @@ static __always_inline int take(struct __sk_buff *skb)
 		fragment_keep(&packet);
 	if (flow->action == ACTION_PASS && !(flow->flags & FLOW_REPLY))
 		return pass_again(skb, &packet, flow);
+	/* The stack is to have it, and not the station that it is sent to. */
+	if (flow->of_port && skb->pkt_type != PACKET_HOST && !fits(&packet, flow))
+		return ask_slow_path(skb, &packet, false);
 	account(skb, flow);
 	verdict = flow->action == ACTION_BRIDGE ? cross(skb, &packet, flow)
 						: apply(skb, &packet, flow, FROM_CONTAINER);
@@ -565,7 +612,7 @@ int from_container(struct __sk_buff *skb)
 {
 	int verdict = take(skb);
 
-	if (verdict == TC_ACT_UNSPEC && !skb->tc_index)
+	if (verdict == TC_ACT_UNSPEC)
 		mark_own(skb);
 	return verdict;
 }

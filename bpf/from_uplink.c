@@ -15,55 +15,6 @@
 #include "lib/port.h"
 #include "lib/track.h"
 
-/* Remembers that what the endpoint sends back is an answer, so that it is not masqueraded. */
-static __always_inline void expect_reply(struct scratch *s, const struct endpoint *endpoint)
-{
-	struct flow *before;
-
-	__builtin_memset(&s->sent, 0, sizeof(s->sent));
-	s->sent.source = s->packet.key.destination;
-	s->sent.destination = s->packet.key.source;
-	s->sent.source_port = s->packet.key.destination_port;
-	s->sent.destination_port = s->packet.key.source_port;
-	s->sent.ifindex = endpoint->ifindex;
-	s->sent.protocol = s->packet.key.protocol;
-	before = bpf_map_lookup_elem(&flows, &s->sent);
-	if (before && before->flags & FLOW_REPLY) {
-		if ((__s32)(now() - before->decided) >= (__s32)DECISION_AGE) {
-			before->decided = now();
-			before->epoch = 0;
-		}
-		return;
-	}
-	/* Unless it began with the endpoint. */
-	if (translation_find(&s->sent, &s->other))
-		return;
-	__builtin_memset(&s->memory, 0, sizeof(s->memory));
-	if (before) {
-		s->memory.packets = before->packets;
-		s->memory.bytes = before->bytes;
-	}
-	s->memory.flags = FLOW_REPLY;
-	s->memory.endpoint = endpoint->id;
-	s->memory.decided = now();
-	bpf_map_update_elem(&flows, &s->sent, &s->memory, BPF_ANY);
-}
-
-/* Whether the endpoint began the flow that scratch->packet is of, from its own address. */
-static __always_inline bool answers_endpoint(struct scratch *s)
-{
-	struct flow *question;
-
-	if (opens(&s->packet))
-		return false;
-	back_key(&s->sent, &s->packet.key);
-	question = bpf_map_lookup_elem(&flows, &s->sent);
-	return question && question->action != ACTION_DENY &&
-	       !(question->flags & (FLOW_REPLY | FLOW_TRANSLATE_SOURCE)) &&
-	       (__s32)(now() - question->decided) <=
-		       (__s32)translation_timeout(s->packet.key.protocol, TRANSLATION_ESTABLISHED);
-}
-
 /*
  * Whether scratch->packet answers what the endpoint sent by way of the stack, or speaks of
  * it: others may have translated that, and have to translate it back.
@@ -166,7 +117,7 @@ static __always_inline int dialled_by_child(struct __sk_buff *skb)
 __noinline int slow_path(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
-	bool of_child = is_marked(skb);
+	bool of_child = is_marked(skb), is_own = skb->tc_index;
 	struct endpoint *endpoint;
 	int result;
 
@@ -177,6 +128,9 @@ __noinline int slow_path(struct __sk_buff *skb)
 	s->later = false;
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	result = answered(skb);
+	/* Of an endpoint's own packet its port has asked all else. */
+	if (result > 0 && is_own)
+		return TC_ACT_UNSPEC;
 	if (result > 0) {
 		endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
 		/* From or to a macvlan child: its parent is where policy is asked. */
@@ -221,10 +175,17 @@ int from_uplink(struct __sk_buff *skb)
 	struct flow *flow;
 	int verdict;
 
-	if (skb->tc_index)
-		skb->tc_index = SEEN_NOT;
-	/* Tagged frames are for a VLAN device, the others for another host. */
-	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
+	/* For a VLAN device, and what is noted for its program, too. */
+	if (skb->vlan_present)
+		return TC_ACT_UNSPEC;
+	if (skb->tc_index) {
+		if (skb->mark & MARK_OWN)
+			skb->mark &= ~(__u32)MARK_OWN;
+		else
+			skb->tc_index = SEEN_NOT;
+	}
+	/* For another host. */
+	if (skb->pkt_type != PACKET_HOST)
 		return TC_ACT_UNSPEC;
 	if (parse(skb, &packet) != PARSED_IP)
 		return TC_ACT_UNSPEC;

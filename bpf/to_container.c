@@ -51,6 +51,14 @@ static __always_inline bool is_of_neighbour(const struct __sk_buff *skb, const s
 	       !bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
 }
 
+/* Whether an endpoint's address comes from where that endpoint is. */
+static __always_inline bool is_own(const struct __sk_buff *skb, const struct scratch *s)
+{
+	struct endpoint *source = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
+
+	return source && is_at(source, skb->ingress_ifindex, skb->tc_index);
+}
+
 /* Whether an endpoint's address comes from where that endpoint is not. */
 static __always_inline bool is_forged(const struct __sk_buff *skb, const struct scratch *s)
 {
@@ -60,12 +68,18 @@ static __always_inline bool is_forged(const struct __sk_buff *skb, const struct 
 	       !is_at(source, skb->ingress_ifindex, skb->tc_index);
 }
 
-/* Policy for what others forward here. Returns 0, or the counter of a drop. */
+/* No counter: the packet may pass, and what is known of its flow is known elsewhere. */
+#define JUDGED -2
+
+/* Policy for what others forward here. Returns 0, the counter of a drop, or JUDGED. */
 static __always_inline int judge_forwarded(struct __sk_buff *skb, struct scratch *s, bool neighbour)
 {
 	struct endpoint *source = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
 	int reason;
 
+	reason = source ? NOT_TRANSLATED : judge_translated(skb, s);
+	if (reason != NOT_TRANSLATED)
+		return reason ?: JUDGED;
 	s->sender = source ? 0 : forwarded_for(skb);
 	s->later = true;
 	if (!is_policed(s))
@@ -85,15 +99,18 @@ static __always_inline int judge_forwarded(struct __sk_buff *skb, struct scratch
 	return -track(skb, 0);
 }
 
-/* Notes scratch->packet, which the stack forwards. Returns 0, or the counter of a drop. */
-__noinline int note(struct __sk_buff *skb)
+/*
+ * Notes scratch->packet, which the stack forwards, unless it was decided. Returns 0, or the counter
+ * of a drop.
+ */
+__noinline int note(struct __sk_buff *skb, __u32 decided)
 {
 	struct scratch *s = scratch_get();
 	struct endpoint *endpoint;
 	struct flow *before;
 	struct interface *interface;
 	__u32 ifindex = skb->ifindex;
-	bool bridged, neighbour;
+	bool bridged, neighbour, outside;
 	int reason;
 
 	if (!s)
@@ -105,20 +122,29 @@ __noinline int note(struct __sk_buff *skb)
 		return !keeps_link(&s->packet) && may_not_be_sent_all(interface)
 			       ? DROP_POLICY_INGRESS
 			       : 0;
-	if (!endpoint)
+	if (!endpoint || decided)
 		return 0;
 	if (!s->packet.icmp_kind && is_shut_for(skb, s, endpoint))
 		return DROP_LOOPBACK_ONLY;
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	s->epoch = epoch_of(0);
 	neighbour = bridged && is_of_neighbour(skb, s, endpoint);
-	reason = judge_forwarded(skb, s, neighbour);
-	/* The answer to a neighbour stays on the bridge, and needs no note. One with a tag, or to
-	 * whom another has forged, asks for none.
-	 */
-	if (reason || neighbour || skb->vlan_present || is_forged(skb, s) || s->packet.icmp_kind ||
-	    answers_echo(&s->packet))
+	outside = neighbour && is_on_uplink(interface);
+	reason = judge_forwarded(skb, s, neighbour && !outside);
+	if (reason == JUDGED)
+		return 0;
+	/* What has a tag, or what another has forged, asks for no note. */
+	if (reason || skb->vlan_present || s->packet.icmp_kind || answers_echo(&s->packet))
 		return reason;
+	/* The answer to a neighbour stays on the bridge, but for one to the world by the host. */
+	if (neighbour) {
+		if (outside && masquerade && endpoint->flags & ENDPOINT_MASQUERADE &&
+		    !(s->decision.flags & FLOW_REPLY) && !answers_endpoint(s))
+			expect_reply(s, endpoint);
+		return 0;
+	}
+	if (is_forged(skb, s) || (skb->tc_index == SEEN_DECIDED && is_own(skb, s)))
+		return 0;
 	/* Policy knows that the endpoint began. */
 	if (s->decision.flags & FLOW_REPLY)
 		return 0;
@@ -129,9 +155,9 @@ __noinline int note(struct __sk_buff *skb)
 	    (before->flags & FLOW_STACK ||
 	     (before->action != ACTION_DELIVER && before->action != ACTION_BRIDGE)))
 		return 0;
-	/* Began with the endpoint, which left it to the stack. */
-	if (before && before->action == ACTION_NONE && !(before->flags & FLOW_REPLY) &&
-	    !begins_tcp(&s->packet) &&
+	/* Began with the endpoint, which left it to the stack, or to its bridge. */
+	if (before && (before->action == ACTION_NONE || is_left_to_bridge(before)) &&
+	    !(before->flags & FLOW_REPLY) && !begins_tcp(&s->packet) &&
 	    (__s32)(now() - before->decided) <=
 		    (__s32)translation_timeout(s->packet.key.protocol, TRANSLATION_ESTABLISHED))
 		return 0;
@@ -185,8 +211,6 @@ static __always_inline int forwarded(struct __sk_buff *skb)
 	struct scratch *s;
 	int parsed;
 
-	if (skb->tc_index == SEEN_DECIDED)
-		return 0;
 	parsed = parse(skb, &packet);
 	if (is_of_host(skb, parsed, &packet))
 		return OF_HOST;
@@ -210,7 +234,7 @@ static __always_inline int forwarded(struct __sk_buff *skb)
 	if (!s)
 		return DROP_INVALID;
 	s->packet = packet;
-	return note(skb);
+	return note(skb, was_decided(skb, skb->tc_index));
 }
 
 SEC("tc")

@@ -208,7 +208,7 @@ __noinline int slow_path(struct __sk_buff *skb)
 	verdict = check_neighbour(skb, &s->packet, false);
 	if (verdict)
 		return drop(skb, FROM_CONTAINER, verdict);
-	if (!keeps && may_not_send_all(interface))
+	if ((!keeps || answers_dhcp(&s->packet)) && may_not_send_all(interface))
 		return drop(skb, FROM_CONTAINER, DROP_POLICY_EGRESS);
 	if (!keeps && to && is_kept(to))
 		return drop(skb, FROM_CONTAINER, DROP_POLICY_INGRESS);
@@ -311,12 +311,16 @@ __noinline int judge_forwarded(struct __sk_buff *skb, __u32 seen)
 {
 	struct scratch *s = scratch_get();
 	struct endpoint *source;
+	int reason;
 
 	if (!s)
 		return DROP_INVALID;
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
 	s->epoch = epoch_of(0);
 	source = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
+	reason = source ? NOT_TRANSLATED : judge_translated(skb, s);
+	if (reason != NOT_TRANSLATED)
+		return reason;
 	s->sender = source ? 0 : forwarded_for(skb);
 	s->later = true;
 	if (!is_policed(s))
@@ -421,7 +425,7 @@ static __always_inline int from_host(struct __sk_buff *skb, const struct ethhdr 
 	if (host && !judged && !skb->ingress_ifindex && skb->sk)
 		reason = OF_HOST;
 	/* What another hook has translated was judged there. */
-	else if (!judged && (!host || (seen != SEEN_TRANSLATED && seen != SEEN_DECIDED)))
+	else if (!judged && (!host || !was_decided(skb, seen)))
 		reason = forwarded(skb, to->ifindex, seen, host);
 	if (reason > 0)
 		return drop(skb, TO_CONTAINER, reason);

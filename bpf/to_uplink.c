@@ -108,6 +108,19 @@ static __always_inline bool answers_port(const struct scratch *s)
 	return t && t->flags & TRANSLATION_PORT;
 }
 
+/*
+ * Whether the endpoint's own frame leaves, and not the stack's: the device is, or was until just
+ * now, an uplink, and a port of the endpoint's bridge.
+ */
+static __always_inline bool is_bridged(const struct __sk_buff *skb, const struct endpoint *endpoint)
+{
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct ethhdr *ethernet = data;
+
+	return (void *)(ethernet + 1) <= data_end &&
+	       same_mac((struct mac *)ethernet->h_source, &endpoint->mac);
+}
+
 /* Masquerades scratch->packet. */
 __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 {
@@ -120,7 +133,7 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 seen)
 	if (!s)
 		return drop(skb, TO_UPLINK, DROP_INVALID);
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.source);
-	if (!endpoint)
+	if (!endpoint || is_bridged(skb, endpoint))
 		return TC_ACT_UNSPEC;
 	s->sender = s->later = s->tracks = 0;
 	/*

@@ -50,6 +50,14 @@ static __always_inline void set_mark(struct __sk_buff *skb, enum mark mark)
 	skb->mark = mark_base | mark;
 }
 
+/*
+ * In skb->mark, from the port of a bridge that is an uplink to the program of that: the endpoint's
+ * own note in tc_index is to be believed. It is lost on the way out of another's network namespace,
+ * as tc_index is not. With br_netfilter rules of the host may add to the mark in between: it is one
+ * bit, which neither kube-proxy nor Calico nor Cilium uses.
+ */
+#define MARK_OWN 0x1000
+
 /* linux/if_packet.h: no header of BPF's includes it. */
 #define PACKET_HOST 0
 #define PACKET_OTHERHOST 3
@@ -68,6 +76,12 @@ static __always_inline bool current(const struct flow *flow, const struct packet
 		return false;
 	return flow->action != ACTION_NONE && flow->epoch == epoch_sum(flow->endpoint) &&
 	       (__s32)(now() - flow->decided) < (__s32)DECISION_AGE;
+}
+
+/* Whether the receiver is a station of the sender's bridge that is not reached straight. */
+static __always_inline bool is_left_to_bridge(const struct flow *flow)
+{
+	return flow->action == ACTION_BRIDGE && !flow->out_ifindex;
 }
 
 static __always_inline void account(const struct __sk_buff *skb, struct flow *flow)

@@ -42,7 +42,8 @@ static __always_inline bool may_not_be_sent_all(const struct interface *interfac
 
 /*
  * Whether the packet is what a link needs to work, whatever policy says: neighbour discovery,
- * group membership, and DHCP as far as it is broadcast.
+ * group membership, and DHCP as far as it is broadcast. Who may not send to all is no server of
+ * that.
  */
 static __always_inline bool keeps_link(const struct packet *packet)
 {
@@ -56,6 +57,18 @@ static __always_inline bool keeps_link(const struct packet *packet)
 	       (key->protocol == IPPROTO_UDP && words(&key->destination)[3] == 0xffffffff &&
 		((key->source_port == bpf_htons(68) && key->destination_port == bpf_htons(67)) ||
 		 (key->source_port == bpf_htons(67) && key->destination_port == bpf_htons(68))));
+}
+
+/*
+ * Whether a DHCP server answers a client, which may be to the address that the client is to have.
+ * It may come to a child that is kept from all else for what is not its own; the child's stack does
+ * not take it yet.
+ */
+static __always_inline bool answers_dhcp(const struct packet *packet)
+{
+	return !packet->ipv6 && packet->key.protocol == IPPROTO_UDP &&
+	       packet->key.source_port == bpf_htons(67) &&
+	       packet->key.destination_port == bpf_htons(68);
 }
 
 /* 01-80-c2-00-00-0x: bridges talk to each other by these (IEEE 802.1Q, 8.6.3). */
@@ -117,7 +130,7 @@ static __noinline int check_tag(struct __sk_buff *skb)
 
 /*
  * Whether a decision is for packets such as this: one for the gateway, or one for another
- * station. The answer of a mapped port goes where its client is, whoever it was sent to.
+ * station.
  */
 static __always_inline bool suits(const struct __sk_buff *skb, const struct flow *flow,
 				  const struct ethhdr *ethernet)
@@ -128,8 +141,7 @@ static __always_inline bool suits(const struct __sk_buff *skb, const struct flow
 		return false;
 	if (flow->action == ACTION_BRIDGE)
 		return same_mac((struct mac *)ethernet->h_dest, &flow->receiver);
-	return flow->action == ACTION_DENY ||
-	       (flow->action == ACTION_DELIVER && flow->flags & FLOW_TRANSLATE_SOURCE);
+	return flow->action == ACTION_DENY || flow->of_port;
 }
 
 /*
@@ -142,12 +154,14 @@ static __always_inline bool are_joined(const struct interface *from, const struc
 	       !(from->flags & to->flags & INTERFACE_ISOLATED);
 }
 
-/* Into the other port, as the bridge would; what it would drop is left to it. */
+/* Into the other port, as the bridge would; what it would drop, or knows alone, is left to it. */
 static __always_inline int cross(struct __sk_buff *skb, const struct packet *packet,
 				 const struct flow *flow)
 {
 	int action;
 
+	if (is_left_to_bridge(flow))
+		return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 	if (packet->length > flow->mtu)
 		return pass(skb, FROM_CONTAINER, COUNTER_TOO_BIG);
 	action = meet_limit_by(skb, flow, FROM_CONTAINER);

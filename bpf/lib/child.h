@@ -138,18 +138,6 @@ static __always_inline bool is_kept(const struct child *child)
 	return !interface || may_not_be_sent_all(interface);
 }
 
-/*
- * Whether a DHCP server answers a client that has not asked for a broadcast: to the address that
- * the client is to have. It may come to a child that is kept from all else for what is not its
- * own; the child's stack does not take it yet.
- */
-static __always_inline bool answers_dhcp(const struct packet *packet)
-{
-	return !packet->ipv6 && packet->key.protocol == IPPROTO_UDP &&
-	       packet->key.source_port == bpf_htons(67) &&
-	       packet->key.destination_port == bpf_htons(68);
-}
-
 /* Has a frame meet the limit of the child that gets it. Returns TC_ACT_UNSPEC when it may go on. */
 static __always_inline int meet_limit_of(struct __sk_buff *skb, const struct child *to,
 					 enum journey journey)
@@ -189,6 +177,5 @@ static __always_inline bool leads_to(const struct flow *flow, const struct mac *
 {
 	if (flow->action == ACTION_LINK)
 		return same_mac(&flow->receiver, receiver);
-	/* The answer of a mapped port goes where its client is, whoever it was sent to. */
-	return flow->action == ACTION_DENY || flow->flags & FLOW_TRANSLATE_SOURCE;
+	return flow->action == ACTION_DENY || flow->of_port;
 }

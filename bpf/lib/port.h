@@ -173,6 +173,9 @@ __noinline int port_dialled(struct __sk_buff *skb)
 		error = port_point(skb);
 	if (error < 0)
 		return error;
+	/* The client may have reached the endpoint at its own address, and been answered as it is.
+	 */
+	flow_forget(&s->answer);
 	return answer(skb);
 }
 

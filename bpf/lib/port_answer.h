@@ -27,6 +27,7 @@ __noinline int decide_answer(struct __sk_buff *skb)
 	error = police(skb);
 	if (error)
 		return refuse(skb, FROM_CONTAINER, error);
+	s->decision.of_port = true;
 	error = port_way(skb);
 	if (!error)
 		error = port_quote(skb, s);

@@ -29,6 +29,15 @@ static __always_inline struct interface *uplink_at(__u32 ifindex)
 	return interface && interface->role == INTERFACE_UPLINK ? interface : NULL;
 }
 
+/*
+ * Whether who is at this port is on the link of an uplink: a neighbour there is of the world, and
+ * what others on the node send it goes by that link, as to all who are there.
+ */
+static __always_inline bool is_on_uplink(const struct interface *port)
+{
+	return port && port->bridge && uplink_at(port->bridge);
+}
+
 /* Fills in who sends to whom; ifindex is where the packet came in, or would have. */
 static __always_inline void fib_question(struct bpf_fib_lookup *fib, const struct address *source,
 					 const struct address *destination, __u32 ifindex)

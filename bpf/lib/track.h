@@ -62,6 +62,46 @@ static __always_inline __u32 forwarded_for(const struct __sk_buff *skb)
 	return interface && interface->role == INTERFACE_ENDPOINT ? interface->endpoint : 0;
 }
 
+/*
+ * Whether a hook has decided, and asked policy, as its note (seen) says. Who rules the network of a
+ * container of others can write the same: it counts for what came in by a device that has our
+ * hooks.
+ */
+static __always_inline bool was_decided(const struct __sk_buff *skb, __u32 seen)
+{
+	__u32 ifindex = skb->ingress_ifindex;
+
+	return (seen == SEEN_DECIDED || seen == SEEN_TRANSLATED) && ifindex &&
+	       bpf_map_lookup_elem(&interfaces, &ifindex);
+}
+
+#define NOT_TRANSLATED -2
+
+/*
+ * Policy for scratch->packet if to_uplink has translated it for an endpoint on a bridge, on its way
+ * to another of the node. The bridge has no hooks by which was_decided would know it. Returns 0,
+ * the counter of a drop, or NOT_TRANSLATED.
+ */
+static __always_inline int judge_translated(struct __sk_buff *skb, struct scratch *s)
+{
+	struct endpoint *endpoint;
+	struct translation *t;
+
+	if (skb->tc_index != SEEN_TRANSLATED)
+		return NOT_TRANSLATED;
+	reply_key(&s->wanted, &s->packet.key, &s->packet.key.source, s->packet.key.source_port);
+	t = bpf_map_lookup_elem(&translations, &s->wanted);
+	endpoint = t ? bpf_map_lookup_elem(&endpoints, &t->address) : NULL;
+	if (!endpoint || endpoint->ifindex != t->ifindex ||
+	    !is_at(endpoint, skb->ingress_ifindex, SEEN_TRANSLATED))
+		return NOT_TRANSLATED;
+	if (t->flags & TRANSLATION_PORT)
+		ask(s, &s->packet.key.destination, &t->address, t->port);
+	else
+		ask(s, &t->address, &s->packet.key.destination, s->packet.key.destination_port);
+	return police(skb);
+}
+
 /* The key of what answers scratch->packet, as its destination sends it. */
 static __always_inline void back_key(struct flow_key *back, const struct flow_key *key)
 {
@@ -177,6 +217,58 @@ __noinline int track(struct __sk_buff *skb, __u32 flags)
 	}
 	s->decision.flags |= FLOW_TRACKED;
 	return 0;
+}
+
+/*
+ * Remembers that what the endpoint sends back to scratch->packet, which is of the world, is an
+ * answer, so that it is not masqueraded.
+ */
+static __always_inline void expect_reply(struct scratch *s, const struct endpoint *endpoint)
+{
+	struct flow *before;
+
+	__builtin_memset(&s->sent, 0, sizeof(s->sent));
+	s->sent.source = s->packet.key.destination;
+	s->sent.destination = s->packet.key.source;
+	s->sent.source_port = s->packet.key.destination_port;
+	s->sent.destination_port = s->packet.key.source_port;
+	s->sent.ifindex = endpoint->ifindex;
+	s->sent.protocol = s->packet.key.protocol;
+	before = bpf_map_lookup_elem(&flows, &s->sent);
+	if (before && before->flags & FLOW_REPLY) {
+		if ((__s32)(now() - before->decided) >= (__s32)DECISION_AGE) {
+			before->decided = now();
+			before->epoch = 0;
+		}
+		return;
+	}
+	/* Unless it began with the endpoint. */
+	if (translation_find(&s->sent, &s->other))
+		return;
+	__builtin_memset(&s->memory, 0, sizeof(s->memory));
+	if (before) {
+		s->memory.packets = before->packets;
+		s->memory.bytes = before->bytes;
+	}
+	s->memory.flags = FLOW_REPLY;
+	s->memory.endpoint = endpoint->id;
+	s->memory.decided = now();
+	bpf_map_update_elem(&flows, &s->sent, &s->memory, BPF_ANY);
+}
+
+/* Whether the endpoint began the flow that scratch->packet is of, from its own address. */
+static __always_inline bool answers_endpoint(struct scratch *s)
+{
+	struct flow *question;
+
+	if (opens(&s->packet))
+		return false;
+	back_key(&s->sent, &s->packet.key);
+	question = bpf_map_lookup_elem(&flows, &s->sent);
+	return question && question->action != ACTION_DENY &&
+	       !(question->flags & (FLOW_REPLY | FLOW_TRANSLATE_SOURCE)) &&
+	       (__s32)(now() - question->decided) <=
+		       (__s32)translation_timeout(s->packet.key.protocol, TRANSLATION_ESTABLISHED);
 }
 
 /* Whether the ports that policy may have to know are lost with another fragment. */

@@ -49,7 +49,8 @@ enum action {
 	ACTION_RETURN,	/* out of the uplink that the client came by, to the neighbour it came from
 			 */
 	ACTION_DENY,	/* policy lets it nowhere: dropped for reason */
-	ACTION_BRIDGE,	/* into the endpoint, a port of the same bridge, as it is */
+	ACTION_BRIDGE,	/* to the station of the same bridge that has the receiver's MAC, as it is:
+			   into the endpoint, or, where out_ifindex is 0, by the bridge */
 	ACTION_LINK,	/* of or to a macvlan child: to the station that has the receiver's MAC */
 };
 
@@ -73,8 +74,8 @@ struct flow {
 	struct address next_hop; /* ACTION_FORWARD: the neighbour */
 	__u32 epoch;		 /* sum of the two epochs it was decided in */
 	__u32 decided;		 /* when, in ticks of 2^30 ns of the monotonic clock */
-	__u32 out_ifindex;	 /* device, or host side of the receiving endpoint; ACTION_LINK: 0
-				    where the receiver is none */
+	__u32 out_ifindex;	 /* device, or host side of the receiving endpoint; ACTION_LINK
+				    and _BRIDGE: 0 where the receiver is none */
 	__u32 checksum_diff;	 /* of the addresses: ones' complement sum, new - old */
 	__be16 port;		 /* that replaces the packet's */
 	__u16 mtu;		 /* of the way out, bytes of the network layer */
@@ -82,17 +83,18 @@ struct flow {
 	__u8 action;		 /* enum action */
 	__u8 flags;		 /* enum flow_flag */
 	struct mac sender;	 /* the only one that may send this */
-	struct mac receiver; /* ACTION_DELIVER, ACTION_BRIDGE: the endpoint's; ACTION_RETURN: the
-				neighbour's; ACTION_LINK: the station's */
-	struct mac gateway;  /* ACTION_DELIVER: the endpoint's host side's; ACTION_RETURN: the
-				uplink's */
-	__be16 source_port;  /* FLOW_HAIRPIN: of the packet as delivered; port is its other end's.
-				FLOW_OTHER_PORT: see there */
-	__u8 reason;	     /* ACTION_DENY: enum counter */
-	__u8 unsure;	     /* TCP: when the first packet was seen, it was in the middle */
+	struct mac receiver;	 /* ACTION_DELIVER: the endpoint's; ACTION_RETURN: the neighbour's;
+				    ACTION_BRIDGE, ACTION_LINK: the station's */
+	struct mac gateway;	 /* ACTION_DELIVER: the endpoint's host side's; ACTION_RETURN: the
+				    uplink's */
+	__be16 source_port; /* FLOW_HAIRPIN: of the packet as delivered; port is its other end's.
+			       FLOW_OTHER_PORT: see there */
+	__u8 reason;	    /* ACTION_DENY: enum counter */
+	__u8 unsure;	    /* TCP: when the first packet was seen, it was in the middle */
 	__u8 limited; /* ACTION_DELIVER, _BRIDGE, _LINK: the receiver has a limit for what it gets
 		       */
-	__u8 pad;
+	__u8 of_port; /* answers at a mapped port: goes where the client is, whoever it is sent to
+		       */
 };
 _Static_assert(sizeof(struct flow) == 96, "flow has no hidden padding");
 

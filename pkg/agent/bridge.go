@@ -10,11 +10,9 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/tendril-net/tendril/pkg/api"
-	"github.com/tendril-net/tendril/pkg/datapath"
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
@@ -23,86 +21,6 @@ const (
 	concernBridges = "bridge devices"
 	concernPorts   = "bridge ports"
 )
-
-// checkBridge refuses a network whose bridge is an uplink of the node: what goes to the
-// world by it would be switched before anybody masquerades it or translates it back.
-func (s *Service) checkBridge(n api.Network) error {
-	if n.Bridge == "" {
-		return nil
-	}
-	s.mu.Lock()
-	uplinks := s.uplinks.Uplinks
-	s.mu.Unlock()
-	for _, u := range uplinks {
-		if isBridgeOf(n, u.Name) {
-			return invalid("bridge", n.Bridge, "is an uplink of the node, which endpoints cannot be ports of")
-		}
-		id, err := s.inTrunk(n, u.Name)
-		if err != nil {
-			return err
-		}
-		if id != 0 {
-			return invalid("vlanTrunk", strconv.Itoa(id), fmt.Sprintf("is the VLAN of %s, an uplink of the node, which endpoints cannot be in", u.Name))
-		}
-	}
-	return nil
-}
-
-// inTrunk returns the number of a device that is a VLAN of the network's bridge which endpoints are
-// in by tags; 0 for another device.
-func (s *Service) inTrunk(n api.Network, name string) (int, error) {
-	if len(n.VLANTrunk) == 0 {
-		return 0, nil
-	}
-	device, err1 := s.opts.Links.Link(name)
-	bridge, err2 := s.opts.Links.Link(n.Bridge)
-	switch err := errors.Join(err1, err2); {
-	case errors.Is(err, ErrNoLink):
-		return 0, nil
-	case err != nil:
-		return 0, fmt.Errorf("read devices %s and %s: %w", name, n.Bridge, err)
-	case device.Lower != bridge.Index || !n.VLANTrunk.Has(device.VLAN):
-		return 0, nil
-	}
-	return device.VLAN, nil
-}
-
-// checkTrunks says which uplinks are in the VLAN of a trunk, as the endpoints have it, whatever their
-// network has by now.
-func (s *Service) checkTrunks(uplinks []datapath.Uplink) error {
-	trunked := make(map[string]api.Network)
-	for _, r := range s.list(func(r *record) bool { return len(r.VLANTrunk) != 0 }) {
-		trunked[fmt.Sprint(r.Network, r.Bridge, r.VLANTrunk)] = r.Origin
-	}
-	var errs []error
-	for _, u := range uplinks {
-		for _, of := range slices.Sorted(maps.Keys(trunked)) {
-			n := trunked[of]
-			id, err := s.inTrunk(n, u.Name)
-			if id != 0 {
-				err = fmt.Errorf("%s is in VLAN %d of bridge %s, where endpoints of network %s send what they like", u.Name, id, n.Bridge, n.Name)
-			}
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// isBridgeOf tells whether a device is the network's bridge, or the node's interface among its ports.
-func isBridgeOf(n api.Network, name string) bool {
-	return n.Bridge == name || n.BridgeInterface() == name
-}
-
-// isBridge tells whether endpoints are, or are to be, ports of the device, or it is the node's
-// interface among them.
-func (x *index) isBridge(name string) bool {
-	for _, n := range x.networks {
-		if isBridgeOf(n, name) {
-			return true
-		}
-	}
-	return false
-}
 
 // bridgeOf returns the bridge of an endpoint, the zero HostLink when it has none. The
 // error is an *api.Error of CodeMismatch unless the kernel did not answer.

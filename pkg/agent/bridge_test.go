@@ -4,9 +4,9 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 
@@ -133,43 +133,6 @@ func TestEndpointWithATrunk(t *testing.T) {
 	s.tidy()
 	if d := cmp.Diff(wiring.Bridged{Bridge: "br0", Trunk: trunk, MTU: 1500}, w.ports[e.HostIfName]); d != "" {
 		t.Errorf("port (-want +got):\n%s", d)
-	}
-}
-
-// Endpoints are not let into the VLAN of an uplink by tags; where one comes later, Health says so.
-func TestTrunkWithAnUplink(t *testing.T) {
-	w := newWorld(t)
-	bridge := w.addBridge("br0")
-	lan := w.addBridge("lan")
-	lan.Bridge, lan.VLAN, lan.Lower = false, 20, bridge.Index
-	w.bridges["lan"] = lan
-	s, _ := w.boot(t)
-	req := bridged("c1")
-	req.Network.VLANTrunk = vlan.Set{{First: 19, Last: 21}}
-	before := s.uplinks
-	found := before
-	found.Uplinks = append(slices.Clone(before.Uplinks), uplink.Uplink{Name: "lan", IfIndex: lan.Index, MTU: 1500, MAC: lan.MAC})
-	s.SetUplinks(found)
-	_, err := s.Prepare(ctx, req)
-	const want = `vlanTrunk "20": is the VLAN of lan, an uplink of the node, which endpoints cannot be in`
-	if refused := (*api.Error)(nil); !errors.As(err, &refused) || refused.Code != api.CodeInvalid || refused.Message != want {
-		t.Errorf("got  %v\nwant %s", err, want)
-	}
-	s.SetUplinks(before)
-	w.mustAdd(t, s, req)
-	healthy := func(want api.Health) {
-		t.Helper()
-		got, err := s.Health(ctx)
-		must(t, err)
-		if d := cmp.Diff(want, got); d != "" {
-			t.Errorf("health (-want +got):\n%s", d)
-		}
-	}
-	healthy(api.Health{OK: true})
-	s.SetUplinks(found)
-	healthy(api.Health{Reasons: []string{"bridges: lan is in VLAN 20 of bridge br0, where endpoints of network lan send what they like"}})
-	if len(w.uplinks) != len(found.Uplinks) {
-		t.Errorf("uplinks of the datapath: %+v", w.uplinks)
 	}
 }
 
@@ -441,11 +404,17 @@ func TestRangesOfABridge(t *testing.T) {
 		late     bool // the node gets it when the subnet was judged
 		ranges   api.Range
 		force    bool
+		gateway  bool
 		want     api.Error // empty: accepted
 	}{
-		"its gateway":           {occupied: []Occupied{one("10.30.0.1", "br0", "")}, ranges: subnet("10.30.0.0/24")},
-		"a router as gateway":   {occupied: []Occupied{one("10.30.0.254", "br0", "0.0.0.0/0")}, ranges: part},
-		"outside of the leases": {occupied: []Occupied{one("10.30.0.9", "br0", ""), one("10.30.0.21", "br0", "10.99.0.0/16")}, ranges: part},
+		"a router as the node's gateway": {occupied: []Occupied{one("10.30.0.254", "br0", "0.0.0.0/0")}, ranges: part, gateway: true, want: api.Error{
+			Code: invalid, Key: "ipam.ranges[0][0].gateway", Value: "10.30.0.254",
+			Message: "gateway 10.30.0.254 is the next hop of the node's route default by br0",
+		}},
+		"its gateway, the node's": {occupied: []Occupied{one("10.30.0.1", "br0", "")}, ranges: subnet("10.30.0.0/24"), gateway: true},
+		"its gateway":             {occupied: []Occupied{one("10.30.0.1", "br0", "")}, ranges: subnet("10.30.0.0/24")},
+		"a router as gateway":     {occupied: []Occupied{one("10.30.0.254", "br0", "0.0.0.0/0")}, ranges: part},
+		"outside of the leases":   {occupied: []Occupied{one("10.30.0.9", "br0", ""), one("10.30.0.21", "br0", "10.99.0.0/16")}, ranges: part},
 		"to be leased": {occupied: []Occupied{one("10.30.0.10", "br0", "")}, ranges: part, want: api.Error{
 			Code: invalid, Key: "ipam.ranges[0][0].subnet", Value: "10.30.0.0/24",
 			Message: "subnet 10.30.0.0/24 holds 10.30.0.10, an address of this node on br0",
@@ -470,7 +439,7 @@ func TestRangesOfABridge(t *testing.T) {
 			w.addBridge("br0")
 			s, _ := w.boot(t)
 			req := bridged("c2")
-			req.Network.Ranges, req.Network.ForceAddress = ranges(api.RangeSet{test.ranges}), test.force
+			req.Network.Ranges, req.Network.ForceAddress, req.Network.BridgeGateway = ranges(api.RangeSet{test.ranges}), test.force, test.gateway
 			if test.late {
 				first := req
 				first.ContainerID = "c1"
@@ -505,47 +474,49 @@ func TestHostAddressesOfABridge(t *testing.T) {
 	w.mustBeTold(t, "10.10.0.1", "10.30.0.1", "192.0.2.1", "fd00:10::1")
 }
 
-// A bridge is an uplink or has endpoints.
+// A bridge may be an uplink and have endpoints, whichever it is first.
 func TestBridgeAndUplink(t *testing.T) {
 	up := uplink.Uplink{Name: "br0", IfIndex: 5, MTU: 1500}
 	other := uplink.Uplink{Name: "eth0", IfIndex: 2, MTU: 1500}
 	w := newWorld(t)
 	w.addBridge("br0")
 	s, _ := w.boot(t, up)
-	const reason = "bridges: br0 is the bridge of endpoints, and cannot be an uplink as well"
-	want := api.Error{
-		Code: api.CodeInvalid, Key: "bridge", Value: "br0",
-		Message: `bridge "br0": is an uplink of the node, which endpoints cannot be ports of`,
-	}
-	_, err := s.Prepare(ctx, bridged("c1"))
-	if d := cmp.Diff(want, faultOf(t, err, want.Code)); d != "" {
-		t.Errorf("prepare (-want +got):\n%s", d)
-	}
-	_, err = s.NetworkStatus(ctx, bridged("c1").Network)
-	if d := cmp.Diff(want, faultOf(t, err, want.Code)); d != "" {
+	health, err := s.NetworkStatus(ctx, bridged("c1").Network)
+	must(t, err)
+	if d := cmp.Diff(api.Health{OK: true}, health); d != "" {
 		t.Errorf("status (-want +got):\n%s", d)
 	}
-
-	// One that becomes an uplink when it has endpoints is not served as one.
-	s.SetUplinks(uplink.Found{Uplinks: []uplink.Uplink{other}})
-	e := w.mustAdd(t, s, bridged("c1"))
-	s.SetUplinks(uplink.Found{Uplinks: []uplink.Uplink{other, up}})
-	judge := func(uplinks []datapath.Uplink, health api.Health) {
-		t.Helper()
-		if d := cmp.Diff(uplinks, w.uplinks, equate...); d != "" {
+	req := bridged("c1")
+	req.Network.VLANTrunk = vlan.Set{{First: 7, Last: 9}}
+	w.mustAdd(t, s, req)
+	w.mustAdd(t, s, request("c2"))
+	for _, uplinks := range [][]uplink.Uplink{{up}, {other}, {other, up}} {
+		s.SetUplinks(uplink.Found{Uplinks: uplinks})
+		var want []datapath.Uplink
+		for _, u := range uplinks {
+			want = append(want, datapath.Uplink(u))
+		}
+		if d := cmp.Diff(want, w.uplinks, equate...); d != "" {
 			t.Errorf("uplinks (-want +got):\n%s", d)
+		}
+		// The subnet of an uplink is somebody's; of another bridge it is the node's own.
+		own, late := "10.10.0.0/24 172.16.0.0/12 fd00:10::/64", "10.10.0.0/24 172.16.0.0/12 fd00:10::/64"
+		if uplinks[len(uplinks)-1].Name != "br0" {
+			late = "10.10.0.0/24 10.30.0.0/24 172.16.0.0/12 fd00:10::/64 fd00:30::/64"
+		}
+		for _, want := range []string{own, late} { // a former one is served for a while
+			if got := strings.Trim(fmt.Sprint(w.excludes), "[]"); got != want {
+				t.Errorf("excludes: got %s, want %s", got, want)
+			}
+			w.clock = w.clock.Add(datapath.Linger + 1)
+			s.tidy()
 		}
 		got, err := s.Health(ctx)
 		must(t, err)
-		if d := cmp.Diff(health, got); d != "" {
+		if d := cmp.Diff(api.Health{OK: true}, got); d != "" {
 			t.Errorf("health (-want +got):\n%s", d)
 		}
 	}
-	judge([]datapath.Uplink{datapath.Uplink(other)}, api.Health{Reasons: []string{reason}})
-	w.unwire(e.Attachment)
-	must(t, s.Delete(ctx, e.Attachment))
-	s.tidy()
-	judge([]datapath.Uplink{datapath.Uplink(other), datapath.Uplink(up)}, api.Health{OK: true})
 }
 
 // TestHostLink asks a real kernel.

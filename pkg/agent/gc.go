@@ -120,7 +120,7 @@ func (s *Service) NetworkStatus(_ context.Context, given api.Network) (api.Healt
 	if err != nil {
 		return api.Health{}, err
 	}
-	if err := errors.Join(s.checkBridge(n), s.checkPassthru(n)); err != nil {
+	if err := s.checkPassthru(n); err != nil {
 		return api.Health{}, err
 	}
 	if _, err := s.findParent(n); err != nil {

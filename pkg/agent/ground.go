@@ -10,8 +10,10 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/datapath"
 )
 
 // ground is what the node knows of the networks' address ranges as long as they
@@ -19,7 +21,8 @@ import (
 // so that what is sent to an address without endpoint does not leave by the
 // default route; and the destinations that are not masqueraded. The subnet of a
 // bridge is on its link, or is none of the node's affair: it has no such route. That of
-// macvlan devices is somebody's network, which the node may be in, too: it is neither.
+// macvlan devices, and that of a bridge which is an uplink, is somebody's network, which the node may
+// be in, too: it is neither.
 type ground struct {
 	routes     Routes
 	node       NodePlane
@@ -28,7 +31,15 @@ type ground struct {
 	mu          sync.Mutex
 	leased      map[netip.Prefix]int // number of endpoints that lease from it
 	unreachable map[netip.Prefix]int // number of endpoints that want it
-	excludes    map[netip.Prefix]int
+	excludes    map[exclude]int
+	uplinks     map[string]time.Time // by name: since when it is none any more, zero: it is one
+}
+
+// exclude is a destination that is not masqueraded, unless the device by which the node is among
+// the ports of a bridge, if there is one, is an uplink.
+type exclude struct {
+	subnet netip.Prefix
+	device string
 }
 
 // subnets returns the subnets that belong to the endpoint's network.
@@ -60,7 +71,7 @@ func (g *ground) count(r *record, n int) (routes []netip.Prefix, excludes bool) 
 		return nil, false
 	}
 	for _, p := range all {
-		if change(g.excludes, p, n) {
+		if change(g.excludes, exclude{p, r.Origin.BridgeInterface()}, n) {
 			excludes = true
 		}
 	}
@@ -84,10 +95,10 @@ func (g *ground) unknown(ranges []api.RangeSet) []netip.Prefix {
 }
 
 // change returns true when the count has left or reached zero.
-func change(counts map[netip.Prefix]int, p netip.Prefix, n int) bool {
-	before := counts[p]
-	if counts[p] += n; counts[p] <= 0 {
-		delete(counts, p)
+func change[K comparable](counts map[K]int, of K, n int) bool {
+	before := counts[of]
+	if counts[of] += n; counts[of] <= 0 {
+		delete(counts, of)
 		return before > 0
 	}
 	return before == 0
@@ -142,12 +153,33 @@ func (g *ground) reset(records []*record) error {
 	g.mu.Lock()
 	g.leased = make(map[netip.Prefix]int)
 	g.unreachable = make(map[netip.Prefix]int)
-	g.excludes = make(map[netip.Prefix]int)
+	g.excludes = make(map[exclude]int)
 	for _, r := range records {
 		g.count(r, 1)
 	}
 	g.mu.Unlock()
 	return g.ensure()
+}
+
+// setUplinks makes the node know which devices are uplinks now. One that is none any more counts
+// for as long as the datapath serves it.
+func (g *ground) setUplinks(uplinks []datapath.Uplink, now time.Time) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	before := slices.Sorted(maps.Keys(g.uplinks))
+	for name, since := range g.uplinks {
+		if since.IsZero() {
+			g.uplinks[name] = now
+		}
+	}
+	for _, u := range uplinks {
+		g.uplinks[u.Name] = time.Time{}
+	}
+	maps.DeleteFunc(g.uplinks, func(_ string, since time.Time) bool { return !since.IsZero() && now.Sub(since) > datapath.Linger })
+	if slices.Equal(before, slices.Sorted(maps.Keys(g.uplinks))) || len(g.excludes) == 0 {
+		return nil
+	}
+	return g.applyExcludes()
 }
 
 // ensure repairs what others have changed.
@@ -161,7 +193,12 @@ func (g *ground) ensure() error {
 }
 
 func (g *ground) applyExcludes() error {
-	wanted := slices.AppendSeq(slices.Clone(g.configured), maps.Keys(g.excludes))
+	wanted := slices.Clone(g.configured)
+	for e := range g.excludes {
+		if _, serves := g.uplinks[e.device]; !serves {
+			wanted = append(wanted, e.subnet)
+		}
+	}
 	if err := g.node.ReconcileExcludes(sorted(slices.Values(wanted))); err != nil {
 		return fmt.Errorf("reconcile masquerade excludes: %w", err)
 	}

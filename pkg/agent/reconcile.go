@@ -285,20 +285,16 @@ func (s *Service) SetUplinks(uplinks uplink.Found) {
 func (s *Service) applyUplinks() error {
 	s.mu.Lock()
 	wanted := make([]datapath.Uplink, 0, len(s.uplinks.Uplinks))
-	var both []error
 	for _, u := range s.uplinks.Uplinks {
-		if s.index.isBridge(u.Name) {
-			both = append(both, fmt.Errorf("%s is the bridge of endpoints, and cannot be an uplink as well", u.Name))
-			continue
-		}
 		wanted = append(wanted, datapath.Uplink(u))
 	}
 	s.mu.Unlock()
-	s.problem("bridges", errors.Join(append(both, s.checkTrunks(wanted))...))
-	if err := s.opts.Datapath.Node.ReconcileUplinks(wanted); err != nil {
-		return fmt.Errorf("reconcile uplinks: %w", err)
+	// Before decisions are taken by them.
+	err := s.ground.setUplinks(wanted, s.opts.Now())
+	if failed := s.opts.Datapath.Node.ReconcileUplinks(wanted); failed != nil {
+		err = errors.Join(err, fmt.Errorf("reconcile uplinks: %w", failed))
 	}
-	return nil
+	return err
 }
 
 // RoutesChanged has every decision of the datapath taken anew.

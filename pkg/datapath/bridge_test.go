@@ -105,7 +105,7 @@ func testBridgeIsolated(t *testing.T, n *node, f family) {
 	n.story(t, step{"one", there, across("decided")}, step{"more", there, across()})
 	isolate(n.b, true)
 	n.story(t,
-		step{"both", there, passed(seenOwn, "decided")}, step{"more", there, passed(seenOwn, "decided")},
+		step{"both", there, passed(seenOwn, "decided")}, step{"more", there, passed(seenOwn)},
 		step{"back", n.onBridge(n.b, n.a.MAC, ip(f.b, f.a, 64, udp(server, low)...)...), passed(seenOwn, "decided")},
 	)
 	isolate(n.a, false)
@@ -158,6 +158,9 @@ func testBridgeWays(t *testing.T, n *node, f family) {
 	n.forget(t)
 	n.story(t,
 		step{"question", n.onBridge(n.a, stationMAC(), ip(f.a, f.unknown, 64, udp(low, server)...)...), passed(seenOwn, "decided")},
+		step{"more", n.onBridge(n.a, stationMAC(), ip(f.a, f.unknown, 1, udp(low, server)...)...), passed(seenOwn)},
+		step{"to another", n.onBridge(n.a, routerMAC(), ip(f.a, f.unknown, 64, udp(low, server)...)...), passed(seenOwn, "decided")},
+		step{"to the gateway", n.fromA(ip(f.a, f.unknown, 64, udp(low, server)...)...), passed(seenOwn, "decided")},
 		step{"answer", n.byBridge(n.a, ip(f.unknown, f.a, 64, udp(server, low)...)...), passed(seenNot)},
 		step{"question of the station", n.byBridge(n.b, ip(f.unknown, f.b, 64, udp(low, server)...)...), passed(seenNot)},
 		step{"answer to it", n.onBridge(n.b, stationMAC(), ip(f.b, f.unknown, 64, udp(server, low)...)...), passed(seenOwn, "decided")},
@@ -180,6 +183,16 @@ func testBridgeClose(t *testing.T, n *node, f family) {
 		step{"FIN", there(packet.FIN, packet.ACK), across()},
 		step{"FIN back", back(packet.FIN, packet.ACK), across()},
 		step{"last ACK", there(packet.ACK), across()},
+	)
+	n.wantFlows(t)
+	station := func(options ...packet.TCPOption) run {
+		return n.onBridge(n.a, stationMAC(), ip(f.a, f.unknown, 64, tcp(low, server, options...)...)...)
+	}
+	n.story(t,
+		step{"SYN to a station", station(packet.SYN), passed(seenOwn, "decided")},
+		step{"ACK", station(packet.ACK), passed(seenOwn)},
+		step{"FIN", station(packet.FIN, packet.ACK), passed(seenOwn)},
+		step{"last ACK", station(packet.ACK), passed(seenOwn)},
 	)
 	n.wantFlows(t)
 }
@@ -279,6 +292,8 @@ func testBridgeGroupsPolicy(t *testing.T, n *node, f family) {
 				step{"membership", n.onBridge(n.a, group, igmp(f.a, addr("239.1.2.3"))...), passed(seenOwn, "decided")},
 				step{"renewal", n.onBridge(n.a, everybody, ip(f.a, addr("255.255.255.255"), 64, udp(68, 67)...)...), passed(seenOwn, "decided")},
 				step{"broadcast to another port", n.onBridge(n.a, everybody, ip(f.a, addr("255.255.255.255"), 64, udp(68, 69)...)...), denied("policy_egress", "decided")},
+				step{"offer", n.onBridge(n.a, everybody, ip(f.a, addr("255.255.255.255"), 64, udp(67, 68)...)...), denied("policy_egress", "decided")},
+				step{"offer of another", n.onBridge(n.b, everybody, ip(f.b, addr("255.255.255.255"), 64, udp(67, 68)...)...), passed(seenOwn, "decided")},
 			)
 		} else {
 			n.story(t,

@@ -438,8 +438,14 @@ func testChildRouted(t *testing.T, p *parent, f family) {
 		step{"of the world", p.in(routerMAC(), p.x.MAC, ip(f.world, x, 64, message...)...), intoChild("decided")},
 		step{"by the host as a router", p.fromWorld(ip(f.world, x, 64, message...)...), untouched()},
 	)
+	atUplink := func(src net.HardwareAddr, seen uint32, ingress int) run {
+		return run{program: toUplink, device: p.uplink.IfIndex, seen: seen, ingress: ingress, in: frame(src, routerMAC(), ip(x, f.world, 64, message...)...)}
+	}
 	p.enforce(t, p.subjects().restrict(p.x, egress))
-	p.story(t, step{"to the world", run{program: toUplink, device: p.uplink.IfIndex, in: frame(p.x.MAC, routerMAC(), ip(x, f.world, 64, message...)...)}, untouched()})
+	p.story(t,
+		step{"to the world", atUplink(p.x.MAC, seenNot, 0), untouched()},
+		step{"and by the host, which the parent's program has judged", atUplink(p.uplink.MAC, seenOwn, p.uplink.IfIndex), untouched()},
+	)
 }
 
 // fromChild is a frame of x for the host, at the uplink.

@@ -356,7 +356,7 @@ func (o *oracle) question(p *outcome) (ifindex int, judged, follows bool) {
 		way = way || p.verdict == redirect
 		return p.device, way, way && (to != nil || p.in.dst == f.elsewhere || !o.hides(&e, p.in.dst))
 	case toContainer:
-		if p.ingress == 0 || to == nil || p.run.seen == seenDecided {
+		if p.ingress == 0 || to == nil || o.wasDecided(p) {
 			return p.ingress, false, false
 		}
 		return p.ingress, true, true
@@ -428,11 +428,20 @@ func (o *oracle) policy(p *outcome) error {
 	return nil
 }
 
+// wasDecided tells whether a program that sits where the packet came in has decided, and noted it.
+func (o *oracle) wasDecided(p *outcome) bool {
+	if p.run.seen != seenDecided && p.run.seen != seenTranslated {
+		return false
+	}
+	_, attached := o.attached[p.ingress]
+	return attached || p.ingress == 0 || p.ingress == o.uplink.IfIndex
+}
+
 // unreadable tells a packet for somebody who is restricted, or not known to be free, that
 // makes no sense.
 func (o *oracle) unreadable(p *outcome) bool {
 	e, attached := o.attached[p.device]
-	return p.program == toContainer && p.in.kind == ipKind && p.in.fault != "" && p.ingress != 0 && p.run.seen != seenDecided &&
+	return p.program == toContainer && p.in.kind == ipKind && p.in.fault != "" && p.ingress != 0 && !o.wasDecided(p) &&
 		o.firewall.name != "" && (!attached || o.firewall.restricts(&e))
 }
 

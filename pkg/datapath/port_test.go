@@ -551,7 +551,7 @@ func testPortAstray(t *testing.T, n *node, f family, p mappedProtocol) {
 	n.check(t, n.toWorld(seenDecided, inside...), drops("no_uplink"))
 	before := n.now
 	defer func() { n.now = before }()
-	n.now = func() time.Time { return before().Add(linger) }
+	n.now = func() time.Time { return before().Add(Linger) }
 	n.do(t, func() error { return n.ReconcileUplinks([]Uplink{n.uplink}) })
 	n.check(t, n.toWorld(seenDecided, inside...), leaves(n.left(outside...)))
 }

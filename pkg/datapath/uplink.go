@@ -12,8 +12,8 @@ import (
 	"github.com/tendril-net/tendril/pkg/maps"
 )
 
-// linger is how long a former uplink is served: longer than an answer takes.
-const linger = 30 * time.Second
+// Linger is how long a former uplink is served: longer than an answer takes.
+const Linger = 30 * time.Second
 
 // ReconcileUplinks makes the uplinks exactly these. When something changed, every
 // decision is taken anew. What is found wrong although the same uplinks were asked
@@ -65,16 +65,13 @@ func (d *Datapath) ensureUplink(u Uplink) (found []string, err error) {
 	if len(u.MAC) == 6 {
 		value.Mac = maps.NewMAC(u.MAC)
 	}
-	found, err = ensureEntry(found, d.maps.Interfaces, uint32(u.IfIndex), value, interfaceEntry(u.IfIndex))
-	if err != nil {
-		return found, err
-	}
+	// Before the entry, by which programs of its ports have to do with these, if it is a bridge.
 	for _, a := range []attachment{{u.IfIndex, fromUplink}, {u.IfIndex, toUplink}} {
 		if found, err = d.ensureAttached(found, a, u.Name); err != nil {
 			return found, fmt.Errorf("attach uplink %s: %w", u.Name, err)
 		}
 	}
-	return found, nil
+	return ensureEntry(found, d.maps.Interfaces, uint32(u.IfIndex), value, interfaceEntry(u.IfIndex))
 }
 
 // pruneUplinks ends the service of all other uplinks. Decisions to send by one must be
@@ -141,7 +138,7 @@ func (d *Datapath) lingers(a attachment) (since time.Time, lingers bool) {
 	if !known {
 		since = d.now()
 	}
-	return since, d.now().Sub(since) < linger
+	return since, d.now().Sub(since) < Linger
 }
 
 // Invalidate makes every decision be taken anew by its next packet: routes changed.

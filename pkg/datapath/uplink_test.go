@@ -52,7 +52,7 @@ func TestFormerUplink(t *testing.T) {
 	reconcile()
 	n.do(t, n.Invalidate)
 	served()
-	clock = clock.Add(linger - 1)
+	clock = clock.Add(Linger - 1)
 	reconcile()
 	n.do(t, n.Invalidate)
 	served()
@@ -64,7 +64,7 @@ func TestFormerUplink(t *testing.T) {
 	reconcile(n.uplink)
 	attached(fromUplink, toUplink)
 	reconcile()
-	clock = clock.Add(linger - 1)
+	clock = clock.Add(Linger - 1)
 	reconcile(n.uplink) // it is one again, and nothing of before counts
 	clock = clock.Add(1)
 	reconcile()
@@ -94,7 +94,7 @@ func TestUplinkEndsWithItsDecisions(t *testing.T) {
 	f, tr := v4(), transports()[1]
 	n.open(t, f, tr, inside)
 	n.do(t, func() error { return n.ReconcileUplinks(nil) })
-	clock = clock.Add(linger)
+	clock = clock.Add(Linger)
 	again := n.fromA(ip(f.a, f.world, 64, tr.there(inside)...)...)
 	refusal := errors.New("not now")
 	plain := n.hooks.uplinks

@@ -153,7 +153,7 @@ type kernelFlow struct {
 	Reason       uint8
 	Unsure       uint8
 	Limited      uint8
-	Pad          uint8
+	OfPort       uint8
 }
 
 type kernelFlowFlag uint32
