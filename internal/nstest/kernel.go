@@ -54,3 +54,14 @@ func Halve(tb testing.TB, half int) {
 		tb.Skip("where all is emulated, left to " + []string{"Linux 5.10 and 6.12", "Linux 6.1 and 7"}[half])
 	}
 }
+
+// Deal leaves one of two like tests (0 and 1), of which either is to see a kernel with tcx and one
+// without, to Linux 5.10 and 7, and the other to 6.1 and 6.12. Of a test that is left to half of the
+// kernels either half has both.
+func Deal(tb testing.TB, test int) {
+	tb.Helper()
+	share, shares := Share(tb)
+	if shares > 1 && (share+1)/2%2 != test {
+		tb.Skip("where all is emulated, left to " + []string{"Linux 5.10 and 7", "Linux 6.1 and 6.12"}[test])
+	}
+}

@@ -174,7 +174,7 @@ func TestTraffic(t *testing.T) {
 					}
 				})
 			}
-			eachFamily(t, func(t *testing.T, f family) {
+			bothFamilies(t, func(t *testing.T, f family) {
 				for _, way := range []struct {
 					name     string
 					server   *nstest.NS

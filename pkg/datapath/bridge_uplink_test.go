@@ -191,7 +191,8 @@ func testUplinkPolicy(t *testing.T, n *node, f family) {
 			step{"of a", toB, denied("policy_ingress", "decided")},
 			step{"as if of the node, from elsewhere", atPort(n.other.Attrs().Index), denied("policy_ingress")},
 			step{
-				"for another, by all ports", run{program: toContainer, device: n.b.IfIndex, in: delivered(n.c, ip(f.host, f.c, 63, udp(inside, server)...)...), seen: seenTranslated, ingress: n.a.IfIndex},
+				"for another, by all ports",
+				run{program: toContainer, device: n.b.IfIndex, in: delivered(n.c, ip(f.host, f.c, 63, udp(inside, server)...)...), seen: seenTranslated, ingress: n.a.IfIndex},
 				denied("policy_ingress"),
 			},
 		)

@@ -431,7 +431,7 @@ func testPolicyByAddress(t *testing.T, n *node, f family) {
 	}
 	p.Identities[netip.PrefixFrom(f.a, f.a.BitLen())] = ofWorld
 	n.enforce(t, p)
-	eachFamily(t, func(t *testing.T, other family) {
+	bothFamilies(t, func(t *testing.T, other family) {
 		in, out := n.between(n.a, n.b, other.a, other.b, udp(low, server))
 		w := denied("policy_ingress", "decided")
 		if other.a == f.a {

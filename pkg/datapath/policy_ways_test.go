@@ -19,7 +19,7 @@ import (
 func TestPolicyWays(t *testing.T) {
 	nstest.Halve(t, 0)
 	n := newNode(t, Config{Masquerade: true})
-	eachFamily(t, func(t *testing.T, f family) {
+	bothFamilies(t, func(t *testing.T, f family) {
 		for name, test := range map[string]func(*testing.T, *node, family){
 			"endpoint among services":      testPolicyEndpointAmongServices,
 			"service that is none":         testPolicyServiceThatIsNone,
