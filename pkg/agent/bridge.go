@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/tendril-net/tendril/pkg/api"
+	"github.com/tendril-net/tendril/pkg/uplink"
 	"github.com/tendril-net/tendril/pkg/wiring"
 )
 
@@ -21,6 +22,47 @@ const (
 	concernBridges = "bridge devices"
 	concernPorts   = "bridge ports"
 )
+
+// checkGateways refuses to give a bridge what the node needs elsewhere: the address of a router that is
+// a next hop of the node, or another address in the place of an uplink's own. The error is an
+// *api.Error unless the node did not answer.
+func (s *Service) checkGateways(n api.Network, addresses []api.Address) error {
+	if !n.BridgeGateway {
+		return nil
+	}
+	if n.ForceAddress && s.isUplink(n.BridgeInterface()) {
+		return invalid("forceAddress", "true", fmt.Sprintf("%s is an uplink of the node, which would lose its own address, and the routes by it", n.BridgeInterface()))
+	}
+	var gateways []netip.Addr
+	for _, set := range n.Ranges {
+		for _, r := range set {
+			gateways = append(gateways, r.Gateway)
+		}
+	}
+	for _, a := range addresses {
+		gateways = append(gateways, a.Gateway)
+	}
+	for _, gateway := range gateways {
+		if !gateway.IsValid() {
+			continue
+		}
+		occupied, found, err := s.opts.Surroundings.At(gateway)
+		if err != nil {
+			return fmt.Errorf("look for %s on the node: %w", gateway, err)
+		}
+		if found && occupied.Destination.IsValid() {
+			return invalid("isGateway", "true", fmt.Sprintf("gateway %s is %s: the bridge cannot have it, too", gateway, occupied))
+		}
+	}
+	return nil
+}
+
+// isUplink tells whether a device is an uplink of the node.
+func (s *Service) isUplink(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.uplinks.Uplinks, func(u uplink.Uplink) bool { return u.Name == name })
+}
 
 // bridgeOf returns the bridge of an endpoint, the zero HostLink when it has none. The
 // error is an *api.Error of CodeMismatch unless the kernel did not answer.

@@ -408,8 +408,8 @@ func TestRangesOfABridge(t *testing.T) {
 		want     api.Error // empty: accepted
 	}{
 		"a router as the node's gateway": {occupied: []Occupied{one("10.30.0.254", "br0", "0.0.0.0/0")}, ranges: part, gateway: true, want: api.Error{
-			Code: invalid, Key: "ipam.ranges[0][0].gateway", Value: "10.30.0.254",
-			Message: "gateway 10.30.0.254 is the next hop of the node's route default by br0",
+			Code: invalid, Key: "isGateway", Value: "true",
+			Message: `isGateway "true": gateway 10.30.0.254 is the next hop of the node's route default by br0: the bridge cannot have it, too`,
 		}},
 		"its gateway, the node's": {occupied: []Occupied{one("10.30.0.1", "br0", "")}, ranges: subnet("10.30.0.0/24"), gateway: true},
 		"its gateway":             {occupied: []Occupied{one("10.30.0.1", "br0", "")}, ranges: subnet("10.30.0.0/24")},
@@ -490,6 +490,20 @@ func TestBridgeAndUplink(t *testing.T) {
 	req.Network.VLANTrunk = vlan.Set{{First: 7, Last: 9}}
 	w.mustAdd(t, s, req)
 	w.mustAdd(t, s, request("c2"))
+	force := bridged("c3")
+	force.Network.BridgeGateway, force.Network.ForceAddress = true, true
+	wanted := api.Error{
+		Code: api.CodeInvalid, Key: "forceAddress", Value: "true",
+		Message: `forceAddress "true": br0 is an uplink of the node, which would lose its own address, and the routes by it`,
+	}
+	_, err = s.Prepare(ctx, force)
+	if d := cmp.Diff(wanted, faultOf(t, err, wanted.Code)); d != "" {
+		t.Errorf("prepare (-want +got):\n%s", d)
+	}
+	_, err = s.NetworkStatus(ctx, force.Network)
+	if d := cmp.Diff(wanted, faultOf(t, err, wanted.Code)); d != "" {
+		t.Errorf("status (-want +got):\n%s", d)
+	}
 	for _, uplinks := range [][]uplink.Uplink{{up}, {other}, {other, up}} {
 		s.SetUplinks(uplink.Found{Uplinks: uplinks})
 		var want []datapath.Uplink

@@ -120,7 +120,7 @@ func (s *Service) NetworkStatus(_ context.Context, given api.Network) (api.Healt
 	if err != nil {
 		return api.Health{}, err
 	}
-	if err := s.checkPassthru(n); err != nil {
+	if err := errors.Join(s.checkPassthru(n), s.checkGateways(n, nil)); err != nil {
 		return api.Health{}, err
 	}
 	if _, err := s.findParent(n); err != nil {

@@ -48,7 +48,7 @@ func (s *Service) Prepare(_ context.Context, req api.PrepareRequest) (api.Endpoi
 			return api.Endpoint{}, fmt.Errorf("undo unfinished endpoint: %w", err)
 		}
 	}
-	if err := s.checkPassthru(in.network); err != nil {
+	if err := errors.Join(s.checkPassthru(in.network), s.checkGateways(in.network, in.addresses)); err != nil {
 		return api.Endpoint{}, err
 	}
 	if err := s.checkRanges(in.network, req.Network.Ranges); err != nil {

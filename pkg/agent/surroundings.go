@@ -88,13 +88,10 @@ func isIdle(a netip.Addr, r api.Range) bool {
 
 // onLink tells whether the address is where the network's containers are as well, and
 // nobody is leased it: the subnet is that bridge's, and its gateway the node or a router
-// there, whose address the bridge must not be given. One that is about to be taken from the bridge may be
-// leased. Macvlan devices are in a network that the node may be in by any of its devices.
+// there. One that is about to be taken from the bridge may be leased. Macvlan devices are
+// in a network that the node may be in by any of its devices.
 func onLink(o Occupied, n api.Network, r api.Range) bool {
 	if n.Driver != api.DriverMacvlan && (n.Bridge == "" || o.Device != n.BridgeInterface()) {
-		return false
-	}
-	if n.BridgeGateway && o.Addr == r.Gateway && o.Destination.IsValid() {
 		return false
 	}
 	leasable := o.Addr != r.Gateway && !o.Addr.Less(r.RangeStart) && !r.RangeEnd.Less(o.Addr)
