@@ -175,9 +175,12 @@ int from_uplink(struct __sk_buff *skb)
 	struct flow *flow;
 	int verdict;
 
-	/* For a VLAN device, and what is noted for its program, too. */
-	if (skb->vlan_present)
+	/* For a VLAN device, and what is noted for its program, too; VLAN 0 is this device's. */
+	if (skb->vlan_present) {
+		if (skb->tc_index && !(skb->vlan_tci & VLAN_ID_MASK))
+			skb->tc_index = SEEN_NOT;
 		return TC_ACT_UNSPEC;
+	}
 	if (skb->tc_index) {
 		if (skb->mark & MARK_OWN)
 			skb->mark &= ~(__u32)MARK_OWN;

@@ -53,8 +53,8 @@ static __always_inline void set_mark(struct __sk_buff *skb, enum mark mark)
 /*
  * In skb->mark, from the port of a bridge that is an uplink to the program of that: the endpoint's
  * own note in tc_index is to be believed. It is lost on the way out of another's network namespace,
- * as tc_index is not. With br_netfilter rules of the host may add to the mark in between: it is one
- * bit, which neither kube-proxy nor Calico nor Cilium uses.
+ * as tc_index is not. No mark_base has it. With br_netfilter rules of the host may add to the mark
+ * in between, such as those of kube-proxy, so it is one bit and the others are kept.
  */
 #define MARK_OWN 0x1000
 

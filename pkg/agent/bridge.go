@@ -31,7 +31,7 @@ func (s *Service) checkGateways(n api.Network, addresses []api.Address) error {
 		return nil
 	}
 	if n.ForceAddress && s.isUplink(n.BridgeInterface()) {
-		return invalid("forceAddress", "true", fmt.Sprintf("%s is an uplink of the node, which would lose its own address, and the routes by it", n.BridgeInterface()))
+		return invalid("forceAddress", "true", fmt.Sprintf("%s is an uplink of the node, which may lose its own address by that, and its routes", n.BridgeInterface()))
 	}
 	var gateways []netip.Addr
 	for _, set := range n.Ranges {
@@ -244,7 +244,7 @@ func (s *Service) free(bridge string, gateways []netip.Prefix) (free []netip.Pre
 		switch {
 		case err != nil:
 			errs = append(errs, fmt.Errorf("look for %s on the node: %w", gateway.Addr(), err))
-		case found && occupied.Device != bridge && !occupied.Destination.IsValid():
+		case found && (occupied.Device != bridge || occupied.Destination.IsValid()):
 			errs = append(errs, fmt.Errorf("gateway %s is %s", gateway.Addr(), occupied))
 		default:
 			free = append(free, gateway)

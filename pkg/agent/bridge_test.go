@@ -494,7 +494,7 @@ func TestBridgeAndUplink(t *testing.T) {
 	force.Network.BridgeGateway, force.Network.ForceAddress = true, true
 	wanted := api.Error{
 		Code: api.CodeInvalid, Key: "forceAddress", Value: "true",
-		Message: `forceAddress "true": br0 is an uplink of the node, which would lose its own address, and the routes by it`,
+		Message: `forceAddress "true": br0 is an uplink of the node, which may lose its own address by that, and its routes`,
 	}
 	_, err = s.Prepare(ctx, force)
 	if d := cmp.Diff(wanted, faultOf(t, err, wanted.Code)); d != "" {
@@ -568,6 +568,7 @@ func TestRepairOfGateways(t *testing.T) {
 		{"c4", "10.31.0.9/24", "10.31.0.1"},
 		{"c5", "10.32.0.9/24", "10.32.0.1"},
 		{"c6", "10.33.0.9/24", "10.33.0.1"},
+		{"c7", "10.34.0.9/24", "10.34.0.1"},
 	} {
 		req := delegated(one.container, one.address)
 		req.Network.Driver, req.Network.Bridge, req.HostMAC, req.Network.BridgeGateway = "bridge", "br0", bridgeMAC, true
@@ -579,6 +580,7 @@ func TestRepairOfGateways(t *testing.T) {
 	w.occupied = []Occupied{
 		{Addr: netip.MustParseAddr("10.32.0.1"), Device: "eth1"},
 		{Addr: netip.MustParseAddr("10.33.0.1"), Device: "br0"},
+		{Addr: netip.MustParseAddr("10.34.0.1"), Device: "br0", Destination: netip.MustParsePrefix("0.0.0.0/0")}, // a router's by now
 	}
 	s.tidy()
 	var got []netip.Prefix
@@ -592,7 +594,7 @@ func TestRepairOfGateways(t *testing.T) {
 	health, err := s.Health(ctx)
 	must(t, err)
 	wantHealth := api.Health{Reasons: []string{
-		"bridge devices: repair bridge br0: gateway 10.31.0.1 is the address of container c3\ngateway 10.32.0.1 is an address of this node on eth1",
+		"bridge devices: repair bridge br0: gateway 10.31.0.1 is the address of container c3\ngateway 10.32.0.1 is an address of this node on eth1\ngateway 10.34.0.1 is the next hop of the node's route default by br0",
 	}}
 	if d := cmp.Diff(wantHealth, health); d != "" {
 		t.Errorf("health (-want +got):\n%s", d)

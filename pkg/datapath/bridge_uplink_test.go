@@ -263,6 +263,10 @@ func testUplinkMarks(t *testing.T, n *node, f family) {
 		r.vlan = 20
 		return r
 	}
+	untagged := func(r run) run { // VLAN 0, with another bit of the tag
+		r.vlan = 4096
+		return r
+	}
 	everybody := packet.MAC("ff:ff:ff:ff:ff:ff")
 	arp := func(dst net.HardwareAddr) []byte {
 		return packet.New(packet.Eth(n.b.MAC, dst), packet.ARPRequest(packet.Station{MAC: n.b.MAC, IP: v4().b}, v4().host))
@@ -274,6 +278,7 @@ func testUplinkMarks(t *testing.T, n *node, f family) {
 		step{"as if by the bridge", wire(seenOwn, toHost...), want{verdict: passOn}},
 		step{"as if of b to another", wire(seenOwn, toA...), drops("martian")},
 		step{"with a tag, for the VLAN's device", tagged(n.given(n.b, seenOwn, toA...)), want{verdict: passOn, seen: seenOwn, mark: ownMark}},
+		step{"with a tag that is none", untagged(wire(seenOwn, toA...)), want{verdict: passOn}},
 		step{"ARP to the host", run{program: fromContainer, device: n.b.IfIndex, in: arp(n.b.HostMAC)}, ownedBy(seenOwn)},
 		step{"by the bridge", run{program: fromUplink, device: n.uplink.IfIndex, in: arp(n.uplink.MAC), seen: seenOwn, mark: ownMark}, untouched()},
 		step{"ARP to all", run{program: fromContainer, device: n.b.IfIndex, in: arp(everybody)}, passed(seenOwn)},
@@ -341,4 +346,20 @@ func TestBridgeForgedNotes(t *testing.T) {
 			)
 		})
 	})
+}
+
+// TestMarkOf: the bit of what endpoints on an uplink say to the node is in none of the marks of parents'
+// programs, which meet the uplink's.
+func TestMarkOf(t *testing.T) {
+	bits := uint32(0)
+	for netns := range uint32(1000) {
+		mark := markOf([]byte("boot"), netns)
+		if mark == 0 || mark&(ownMark|3) != 0 {
+			t.Fatalf("mark %#x", mark)
+		}
+		bits |= mark
+	}
+	if want := ^uint32(ownMark | 3); bits != want {
+		t.Errorf("bits that marks have: %#x, want %#x", bits, want)
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -197,14 +198,19 @@ func netnsInode() (uint32, error) {
 // know what others of it have let through: the same for each agent that runs here until the next
 // boot, so that programs of two agents understand each other, and seldom another's.
 var markBase = func(netns uint32) (uint32, error) {
-	const mask = 3 // MARK_MASK of bpf/lib/apply.h
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return 0, fmt.Errorf("choose a mark: %w", err)
 	}
+	return markOf(boot, netns), nil
+}
+
+// markOf leaves out the bits that marks add to their beginning, and that which has a meaning of its own.
+func markOf(boot []byte, netns uint32) uint32 {
+	const mask, own = 3, 0x1000 // MARK_MASK and MARK_OWN of bpf/lib/apply.h
 	sum := fnv.New32a()
-	_, _ = sum.Write(binary.NativeEndian.AppendUint32(boot, netns))
-	return max(sum.Sum32()&^mask, mask+1), nil
+	_, _ = sum.Write(binary.NativeEndian.AppendUint32(slices.Clone(boot), netns))
+	return max(sum.Sum32()&^(mask|own), mask+1)
 }
 
 // lackBTF says in plain words why a program that reads the kernel's own structures was
