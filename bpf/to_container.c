@@ -207,6 +207,7 @@ static __always_inline bool is_kept_from_others(const struct __sk_buff *skb)
 /* What the stack has forwarded. Returns 0, the counter of a drop, or OF_HOST. */
 static __always_inline int forwarded(struct __sk_buff *skb)
 {
+	bool decided = was_decided(skb, skb->tc_index);
 	struct packet packet = {};
 	struct scratch *s;
 	int parsed;
@@ -223,7 +224,7 @@ static __always_inline int forwarded(struct __sk_buff *skb)
 		return is_kept_from_others(skb) ? DROP_POLICY_INGRESS : 0;
 	default:
 		/* Nobody can tell what it is, or whether it may pass. */
-		return is_restricted_device(skb) ? DROP_INVALID : 0;
+		return !decided && is_restricted_device(skb) ? DROP_INVALID : 0;
 	}
 	if (packet.fragment) {
 		packet.key.ifindex = skb->ingress_ifindex;
@@ -234,7 +235,7 @@ static __always_inline int forwarded(struct __sk_buff *skb)
 	if (!s)
 		return DROP_INVALID;
 	s->packet = packet;
-	return note(skb, was_decided(skb, skb->tc_index));
+	return note(skb, decided);
 }
 
 SEC("tc")

@@ -115,10 +115,15 @@ static __always_inline bool answers_port(const struct scratch *s)
 static __always_inline bool is_bridged(const struct __sk_buff *skb, const struct endpoint *endpoint)
 {
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	__u32 ifindex = endpoint->ifindex;
 	struct ethhdr *ethernet = data;
+	struct interface *interface;
 
-	return (void *)(ethernet + 1) <= data_end &&
-	       same_mac((struct mac *)ethernet->h_source, &endpoint->mac);
+	if ((void *)(ethernet + 1) > data_end ||
+	    !same_mac((struct mac *)ethernet->h_source, &endpoint->mac))
+		return false;
+	interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+	return interface && interface->bridge;
 }
 
 /* Masquerades scratch->packet. */

@@ -146,6 +146,13 @@ func testUplinkBegins(t *testing.T, n *node, f family) {
 			in: packet.New(append([]packet.Layer{packet.Eth(n.b.MAC, routerMAC())}, ip(f.b, f.world, 64, udp(inside, server)...)...)...),
 		}, untouched()},
 	)
+	n.forget(t)
+	n.story(t,
+		step{"as if of a by its bridge, which it has not", run{
+			program: toUplink, device: n.uplink.IfIndex, ingress: n.a.IfIndex,
+			in: packet.New(append([]packet.Layer{packet.Eth(n.a.MAC, routerMAC())}, ip(f.a, f.world, 64, udp(inside, server)...)...)...),
+		}, leaves(packet.New(append([]packet.Layer{packet.Eth(n.a.MAC, routerMAC())}, ip(f.host, f.world, 64, udp(inside, server)...)...)...))},
+	)
 }
 
 // testUplinkNeighbour: what comes from the world by the bridge has begun there, and its answer is
