@@ -195,6 +195,46 @@ static __always_inline bool is_restricted_device(const struct __sk_buff *skb)
 	return !subject || is_restricted(subject);
 }
 
+/*
+ * The bridge that the device is a port of, where policy has to know who has sent what no device has
+ * brought in. NULL: that is the host.
+ */
+static __always_inline struct interface *doubtful(const struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	struct interface *interface;
+
+	if (skb->ingress_ifindex || !policy_now())
+		return NULL;
+	interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+	return interface && interface->bridge ? interface : NULL;
+}
+
+/*
+ * Whether what doubtful doubts, with scratch->packet as what was parsed, is the host's. Who has a
+ * macvlan or ipvlan device on the bridge, in whatever namespace, has it send as the host does, with
+ * sockets of that namespace (seen on 6.18). Its MAC tells, and with ipvlan, which has the bridge's,
+ * its address.
+ */
+__noinline int is_hosts_own(struct __sk_buff *skb, __u32 parsed)
+{
+	const struct interface *interface = doubtful(skb);
+	struct scratch *s = scratch_get();
+	const struct address *source;
+	struct ethhdr frame;
+
+	if (!s || !interface || bpf_skb_load_bytes(skb, 0, &frame, sizeof(frame)))
+		return false;
+	source = &s->packet.key.source;
+	if (same_mac((struct mac *)frame.h_source, &interface->host_mac) &&
+	    (parsed != PARSED_IP || is_ipv6_link_local(source) || is_martian(source) ||
+	     bpf_map_lookup_elem(&host_addresses, source)))
+		return true;
+	/* Its owner may have written what hooks write. */
+	skb->tc_index = SEEN_NOT;
+	return false;
+}
+
 /* Whether what is neither IP nor ARP is kept from the endpoint: policy cannot be asked. */
 static __always_inline bool is_kept_from_others(const struct __sk_buff *skb)
 {
@@ -213,8 +253,14 @@ static __always_inline int forwarded(struct __sk_buff *skb)
 	int parsed;
 
 	parsed = parse(skb, &packet);
-	if (is_of_host(skb, parsed, &packet))
-		return OF_HOST;
+	s = scratch_get();
+	if (!s)
+		return DROP_INVALID;
+	if (!skb->ingress_ifindex && (skb->sk || is_of_host(skb, parsed, &packet))) {
+		s->packet = packet;
+		if (!doubtful(skb) || is_hosts_own(skb, parsed))
+			return OF_HOST;
+	}
 	switch (parsed) {
 	case PARSED_IP:
 		break;
@@ -231,9 +277,6 @@ static __always_inline int forwarded(struct __sk_buff *skb)
 		fragment_find(&packet);
 		fragment_keep(&packet);
 	}
-	s = scratch_get();
-	if (!s)
-		return DROP_INVALID;
 	s->packet = packet;
 	return note(skb, decided);
 }
@@ -244,7 +287,7 @@ int to_container(struct __sk_buff *skb)
 	int reason;
 
 	/* A socket of the host's. */
-	if (!skb->ingress_ifindex && skb->sk)
+	if (!skb->ingress_ifindex && skb->sk && !doubtful(skb))
 		return pass(skb, TO_CONTAINER, COUNTER_HOST);
 	reason = forwarded(skb);
 	if (reason == OF_HOST)

@@ -232,8 +232,10 @@ struct interface {
 	__u8 flags;	/* enum interface_flag */
 	__u32 bridge;	/* endpoint: whose link it shares with others: the node's device among the
 			   ports of a bridge, or the parent of a macvlan child; 0: none */
+	struct mac host_mac; /* endpoint: as struct endpoint has it */
+	__u8 pad[2];
 };
-_Static_assert(sizeof(struct interface) == 48, "interface has no hidden padding");
+_Static_assert(sizeof(struct interface) == 56, "interface has no hidden padding");
 
 /* The VLANs whose tags an endpoint may send: bit n % 64 of word n / 64 is VLAN n. */
 #define VLAN_ID_MASK 0xfff

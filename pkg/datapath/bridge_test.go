@@ -58,6 +58,7 @@ func strange(src, dst net.HardwareAddr) []byte {
 func withBridge(t *testing.T, cfg Config) *node {
 	t.Helper()
 	n := newNode(t, cfg)
+	must(t, n.ReconcileHostAddresses([]netip.Addr{v4().host, v6().host}))
 	n.a.Bridge, n.b.Bridge, n.c.Bridge = bridgeIndex, bridgeIndex, anotherIndex
 	for _, e := range []Endpoint{n.a, n.b, n.c} {
 		n.do(t, func() error { return errors.Join(n.AttachEndpoint(e), n.CheckEndpoint(e)) })
@@ -197,6 +198,38 @@ func testBridgeClose(t *testing.T, n *node, f family) {
 	n.wantFlows(t)
 }
 
+// testBridgeLodger: what a socket sends by the bridge is the host's, unless somebody else has a device on
+// it: with a MAC of its own, or with the bridge's and another address.
+func testBridgeLodger(t *testing.T, n *node, f family) {
+	ofSocket := func(from net.HardwareAddr, seen uint32, layers ...packet.Layer) run {
+		return run{
+			program: toContainer, device: n.b.IfIndex, seen: seen,
+			in: packet.New(append([]packet.Layer{packet.Eth(from, n.b.MAC)}, layers...)...),
+		}
+	}
+	asks := func(from net.HardwareAddr, source netip.Addr) run {
+		return ofSocket(from, seenNot, ip(source, f.b, 64, udp(low, server)...)...)
+	}
+	ofHost := want{verdict: passOn, counters: []string{"host"}}
+	n.enforce(t, n.policy())
+	n.story(t, step{"who may be reached by all", asks(stationMAC(), f.unknown), passed(seenNot)})
+	n.enforce(t, n.policy().restrict(n.b, ingress).allow(setOne, ofWorld))
+	n.story(t,
+		step{"the host", asks(n.b.HostMAC, f.host), ofHost},
+		step{"macvlan", asks(stationMAC(), f.unknown), denied("policy_ingress")},
+		step{"macvlan, as the host", asks(stationMAC(), f.host), denied("policy_ingress")},
+		step{"macvlan, as who may, from elsewhere", asks(stationMAC(), f.world), denied("martian")},
+		step{"macvlan, as an endpoint", ofSocket(stationMAC(), seenOwn, ip(f.a, f.b, 64, udp(low, server)...)...), denied("martian")},
+		step{"macvlan, as if decided", ofSocket(stationMAC(), seenTranslated, ip(f.unknown, f.b, 64, udp(low, server)...)...), denied("policy_ingress")},
+		step{"ipvlan", asks(n.b.HostMAC, f.unknown), denied("policy_ingress")},
+		step{"ipvlan, as who may", asks(n.b.HostMAC, f.world), passed(seenNot)},
+		step{"neither", run{program: toContainer, device: n.b.IfIndex, in: strange(stationMAC(), n.b.MAC)}, denied("policy_ingress")},
+		step{"the host's", run{program: toContainer, device: n.b.IfIndex, in: strange(n.b.HostMAC, n.b.MAC)}, ofHost},
+	)
+	n.enforce(t, n.policy().restrict(n.b, ingress).allow(setOne, 0))
+	n.story(t, step{"macvlan, where all may", asks(stationMAC(), f.unknown), passed(seenNot)})
+}
+
 // testBridgeGroups: what is for all, or for many, is left to the bridge.
 func testBridgeGroups(t *testing.T, n *node, f family) {
 	everybody := packet.MAC("ff:ff:ff:ff:ff:ff")
@@ -254,6 +287,7 @@ func testBridgePolicy(t *testing.T, n *node, f family) {
 		n.enforce(t, n.policy().restrict(n.a, egress).allow(setOne, 0))
 		n.story(t, step{"which may be all", ask, passed(seenLed, "decided")})
 	})
+	t.Run("lodger", func(t *testing.T) { testBridgeLodger(t, n, f) })
 	t.Run("begun before", func(t *testing.T) {
 		n.forget(t)
 		n.story(t, step{"question", toB, across("decided")}, step{"answer", toA, across("decided")})

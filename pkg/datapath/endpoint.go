@@ -83,6 +83,7 @@ func (e *Endpoint) device() maps.Interface {
 	}
 	device := maps.Interface{
 		Mtu: uint16(e.MTU), Endpoint: e.ID, Mac: maps.NewMAC(e.MAC), Role: maps.RoleEndpoint, Bridge: uint32(link),
+		HostMac: maps.NewMAC(e.HostMAC),
 	}
 	if e.Isolated {
 		device.Flags |= maps.InterfaceIsolated

@@ -228,6 +228,8 @@ type kernelInterface struct {
 	Role     uint8
 	Flags    uint8
 	Bridge   uint32
+	HostMac  kernelMac
+	Pad      [2]uint8
 }
 
 type kernelInterfaceFlag uint32

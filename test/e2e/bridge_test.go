@@ -61,6 +61,42 @@ func TestBridgeStation(t *testing.T) {
 	})
 }
 
+// A macvlan or ipvlan device of other software on the bridge has its frames come to the ports as those
+// of the host do, with a socket: policy counts for it all the same, and not for the host.
+func TestBridgeLodger(t *testing.T) {
+	nstest.Halve(t, 1)
+	g := newGuarded(t)
+	g.pods = driver(api.DriverBridge).of(g.pods)
+	a := g.dress(t, "a")
+	for _, kind := range [][]string{{"macvlan", "mode", "bridge"}, {"macvlan", "mode", "vepa"}, {"ipvlan", "mode", "l2"}} {
+		t.Run(strings.Join(kind, " "), func(t *testing.T) {
+			lodger := nstest.New(t, "lodger")
+			settle(t, lodger)
+			make := append([]string{"link", "add", "lodger0", "link", "tendril0", "type"}, kind...)
+			if out, err := g.Command("ip", make...).CombinedOutput(); err != nil {
+				t.Skipf("needs a kernel with ipvlan (CONFIG_IPVLAN): %s", out)
+			}
+			g.Run(t, "ip", "link", "set", "lodger0", "netns", lodger.Name)
+			lodger.Run(t, "ip", "link", "set", "lodger0", "up")
+			nodetest.Address(t, lodger, "lodger0", station4.String()+"/16", station6.String()+"/64")
+			eachFamily(t, func(t *testing.T, f family) {
+				at := serveUDP(t, a.NS, netip.AddrPortFrom(f.of(a), 0))
+				lodgerToA := func() string { return g.udp(t, lodger, at) }
+				hostToA := func() string { return g.udp(t, g.NS, at) }
+				try(t, trial{"open, the lodger", lodgerToA, ""}, trial{"open, the host", hostToA, ""})
+				g.apply(t, networkPolicy("shut", "{podSelector: {matchLabels: {app: a}}, policyTypes: [Ingress]}"))
+				try(t, trial{"shut, the lodger", lodgerToA, byIngress}, trial{"shut, the host", hostToA, ""},
+					trial{"shut, ping of the host", func() string { return g.ping(t, g.NS, f.of(a)) }, ""})
+				allowed := "{podSelector: {matchLabels: {app: a}}, policyTypes: [Ingress], ingress: [{from: [{ipBlock: {cidr: " +
+					netip.PrefixFrom(f.station(), f.station().BitLen()).String() + "}}]}]}"
+				g.apply(t, networkPolicy("shut", allowed))
+				try(t, trial{"allowed, the lodger", lodgerToA, ""})
+				g.delete(t, "shut")
+			})
+		})
+	}
+}
+
 // A container whose router is another machine on the bridge is reached at ports of the host
 // all the same: its answers are caught on their way there.
 func TestBridgePortsBesideARouter(t *testing.T) {
