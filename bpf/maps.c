@@ -10,6 +10,7 @@ const enum translation_flag *unused_translation_flag __attribute__((unused));
 const enum limit_direction *unused_limit_direction __attribute__((unused));
 const enum endpoint_flag *unused_endpoint_flag __attribute__((unused));
 const enum child_flag *unused_child_flag __attribute__((unused));
+const enum child_hook *unused_child_hook __attribute__((unused));
 const enum port_flag *unused_port_flag __attribute__((unused));
 const enum interface_role *unused_interface_role __attribute__((unused));
 const enum interface_flag *unused_interface_flag __attribute__((unused));

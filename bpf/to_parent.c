@@ -437,15 +437,6 @@ static __always_inline int from_host(struct __sk_buff *skb, const struct ethhdr 
 }
 
 /*
- * Whether a program has judged the frame before, and marked it. A container may set the mark
- * of what it sends, and try all there are; it cannot set tc_index.
- */
-static __always_inline bool was_judged(const struct __sk_buff *skb)
-{
-	return is_marked(skb) && skb->tc_index == SEEN_TRANSLATED;
-}
-
-/*
  * Whether the frame, with the MAC of a child that has it from its parent, is of one of the VLAN
  * devices that are the host's and have it from there, too.
  */

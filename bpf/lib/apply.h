@@ -51,6 +51,15 @@ static __always_inline void set_mark(struct __sk_buff *skb, enum mark mark)
 }
 
 /*
+ * Whether a program of parents has judged the frame before, and marked it. A container may set the
+ * mark of what it sends, and try all there are; it cannot set tc_index.
+ */
+static __always_inline bool was_judged(const struct __sk_buff *skb)
+{
+	return is_marked(skb) && skb->tc_index == SEEN_TRANSLATED;
+}
+
+/*
  * In skb->mark, from the port of a bridge that is an uplink to the program of that: the endpoint's
  * own note in tc_index is to be believed. It is lost on the way out of another's network namespace,
  * as tc_index is not. No mark_base has it. With br_netfilter rules of the host may add to the mark

@@ -30,6 +30,12 @@ static __always_inline bool is_child(__u32 ifindex)
 	return ifindex & CHILD_INDEX;
 }
 
+/* Whether an index stands for a parent that is in the container. */
+static __always_inline bool is_inside(__u32 parent)
+{
+	return parent >= INSIDE_INDEX;
+}
+
 /* Interface index -> what the hook needs to know of it. The agent writes, every program reads. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -62,6 +68,17 @@ struct {
 	__type(key, struct child_key);
 	__type(value, struct child);
 } children SEC(".maps");
+
+/*
+ * Hook of a macvlan child whose parent is in the container -> the program that works there. The
+ * agent writes, the kernel reads.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, CHILD_HOOKS);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+} child_programs SEC(".maps");
 
 /* Flow -> decision. A cache: the programs write and read, whatever is evicted is decided again. */
 struct {

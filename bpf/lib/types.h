@@ -251,6 +251,12 @@ struct trunk {
  */
 #define CHILD_INDEX 0x80000000
 
+/*
+ * In the place of a parent's index, or above it, where the parent is in the container: the child's
+ * own index there, by which it is its own parent. No device of the node has such an index.
+ */
+#define INSIDE_INDEX 0x40000000
+
 enum child_flag {
 	CHILD_BRIDGED = 1 << 0,	  /* reaches and is reached by others of the parent that are, too */
 	CHILD_REFLECTED = 1 << 1, /* a switch sends back what it says to others of the parent */
@@ -281,6 +287,13 @@ struct child {
 	__u8 pad;
 };
 _Static_assert(sizeof(struct child) == 16, "child has no hidden padding");
+
+/* The places of map child_programs. */
+enum child_hook {
+	CHILD_INGRESS, /* from_parent */
+	CHILD_EGRESS,  /* to_parent */
+	CHILD_HOOKS,
+};
 
 enum port_flag {
 	/*

@@ -149,6 +149,7 @@ func (a *fakeAgent) prepare(r *http.Request) (any, error) {
 	}
 	if e.Driver == api.DriverMacvlan {
 		e.HostIfName, e.Parent, e.Mode, e.HostAccess = "", req.Network.Parent, req.Network.Mode, req.Network.HostAccess
+		e.InContainer = req.Network.InContainer
 	}
 	a.endpoints[req.Attachment] = e
 	return e, nil

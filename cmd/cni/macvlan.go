@@ -3,6 +3,8 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +12,7 @@ import (
 	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/failpoint"
 	"github.com/tendril-net/tendril/internal/ifname"
@@ -21,7 +24,8 @@ import (
 // macvlanConfig is what the driver "macvlan" has of its own, in the words of the reference
 // plugin; what the agent has to know is the network's.
 type macvlanConfig struct {
-	// master is the parent without the VLAN; "" is the device of the default route.
+	// master is the parent without the VLAN; "" is the device of the default route, of the node or,
+	// with linkInContainer, of the container.
 	master string
 	mac    net.HardwareAddr
 	// broadcastQueue is bcqueuelen, in frames.
@@ -50,20 +54,22 @@ func (c *config) readMacvlan(o object) {
 	case !slices.Contains(modes, c.network.Mode):
 		o.fault("mode", fmt.Sprintf("there is no mode %q; there are %q", c.network.Mode, modes))
 	}
+	o.read("linkInContainer", &c.network.InContainer, "true or false")
+	const inContainer = "cannot be with linkInContainer: the master is in the container"
 	passthru := c.network.Mode == api.ModePassthru
-	c.network.HostAccess = !passthru
+	c.network.HostAccess = !passthru && !c.network.InContainer
 	o.read("hostAccess", &c.network.HostAccess, "true or false")
-	if passthru && c.network.HostAccess {
+	switch {
+	case c.network.HostAccess && c.network.InContainer:
+		o.fault("hostAccess", "true "+inContainer)
+	case c.network.HostAccess && passthru:
 		o.fault("hostAccess", "true cannot be with mode passthru, where the container has the master and its MAC to itself")
+	}
+	if c.network.InContainer && c.network.VLAN != 0 {
+		o.fault("vlan", fmt.Sprintf("%d %s, and the VLAN is to be there", c.network.VLAN, inContainer))
 	}
 	c.macvlan.mac = readMAC(o, "mac")
 	o.read("bcqueuelen", &c.macvlan.broadcastQueue, "a whole number between 0 and 4294967295")
-	inContainer := false
-	o.read("linkInContainer", &inContainer, "true or false")
-	if inContainer {
-		o.faults.add(faultf(types.ErrUnsupportedField, "%s: true is not supported: nobody would look at what the master in the "+
-			"container sends", o.at("linkInContainer")))
-	}
 	c.setParent(o.faults)
 }
 
@@ -87,9 +93,9 @@ func (c *config) setParent(found *faults) {
 }
 
 // resolveMaster finds the parent of a network that names none: the device of the node's
-// default route.
+// default route. One in a container is not looked for here.
 func (p *plugin) resolveMaster() error {
-	if p.config.network.Driver != api.DriverMacvlan || p.config.macvlan.master != "" {
+	if p.config.network.Driver != api.DriverMacvlan || p.config.network.InContainer {
 		return nil
 	}
 	host, err := wiring.Current()
@@ -97,11 +103,18 @@ func (p *plugin) resolveMaster() error {
 		return err
 	}
 	defer func() { _ = host.Close() }()
-	if p.config.macvlan.master, err = wiring.DefaultDevice(host); err != nil {
+	return p.resolveMasterIn(host, "the node")
+}
+
+func (p *plugin) resolveMasterIn(where *wiring.Namespace, who string) (err error) {
+	if p.config.macvlan.master != "" {
+		return nil
+	}
+	if p.config.macvlan.master, err = wiring.DefaultDevice(where); err != nil {
 		return err
 	}
 	if p.config.macvlan.master == "" {
-		return faultf(types.ErrInvalidNetworkConfig, "master: missing, and the node has no default route, whose device it would be")
+		return faultf(types.ErrInvalidNetworkConfig, "master: missing, and %s has no default route, whose device it would be", who)
 	}
 	found := &faults{}
 	p.config.setParent(found)
@@ -115,6 +128,9 @@ func (p *plugin) resolveMaster() error {
 // addresses, and has made its parent.
 func (a *attachment) wireMacvlan(w wanted) error {
 	if err := a.resolveMaster(); err != nil {
+		return err
+	}
+	if err := a.findInContainer(&w); err != nil {
 		return err
 	}
 	req := a.prepareRequest(w)
@@ -163,6 +179,41 @@ func (a *attachment) wireMacvlan(w wanted) error {
 	return a.print(a.endpoint.Addresses, housed.Routes)
 }
 
+// findInContainer looks for a master that is in the container, and learns from it what else the agent
+// finds out by itself.
+func (a *attachment) findInContainer(w *wanted) error {
+	n := &a.config.network
+	if !n.InContainer {
+		return nil
+	}
+	if err := a.resolveMasterIn(a.container, "the container"); err != nil {
+		return err
+	}
+	master, err := wiring.FindMaster(a.container, n.Parent)
+	passthru, wrong := n.Mode == api.ModePassthru, (*wiring.MasterError)(nil)
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return faultf(types.ErrInvalidNetworkConfig, "master: %s is no device of the container", n.Parent)
+	case errors.As(err, &wrong):
+		return faultf(types.ErrInvalidNetworkConfig, "master: %s %s", n.Parent, wrong.Reason)
+	case err != nil:
+		return err
+	case n.MTU > master.MTU:
+		return faultf(types.ErrInvalidNetworkConfig, "mtu: %d is more than the %d of device %s", n.MTU, master.MTU, n.Parent)
+	case w.mac != nil && passthru != bytes.Equal(w.mac, master.MAC):
+		const must, mustNot = "is not that of device %s, which a container has with mode passthru", "is that of device %s"
+		if passthru {
+			return faultf(types.ErrInvalidNetworkConfig, "mac: %s "+must, w.mac, n.Parent)
+		}
+		return faultf(types.ErrInvalidNetworkConfig, "mac: %s "+mustNot, w.mac, n.Parent)
+	}
+	n.MTU = cmp.Or(n.MTU, master.MTU)
+	if passthru {
+		w.mac = master.MAC
+	}
+	return nil
+}
+
 // housed is what the container is to have.
 func (a *attachment) housed() (h wiring.Housed, err error) {
 	h.MTU = a.endpoint.MTU
@@ -202,7 +253,18 @@ func (a *attachment) bearChild() error {
 	}
 	a.undo.push(func(context.Context) error { return a.removeChild(a.host) })
 	failpoint.Hit(failpoint.CNIAddLinked)
-	return a.attach()
+	if err := a.attach(); err != nil || !a.endpoint.InContainer {
+		return err
+	}
+	return wiring.HookChild(a.container, a.child, childHooks(a.endpoint))
+}
+
+// childHooks are those of an interface whose parent is in the container.
+func childHooks(e api.Endpoint) (hooks []wiring.ChildHook) {
+	for _, p := range e.Programs {
+		hooks = append(hooks, wiring.ChildHook(p))
+	}
+	return hooks
 }
 
 // childOf says how the interface of an endpoint is made.
@@ -211,10 +273,14 @@ func (p *plugin) childOf(endpoint api.Endpoint) (wiring.Child, error) {
 	if err != nil {
 		return wiring.Child{}, fmt.Errorf("decode endpoint from the agent: %w", err)
 	}
-	return wiring.Child{
+	child := wiring.Child{
 		Name: p.call.IfName, BornAs: api.HostIfName(p.call.Attachment), MAC: mac, MTU: endpoint.MTU,
-		Parent: endpoint.Parent, Mode: api.KernelMode(endpoint.Mode), BroadcastQueue: p.config.macvlan.broadcastQueue,
-	}, nil
+		Parent: endpoint.Parent, Mode: api.KernelMode(endpoint.Mode, endpoint.InContainer), BroadcastQueue: p.config.macvlan.broadcastQueue,
+	}
+	if endpoint.InContainer {
+		child.Index = wiring.IndexInContainer(endpoint.ID)
+	}
+	return child, nil
 }
 
 func (p *plugin) checkMacvlan(host, container *wiring.Namespace, endpoint api.Endpoint, answered answer) error {
@@ -226,7 +292,11 @@ func (p *plugin) checkMacvlan(host, container *wiring.Namespace, endpoint api.En
 	for _, a := range endpoint.Addresses {
 		housed.Addresses = append(housed.Addresses, a.Address)
 	}
-	return wiring.CheckChild(host, container, child, housed)
+	err = wiring.CheckChild(host, container, child, housed)
+	if endpoint.InContainer {
+		err = errors.Join(err, wiring.CheckChildHooks(container, child, childHooks(endpoint)))
+	}
+	return err
 }
 
 // removeChild removes the container's interface. With the namespace it is gone, too; the
@@ -249,7 +319,7 @@ func (a *attachment) takeAwayChild() (exists bool, err error) {
 		return true, err
 	}
 	child, err := wiring.FindChild(a.host, a.call.netns, a.call.IfName)
-	if err != nil || child.Parent == 0 || child.MAC.String() != endpoint.MAC {
+	if err != nil || child.Parent+child.Inside == 0 || child.MAC.String() != endpoint.MAC {
 		return true, err
 	}
 	return false, wiring.RemoveChild(a.host, a.call.netns, a.call.IfName)

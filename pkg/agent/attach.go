@@ -70,7 +70,7 @@ func (s *Service) Attach(_ context.Context, a api.Attachment, req api.AttachRequ
 		return api.Endpoint{}, err
 	}
 	s.hit(failpoint.AgentAttachStored)
-	return ready.Endpoint, nil
+	return s.withPrograms(ready.Endpoint)
 }
 
 // attach is the change of state from pending to ready. What a failure leaves in the

@@ -20,17 +20,39 @@ import (
 
 // child returns what of a macvlan endpoint the datapath needs to know.
 func (r *record) child() *datapath.Child {
+	netns := uint32(r.Device.NetNSInode) // the kernel's are of 32 bits
+	if r.InContainer {
+		return &datapath.Child{Parent: wiring.IndexInContainer(r.ID), InContainer: true, NetNS: netns}
+	}
 	return &datapath.Child{
-		Parent: r.Device.Parent, NetNS: uint32(r.Device.NetNSInode), // the kernel's are of 32 bits
+		Parent: r.Device.Parent, NetNS: netns,
 		Bridged: r.Mode == api.ModeBridge, Reflected: r.Mode == api.ModeVEPA, HostAccess: r.HostAccess,
 		Passthru: r.Mode == api.ModePassthru,
 	}
 }
 
+// ridesOn is a macvlan device whose Parent is what the endpoint's rides on, wherever that is; 0 where it
+// cannot be the endpoint's.
+func (r *record) ridesOn(child wiring.ChildLink) wiring.ChildLink {
+	if r.InContainer {
+		child.Parent = 0
+		if child.Index == wiring.IndexInContainer(r.ID) {
+			child.Parent = child.Inside
+		}
+	}
+	return child
+}
+
+// childNamed looks for a macvlan device of that name where an endpoint's was made.
+func (s *Service) childNamed(r *record, name string) (wiring.ChildLink, error) {
+	child, err := s.opts.Children.Child(r.NetNS, name)
+	return r.ridesOn(child), err
+}
+
 // childOf looks for the macvlan device of an endpoint where it was made. The error is an
 // *api.Error of CodeMismatch unless the kernel did not answer.
 func (s *Service) childOf(r *record) (wiring.ChildLink, error) {
-	child, err := s.opts.Children.Child(r.NetNS, r.IfName)
+	child, err := s.childNamed(r, r.IfName)
 	known := r.Device.NetNSInode
 	switch {
 	case err != nil && !errors.Is(err, ErrNoLink):
@@ -39,6 +61,8 @@ func (s *Service) childOf(r *record) (wiring.ChildLink, error) {
 		return child, mismatch(r.IfName, "is gone: %s is another network namespace now", r.NetNS)
 	case err != nil:
 		return child, mismatch(r.IfName, "is gone from %s", r.NetNS)
+	case child.Parent == 0 && r.InContainer:
+		return child, mismatch(r.IfName, "in %s is not the child that ADD has made of %s", r.NetNS, r.Parent)
 	case child.Parent == 0:
 		return child, mismatch(r.IfName, "in %s is no child of a device of the node", r.NetNS)
 	}
@@ -63,6 +87,7 @@ func childError(r *record, err error) error {
 // endpoint has been attached there since.
 func (s *Service) locateChild(r *record) (child wiring.ChildLink, gone bool, err error) {
 	child, err = s.opts.Children.ChildAt(r.Device.NetNSNumber, r.Device.Index)
+	child = r.ridesOn(child)
 	switch {
 	case err != nil && !errors.Is(err, ErrNoLink):
 		return child, false, fmt.Errorf("read device %d in network namespace %d: %w", r.Device.Index, r.Device.NetNSNumber, err)
@@ -71,7 +96,7 @@ func (s *Service) locateChild(r *record) (child wiring.ChildLink, gone bool, err
 	case r.Mode == api.ModePassthru, bytes.Equal(child.MAC, parsedMAC(r.MAC)): // the first has the parent's
 		return child, false, nil
 	}
-	named, err := s.opts.Children.Child(r.NetNS, r.IfName)
+	named, err := s.childNamed(r, r.IfName)
 	switch {
 	case err != nil && !errors.Is(err, ErrNoLink):
 		return named, false, childError(r, err)
@@ -100,13 +125,15 @@ func (s *Service) childGone(r *record) (bool, error) {
 		}
 		return false, err
 	}
-	// With its parent it goes wherever it is.
-	_, err := s.opts.Parents.LinkAt(r.Device.Parent)
-	if errors.Is(err, ErrNoLink) {
-		return true, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("read device %s: %w", r.Parent, err)
+	if !r.InContainer {
+		// With its parent it goes wherever it is.
+		_, err := s.opts.Parents.LinkAt(r.Device.Parent)
+		if errors.Is(err, ErrNoLink) {
+			return true, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("read device %s: %w", r.Parent, err)
+		}
 	}
 	_, gone, err := s.locateChild(r)
 	return gone, err
@@ -118,18 +145,23 @@ func (s *Service) checkChild(r *record) error {
 	if err != nil {
 		return err
 	}
-	parent, err := s.device(r.Parent)
+	if !r.InContainer { // where CHECK looks at the parent
+		parent, err := s.device(r.Parent)
+		switch {
+		case err != nil:
+			return err
+		case child.Parent != parent.Index:
+			return mismatch(r.IfName, "in %s is no child of %s", r.NetNS, r.Parent)
+		case !bytes.Equal(parent.MAC, parsedMAC(r.HostMAC)):
+			return mismatch(r.Parent, "has MAC %s, not %s", parent.MAC, r.HostMAC)
+		}
+	}
+	mode := api.KernelMode(r.Mode, r.InContainer)
 	switch {
-	case err != nil:
-		return err
-	case child.Parent != parent.Index:
-		return mismatch(r.IfName, "in %s is no child of %s", r.NetNS, r.Parent)
-	case !bytes.Equal(parent.MAC, parsedMAC(r.HostMAC)):
-		return mismatch(r.Parent, "has MAC %s, not %s", parent.MAC, r.HostMAC)
 	case !bytes.Equal(child.MAC, parsedMAC(r.MAC)):
 		return mismatch(r.IfName, "in %s has MAC %s, not %s", r.NetNS, child.MAC, r.MAC)
-	case child.Mode != api.KernelMode(r.Mode):
-		return mismatch(r.IfName, "in %s has mode %s, not %s", r.NetNS, child.Mode, api.KernelMode(r.Mode))
+	case child.Mode != mode:
+		return mismatch(r.IfName, "in %s has mode %s, not %s", r.NetNS, child.Mode, mode)
 	}
 	return nil
 }
@@ -158,7 +190,7 @@ func (s *Service) childrenOf(r *record) (found []wiring.ChildLink, err error) {
 		}
 		return found, err
 	}
-	born, err := s.opts.Children.Child(r.NetNS, api.HostIfName(r.Attachment))
+	born, err := s.childNamed(r, api.HostIfName(r.Attachment))
 	switch {
 	case err != nil && !errors.Is(err, ErrNoLink):
 		return nil, childError(r, err)
@@ -191,6 +223,9 @@ func (s *Service) findChild(r *record) error {
 // placeChild finds out as what the parent of a macvlan device goes now. One that is gone is
 // the repair's affair.
 func (s *Service) placeChild(r *record) error {
+	if r.InContainer {
+		return nil
+	}
 	parent, err := s.opts.Parents.LinkAt(r.Device.Parent)
 	if errors.Is(err, ErrNoLink) {
 		return nil
@@ -277,7 +312,7 @@ func ChildrenIn(db *bbolt.DB, of *Host) ([]wiring.ChildLink, error) {
 func (s *Service) orphans() error {
 	lost := make(map[string]int)
 	for _, r := range s.list(func(r *record) bool { return r.State == api.Ready && r.isChild() }) {
-		if !s.isDetached(r.Attachment) {
+		if r.InContainer || !s.isDetached(r.Attachment) {
 			continue
 		}
 		_, err := s.opts.Links.Link(r.Parent)

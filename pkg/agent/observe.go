@@ -148,8 +148,24 @@ func (s *Service) Endpoint(_ context.Context, a api.Attachment) (api.Endpoint, e
 		return api.Endpoint{}, notFound(a)
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.index.shown(r), nil
+	shown := s.index.shown(r)
+	s.mu.Unlock()
+	return s.withPrograms(shown)
+}
+
+// withPrograms adds what the plugin attaches and compares.
+func (s *Service) withPrograms(e api.Endpoint) (api.Endpoint, error) {
+	if !e.InContainer {
+		return e, nil
+	}
+	hooks, err := s.opts.Datapath.Endpoints.HooksInContainer()
+	if err != nil {
+		return api.Endpoint{}, fmt.Errorf("load programs of endpoint %s: %w", recordKey(e.Attachment), err)
+	}
+	for _, h := range hooks {
+		e.Programs = append(e.Programs, api.Program(h))
+	}
+	return e, nil
 }
 
 // Ports lists the ports of the host that lead to endpoints, by endpoint id.

@@ -22,7 +22,11 @@ const concernVLANs = "VLANs"
 
 // checkMacvlan looks at what only the driver macvlan has.
 func checkMacvlan(n api.Network) error {
-	if reason := api.ParentNameFault(n.Parent); reason != "" {
+	if n.InContainer {
+		if err := checkInContainer(n); err != nil {
+			return err
+		}
+	} else if reason := api.ParentNameFault(n.Parent); reason != "" {
 		return invalid("master", n.Parent[:min(len(n.Parent), 64)], reason)
 	}
 	if _, id, ok := ifname.VLANOf(n.Parent); n.VLAN != 0 && (!ok || id != n.VLAN) {
@@ -44,8 +48,36 @@ func checkMacvlan(n api.Network) error {
 	return nil
 }
 
+// checkInContainer looks at what children of a device in their container cannot have. Its name is not
+// known before there is a container.
+func checkInContainer(n api.Network) error {
+	const inContainer = "cannot be with linkInContainer: the master is in the container"
+	reason := api.ParentNameFault(n.Parent)
+	switch {
+	case n.Parent != "" && reason != "":
+		return invalid("master", n.Parent[:min(len(n.Parent), 64)], reason)
+	case n.VLAN != 0:
+		return invalid("vlan", strconv.Itoa(n.VLAN), inContainer)
+	case n.HostAccess:
+		return invalid("hostAccess", "true", inContainer)
+	}
+	return nil
+}
+
 // checkChildRequest looks at what of a request a macvlan device cannot have.
 func checkChildRequest(req api.PrepareRequest, in *intent) error {
+	n := in.network
+	switch {
+	case !n.InContainer:
+	case n.Parent == "":
+		return invalid("master", "", "is missing")
+	case n.MTU == 0:
+		return invalid("mtu", "0", "is not known, as that of a device in the container")
+	case n.Mode == api.ModePassthru && in.mac == nil:
+		return invalid("mac", "", "is missing: with mode passthru it is that of the device in the container")
+	case len(req.Ports) != 0:
+		return invalid("ports", strconv.Itoa(int(req.Ports[0].HostPort)), "cannot lead to a child of a device in its container, which the node does not reach by itself")
+	}
 	if in.hostMAC != nil {
 		return invalid("hostMAC", req.HostMAC, "is of another driver: with macvlan it is the parent's")
 	}
@@ -63,7 +95,7 @@ type parent struct {
 // findParent looks for the parent of a network's macvlan devices, and changes nothing. The
 // error is an *api.Error unless the kernel did not answer.
 func (s *Service) findParent(n api.Network) (found parent, err error) {
-	if n.Driver != api.DriverMacvlan {
+	if n.Driver != api.DriverMacvlan || n.InContainer {
 		return parent{}, nil
 	}
 	found.HostLink, err = s.opts.Links.Link(n.Parent)
@@ -101,7 +133,7 @@ const vlanDepthMax = 4
 // checkPassthru refuses to give away an uplink of the node, or what one is a VLAN of: the node
 // would lose it.
 func (s *Service) checkPassthru(n api.Network) error {
-	if n.Mode != api.ModePassthru {
+	if n.Mode != api.ModePassthru || n.InContainer {
 		return nil
 	}
 	s.mu.Lock()
@@ -163,7 +195,7 @@ func (s *Service) checkVLAN(n api.Network, lower string, there HostLink) error {
 // storeWithParent is store for an endpoint that needs a parent, which is made if need be.
 // No other endpoint gets or loses one meanwhile.
 func (s *Service) storeWithParent(in *intent) (r *record, err error) {
-	if in.network.Driver != api.DriverMacvlan {
+	if in.network.Driver != api.DriverMacvlan || in.network.InContainer {
 		return s.store(in)
 	}
 	s.parenting.Lock()
@@ -197,7 +229,7 @@ func (s *Service) checkSiblings(in *intent, found parent) error {
 		return invalid("mac", in.mac.String(), fmt.Sprintf("is that of device %s", found.Name))
 	}
 	siblings := s.list(func(r *record) bool {
-		return r.isChild() && (r.Origin.Parent == in.network.Parent || r.Parent == in.network.Parent)
+		return r.isChild() && !r.InContainer && (r.Origin.Parent == in.network.Parent || r.Parent == in.network.Parent)
 	})
 	for _, r := range siblings {
 		whose := fmt.Sprintf("container %s, interface %s", r.ContainerID, r.IfName)
@@ -315,7 +347,7 @@ func (s *Service) dropVLANLocked(name string) error {
 	}
 	index, ours := made[name]
 	if !ours || len(s.list(func(r *record) bool {
-		return r.isChild() && r.Origin.Parent == name || r.Origin.BridgeInterface() == name
+		return r.isChild() && !r.InContainer && r.Origin.Parent == name || r.Origin.BridgeInterface() == name
 	})) != 0 {
 		return nil
 	}

@@ -30,6 +30,8 @@ type EndpointPlane interface {
 	AttachEndpoint(datapath.Endpoint) error
 	DetachEndpoint(datapath.Endpoint) error
 	CheckEndpoint(datapath.Endpoint) error
+	// HooksInContainer are the programs of a child whose parent is in the container.
+	HooksInContainer() ([]datapath.HookInContainer, error)
 	// SetLimits changes the limits of one that is attached.
 	SetLimits(before, after datapath.Endpoint) error
 }

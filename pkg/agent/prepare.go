@@ -154,6 +154,9 @@ func (s *Service) newRecord(in *intent) (*record, error) {
 	if r.isChild() {
 		r.HostIfName, r.HostMAC = "", in.parent.MAC.String()
 		r.Parent, r.Mode, r.HostAccess = in.parent.Name, in.network.Mode, in.network.HostAccess
+		if r.InContainer = in.network.InContainer; r.InContainer {
+			r.Parent, r.HostMAC = in.network.Parent, r.MAC // the programs know no other
+		}
 		if r.Mode == api.ModePassthru {
 			r.MAC = r.HostMAC
 		}

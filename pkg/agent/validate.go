@@ -213,6 +213,8 @@ func checkDriver(n api.Network) error {
 			return invalid("mode", n.Mode[:min(len(n.Mode), 64)], foreign)
 		case n.HostAccess:
 			return invalid("hostAccess", "true", foreign)
+		case n.InContainer:
+			return invalid("inContainer", "true", foreign)
 		}
 	}
 	switch n.Driver {

@@ -171,10 +171,20 @@ func (w *world) bear(e api.Endpoint) wiring.ChildLink {
 	}
 	child := wiring.ChildLink{
 		NetNS: at.inode, Number: at.number, Index: 2, MAC: parsedMAC(e.MAC),
-		Parent: w.devices[e.Parent].Index, Mode: api.KernelMode(e.Mode),
+		Parent: w.devices[e.Parent].Index, Mode: api.KernelMode(e.Mode, e.InContainer),
+	}
+	if e.InContainer {
+		child.Index, child.Parent, child.Inside = wiring.IndexInContainer(e.ID), 0, 3
 	}
 	w.children[place(e.NetNS, e.IfName)] = child
 	return child
+}
+
+// inside is a request for a child of a device that is in the container.
+func inside(container string) api.PrepareRequest {
+	req := child(container)
+	req.Network.Parent, req.Network.InContainer, req.Network.HostAccess, req.Network.MTU = "eth1", true, false, 1450
+	return req
 }
 
 // child is a request of the driver macvlan.

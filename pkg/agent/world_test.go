@@ -168,6 +168,13 @@ func (w *world) AttachEndpoint(e datapath.Endpoint) error {
 	return w.fail["AttachEndpoint, half done"]
 }
 
+func (w *world) HooksInContainer() ([]datapath.HookInContainer, error) {
+	if err := w.call("HooksInContainer"); err != nil {
+		return nil, err
+	}
+	return []datapath.HookInContainer{{Name: "in", ID: 7}, {Name: "out", ID: 8, OnParent: true, Egress: true}}, nil
+}
+
 func (w *world) SetLimits(before, after datapath.Endpoint) error {
 	if err := w.call("SetLimits"); err != nil {
 		return err

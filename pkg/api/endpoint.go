@@ -35,6 +35,9 @@ type Network struct {
 	// One that is named as eth0.50 and is not there is made on eth0, and goes with the last
 	// endpoint.
 	Parent string `json:"parent,omitempty"`
+	// InContainer says that Parent is a device of the container instead, which is there: without
+	// VLAN and HostAccess, and MTU is not 0.
+	InContainer bool `json:"inContainer,omitempty"`
 	// VLAN is the number that Parent must have; 0 takes what there is. With DriverBridge it is
 	// that of the endpoints' ports, 0 what Bridge has for new ones.
 	VLAN int `json:"vlan,omitempty"`
@@ -196,11 +199,15 @@ type Endpoint struct {
 	Bridge    string   `json:"bridge,omitempty"`
 	VLAN      int      `json:"vlan,omitempty"`
 	VLANTrunk vlan.Set `json:"vlanTrunk,omitempty"`
-	// Parent, Mode and HostAccess are those of DriverMacvlan. Parent is the name that the
-	// device has now.
-	Parent     string `json:"parent,omitempty"`
-	Mode       string `json:"mode,omitempty"`
-	HostAccess bool   `json:"hostAccess,omitempty"`
+	// Parent, InContainer, Mode and HostAccess are those of DriverMacvlan. Parent is the name that the
+	// device has now; one in the container has that which it had at ADD.
+	Parent      string `json:"parent,omitempty"`
+	InContainer bool   `json:"inContainer,omitempty"`
+	Mode        string `json:"mode,omitempty"`
+	HostAccess  bool   `json:"hostAccess,omitempty"`
+	// Programs are those that the plugin attaches in the container, with InContainer. The state file does
+	// not know them.
+	Programs []Program `json:"programs,omitempty"`
 	// NetNS is the path of the container's network namespace at ADD.
 	NetNS string        `json:"netns"`
 	State EndpointState `json:"state"`
@@ -219,6 +226,16 @@ type Endpoint struct {
 	// Bandwidth as it is in force: completed, and within its bounds.
 	Bandwidth Bandwidth `json:"bandwidth,omitzero"`
 	Created   time.Time `json:"created"`
+}
+
+// Program is one that is loaded, and where it is to be attached.
+type Program struct {
+	// Name as bpftool shows it, and ID, the kernel's number of it, which is good as long as the agent runs.
+	Name string `json:"name"`
+	ID   uint32 `json:"id"`
+	// OnParent says that it is for the interface's Parent, Egress that it is for what leaves by the device.
+	OnParent bool `json:"onParent,omitempty"`
+	Egress   bool `json:"egress,omitempty"`
 }
 
 // Gateways are those of an endpoint, each once and with the length of its subnet.

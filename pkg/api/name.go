@@ -47,9 +47,10 @@ func ParentNameFault(name string) string { return BridgeNameFault(name) }
 
 // KernelMode is the mode in which the kernel has the children of a device, for a Mode
 // constant. What a child in mode bridge says to others leaves it as in mode vepa: the
-// datapath sees it, and brings it to them.
-func KernelMode(mode string) string {
-	if mode == ModeBridge {
+// datapath sees it, and brings it to them. Where the device is in the container, the datapath sees it
+// at each child.
+func KernelMode(mode string, inContainer bool) string {
+	if mode == ModeBridge && !inContainer {
 		return ModeVEPA
 	}
 	return mode

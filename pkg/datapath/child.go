@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/pkg/maps"
@@ -20,6 +21,15 @@ import (
 
 // Macvlan children. What is attached is their parent, once for all of them; what the
 // programs know of it beside the children themselves is what these have together.
+//
+// Where the parent is in the container, the child itself is what is attached. To attach there takes
+// CAP_SYS_ADMIN, which the agent need not have, and the plugin does: it attaches programs that
+// lead on to those of parents by map child_programs, and so never have to be replaced. Those
+// know the child as its own parent, which it has to itself. The parent gets programs that only keep
+// a child's addresses to the child.
+
+// insideIndex is INSIDE_INDEX of bpf/lib/types.h.
+const insideIndex = 1 << 30
 
 func (c *Child) validate(e *Endpoint) error {
 	switch {
@@ -31,6 +41,10 @@ func (c *Child) validate(e *Endpoint) error {
 		return fmt.Errorf("endpoint %d: a child has index %d, not %d", e.ID, ChildIndex(e.ID), e.IfIndex)
 	case e.Bridge != 0:
 		return fmt.Errorf("endpoint %d is both a child and a port of a bridge", e.ID)
+	case c.InContainer != (c.Parent >= insideIndex):
+		return fmt.Errorf("endpoint %d: %d is no interface index of what a child of such a parent has for it", e.ID, c.Parent)
+	case c.InContainer && (c.Bridged || c.Reflected || c.HostAccess || len(e.Ports) != 0):
+		return fmt.Errorf("endpoint %d: a child of a parent in its container reaches by that alone, and is reached", e.ID)
 	}
 	return nil
 }
@@ -40,7 +54,7 @@ func (e *Endpoint) childFlags() (flags uint8) {
 	c := e.Child
 	for flag, set := range map[uint8]bool{
 		maps.ChildBridged: c.Bridged, maps.ChildReflected: c.Reflected, maps.ChildHost: c.HostAccess,
-		maps.ChildPassthru: c.Passthru, maps.ChildGetsLimited: e.Ingress != Limit{}, maps.ChildSendsLimited: e.Egress != Limit{},
+		maps.ChildPassthru: c.Passthru || c.InContainer, maps.ChildGetsLimited: e.Ingress != Limit{}, maps.ChildSendsLimited: e.Egress != Limit{},
 	} {
 		if set {
 			flags |= flag
@@ -116,8 +130,16 @@ func childEntry(key maps.ChildKey) string {
 // had been missing.
 func (d *Datapath) serveParents() (found []string, err error) {
 	names := make(map[int]string)
+	inContainers := false
 	for _, e := range d.children {
-		names[e.Child.Parent] = e.IfName
+		if e.Child.InContainer {
+			inContainers = true
+		} else {
+			names[e.Child.Parent] = e.IfName
+		}
+	}
+	if found, err = d.serveInContainers(found, inContainers); err != nil {
+		return found, err
 	}
 	for ifindex, name := range names {
 		for _, a := range parentAttachments(ifindex) {
@@ -137,6 +159,108 @@ func (d *Datapath) serveParents() (found []string, err error) {
 		}
 	}
 	return found, errors.Join(errs...)
+}
+
+// childSteps are the places of map child_programs, and what works there.
+var childSteps = map[uint32]string{maps.ChildIngressHook: fromParent, maps.ChildEgressHook: toParent}
+
+// checkLed tells whether what children in containers are attached to leads to the programs of this
+// Datapath. A difference is a *MismatchError.
+func (d *Datapath) checkLed() error {
+	for hook, name := range childSteps {
+		var leads ebpf.ProgramID
+		err := d.maps.ChildPrograms.Lookup(hook, &leads)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("read map child_programs: %w", err)
+		}
+		if is, err := d.isProgram(name, leads); err != nil {
+			return err
+		} else if !is {
+			return &MismatchError{What: fmt.Sprintf("entry of %s in map child_programs", name)}
+		}
+	}
+	return nil
+}
+
+// isProgram tells whether a program is loaded, and known to the kernel by this number.
+func (d *Datapath) isProgram(name string, id ebpf.ProgramID) (bool, error) {
+	program := d.programs.byName[name]
+	if program == nil {
+		return false, nil
+	}
+	info, err := program.Info()
+	if err != nil {
+		return false, fmt.Errorf("read program %s: %w", name, err)
+	}
+	own, _ := info.ID()
+	return own == id, nil
+}
+
+// serveInContainers makes what checkLed compares so, and adds to found that it was not. Where there are no
+// such children nothing leads anywhere.
+func (d *Datapath) serveInContainers(found []string, needed bool) ([]string, error) {
+	if !needed {
+		var errs []error
+		for hook := range childSteps {
+			errs = append(errs, ignoreMissing(d.maps.ChildPrograms.Delete(hook)))
+		}
+		return found, errors.Join(errs...)
+	}
+	err := d.checkLed()
+	mismatch := (*MismatchError)(nil)
+	if err == nil || !errors.As(err, &mismatch) {
+		return found, err
+	}
+	found = append(found, mismatch.Error())
+	for hook, name := range childSteps {
+		if err := d.load(name); err != nil {
+			return found, lackBTF(err)
+		}
+		if err := d.maps.ChildPrograms.Put(hook, d.programs.byName[name]); err != nil {
+			return found, fmt.Errorf("write map child_programs: %w", err)
+		}
+	}
+	return found, nil
+}
+
+// HookInContainer is a program to attach where the parent of a child is in the container.
+type HookInContainer struct {
+	// Name as bpftool shows it, and ID, the kernel's number of it, which is good for as long as the
+	// Datapath is open.
+	Name string
+	ID   uint32
+	// OnParent says that it is the parent's, and not the child's.
+	OnParent bool
+	// Egress says that it is for what leaves by the device.
+	Egress bool
+}
+
+func hooksInContainer() []HookInContainer {
+	return []HookInContainer{
+		{Name: childIngress},
+		{Name: childEgress, Egress: true},
+		{Name: masterIngress, OnParent: true},
+		{Name: masterEgress, OnParent: true, Egress: true},
+	}
+}
+
+// HooksInContainer loads the programs and returns them.
+func (d *Datapath) HooksInContainer() ([]HookInContainer, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	hooks := hooksInContainer()
+	for i := range hooks {
+		if err := d.load(hooks[i].Name); err != nil {
+			return nil, err
+		}
+		info, err := d.programs.byName[hooks[i].Name].Info()
+		if err != nil {
+			return nil, fmt.Errorf("read program %s: %w", hooks[i].Name, err)
+		}
+		id, _ := info.ID()
+		hooks[i].ID = uint32(id)
+	}
+	return hooks, nil
 }
 
 // attachChild is the part of attachEndpoint that only a child has.
@@ -170,7 +294,20 @@ func (d *Datapath) checkChild(e Endpoint) error {
 	key := maps.ChildKey{Parent: uint32(e.Child.Parent), Mac: maps.NewMAC(e.MAC)}
 	want := childEntries(map[uint16]Endpoint{e.ID: e})[key]
 	var value maps.Child
-	return compare(d.maps.Children, key, &value, want, childEntry(key))
+	if err := compare(d.maps.Children, key, &value, want, childEntry(key)); err != nil {
+		return err
+	}
+	if e.Child.InContainer {
+		return d.checkLed()
+	}
+	for _, a := range parentAttachments(e.Child.Parent) {
+		if ok, err := d.hooks.of(a).has(a); err != nil {
+			return err
+		} else if !ok {
+			return a.missing(e.IfName)
+		}
+	}
+	return nil
 }
 
 // ensureChild makes the datapath serve a child and returns what was missing or wrong.

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 
 	"github.com/tendril-net/tendril/internal/vlan"
@@ -114,8 +115,11 @@ type Endpoint struct {
 
 // Child is what an endpoint has that is a macvlan child.
 type Child struct {
-	// Parent is the interface index of the device that it rides on.
+	// Parent is the interface index of the device that it rides on. If that is in the container,
+	// it is the child's own index there, which is one that no device of the node has.
 	Parent int
+	// InContainer: its parent is in the container, where no other child is known.
+	InContainer bool
 	// NetNS is the inode number of the container's network namespace: what its sockets
 	// send is known by it.
 	NetNS uint32
@@ -272,8 +276,16 @@ func (d *Datapath) upgrade() error {
 			return err
 		}
 	}
-	if len(attached) > 0 {
-		d.log.Info("replaced programs in place", "links", len(attached))
+	led := false
+	for hook := range childSteps {
+		var id ebpf.ProgramID
+		led = led || d.maps.ChildPrograms.Lookup(hook, &id) == nil
+	}
+	if _, err := d.serveInContainers(nil, led); err != nil {
+		return err
+	}
+	if len(attached) > 0 || led {
+		d.log.Info("replaced programs in place", "links", len(attached), "in containers", led)
 		// What the new programs would decide otherwise, they decide now.
 		return d.bumpEpoch(0)
 	}

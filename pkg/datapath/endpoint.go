@@ -256,13 +256,6 @@ func (d *Datapath) CheckEndpoint(e Endpoint) error {
 		if err := d.checkChild(e); err != nil {
 			return err
 		}
-		for _, a := range parentAttachments(e.Child.Parent) {
-			if ok, err := d.hooks.of(a).has(a); err != nil {
-				return err
-			} else if !ok {
-				return a.missing(e.IfName)
-			}
-		}
 	}
 	return d.checkPolicy(e.ID)
 }

@@ -18,6 +18,7 @@ import (
 const (
 	fromHostMapAllocations       = "allocations"
 	fromHostMapBandwidth         = "bandwidth"
+	fromHostMapChildPrograms     = "child_programs"
 	fromHostMapChildren          = "children"
 	fromHostMapCounters          = "counters"
 	fromHostMapDenied            = "denied"
@@ -120,6 +121,7 @@ type fromHostProgramSpecs struct {
 type fromHostMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
 	Bandwidth         *ebpf.MapSpec `ebpf:"bandwidth"`
+	ChildPrograms     *ebpf.MapSpec `ebpf:"child_programs"`
 	Children          *ebpf.MapSpec `ebpf:"children"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Denied            *ebpf.MapSpec `ebpf:"denied"`
@@ -184,6 +186,7 @@ func (o *fromHostObjects) Close() error {
 type fromHostMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
 	Bandwidth         *ebpf.Map `ebpf:"bandwidth"`
+	ChildPrograms     *ebpf.Map `ebpf:"child_programs"`
 	Children          *ebpf.Map `ebpf:"children"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Denied            *ebpf.Map `ebpf:"denied"`
@@ -213,6 +216,7 @@ func (m *fromHostMaps) Close() error {
 	return _FromHostClose(
 		m.Allocations,
 		m.Bandwidth,
+		m.ChildPrograms,
 		m.Children,
 		m.Counters,
 		m.Denied,

@@ -18,6 +18,7 @@ import (
 const (
 	fromUplinkMapAllocations       = "allocations"
 	fromUplinkMapBandwidth         = "bandwidth"
+	fromUplinkMapChildPrograms     = "child_programs"
 	fromUplinkMapChildren          = "children"
 	fromUplinkMapCounters          = "counters"
 	fromUplinkMapDenied            = "denied"
@@ -107,6 +108,7 @@ type fromUplinkProgramSpecs struct {
 type fromUplinkMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
 	Bandwidth         *ebpf.MapSpec `ebpf:"bandwidth"`
+	ChildPrograms     *ebpf.MapSpec `ebpf:"child_programs"`
 	Children          *ebpf.MapSpec `ebpf:"children"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Denied            *ebpf.MapSpec `ebpf:"denied"`
@@ -172,6 +174,7 @@ func (o *fromUplinkObjects) Close() error {
 type fromUplinkMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
 	Bandwidth         *ebpf.Map `ebpf:"bandwidth"`
+	ChildPrograms     *ebpf.Map `ebpf:"child_programs"`
 	Children          *ebpf.Map `ebpf:"children"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Denied            *ebpf.Map `ebpf:"denied"`
@@ -202,6 +205,7 @@ func (m *fromUplinkMaps) Close() error {
 	return _FromUplinkClose(
 		m.Allocations,
 		m.Bandwidth,
+		m.ChildPrograms,
 		m.Children,
 		m.Counters,
 		m.Denied,

@@ -5,6 +5,7 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 )
@@ -41,6 +42,11 @@ func (a attachment) pacer() bool { return a.program == pacerOut || a.program == 
 // parent says whether the program is one of a device that macvlan children ride on, which
 // may be an uplink besides.
 func (a attachment) parent() bool { return a.program == fromParent || a.program == toParent }
+
+// inContainer says whether the program is one that is attached in a container.
+func (a attachment) inContainer() bool {
+	return slices.ContainsFunc(hooksInContainer(), func(h HookInContainer) bool { return h.Name == a.program })
+}
 
 // hooks is where programs meet packets. Nothing else in the package knows the
 // difference between the kinds.

@@ -18,6 +18,7 @@ import (
 const (
 	limitEgressMapAllocations       = "allocations"
 	limitEgressMapBandwidth         = "bandwidth"
+	limitEgressMapChildPrograms     = "child_programs"
 	limitEgressMapChildren          = "children"
 	limitEgressMapCounters          = "counters"
 	limitEgressMapDenied            = "denied"
@@ -96,6 +97,7 @@ type limitEgressProgramSpecs struct {
 type limitEgressMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
 	Bandwidth         *ebpf.MapSpec `ebpf:"bandwidth"`
+	ChildPrograms     *ebpf.MapSpec `ebpf:"child_programs"`
 	Children          *ebpf.MapSpec `ebpf:"children"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Denied            *ebpf.MapSpec `ebpf:"denied"`
@@ -150,6 +152,7 @@ func (o *limitEgressObjects) Close() error {
 type limitEgressMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
 	Bandwidth         *ebpf.Map `ebpf:"bandwidth"`
+	ChildPrograms     *ebpf.Map `ebpf:"child_programs"`
 	Children          *ebpf.Map `ebpf:"children"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Denied            *ebpf.Map `ebpf:"denied"`
@@ -179,6 +182,7 @@ func (m *limitEgressMaps) Close() error {
 	return _LimitEgressClose(
 		m.Allocations,
 		m.Bandwidth,
+		m.ChildPrograms,
 		m.Children,
 		m.Counters,
 		m.Denied,

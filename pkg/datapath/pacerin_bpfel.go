@@ -18,6 +18,7 @@ import (
 const (
 	pacerInMapAllocations       = "allocations"
 	pacerInMapBandwidth         = "bandwidth"
+	pacerInMapChildPrograms     = "child_programs"
 	pacerInMapChildren          = "children"
 	pacerInMapCounters          = "counters"
 	pacerInMapDenied            = "denied"
@@ -106,6 +107,7 @@ type pacerInProgramSpecs struct {
 type pacerInMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
 	Bandwidth         *ebpf.MapSpec `ebpf:"bandwidth"`
+	ChildPrograms     *ebpf.MapSpec `ebpf:"child_programs"`
 	Children          *ebpf.MapSpec `ebpf:"children"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Denied            *ebpf.MapSpec `ebpf:"denied"`
@@ -170,6 +172,7 @@ func (o *pacerInObjects) Close() error {
 type pacerInMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
 	Bandwidth         *ebpf.Map `ebpf:"bandwidth"`
+	ChildPrograms     *ebpf.Map `ebpf:"child_programs"`
 	Children          *ebpf.Map `ebpf:"children"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Denied            *ebpf.Map `ebpf:"denied"`
@@ -199,6 +202,7 @@ func (m *pacerInMaps) Close() error {
 	return _PacerInClose(
 		m.Allocations,
 		m.Bandwidth,
+		m.ChildPrograms,
 		m.Children,
 		m.Counters,
 		m.Denied,

@@ -18,6 +18,7 @@ import (
 const (
 	pacerOutMapAllocations       = "allocations"
 	pacerOutMapBandwidth         = "bandwidth"
+	pacerOutMapChildPrograms     = "child_programs"
 	pacerOutMapChildren          = "children"
 	pacerOutMapCounters          = "counters"
 	pacerOutMapDenied            = "denied"
@@ -96,6 +97,7 @@ type pacerOutProgramSpecs struct {
 type pacerOutMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
 	Bandwidth         *ebpf.MapSpec `ebpf:"bandwidth"`
+	ChildPrograms     *ebpf.MapSpec `ebpf:"child_programs"`
 	Children          *ebpf.MapSpec `ebpf:"children"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Denied            *ebpf.MapSpec `ebpf:"denied"`
@@ -150,6 +152,7 @@ func (o *pacerOutObjects) Close() error {
 type pacerOutMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
 	Bandwidth         *ebpf.Map `ebpf:"bandwidth"`
+	ChildPrograms     *ebpf.Map `ebpf:"child_programs"`
 	Children          *ebpf.Map `ebpf:"children"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Denied            *ebpf.Map `ebpf:"denied"`
@@ -179,6 +182,7 @@ func (m *pacerOutMaps) Close() error {
 	return _PacerOutClose(
 		m.Allocations,
 		m.Bandwidth,
+		m.ChildPrograms,
 		m.Children,
 		m.Counters,
 		m.Denied,

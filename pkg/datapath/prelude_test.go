@@ -159,9 +159,9 @@ func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journeys []int
 // journeysOf are those that a program counts for.
 func journeysOf(program string) []string {
 	switch program {
-	case toParent, pacerOut:
+	case toParent, childEgress, masterEgress, pacerOut:
 		return []string{fromContainer, toContainer}
-	case fromParent, limitIngress:
+	case fromParent, childIngress, masterIngress, limitIngress:
 		return []string{toContainer}
 	case limitEgress:
 		return []string{fromContainer}

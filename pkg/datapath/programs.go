@@ -19,6 +19,10 @@ const (
 	toUplink      = "to_uplink"
 	fromParent    = "from_parent"
 	toParent      = "to_parent"
+	childIngress  = "child_ingress"
+	childEgress   = "child_egress"
+	masterIngress = "master_ingress"
+	masterEgress  = "master_egress"
 	limitIngress  = "limit_ingress"
 	limitEgress   = "limit_egress"
 	pacerOut      = "pacer_out"
@@ -71,6 +75,10 @@ var objects = map[string]func() (*ebpf.CollectionSpec, error){
 	toUplink:      loadToUplink,
 	fromParent:    loadFromParent,
 	toParent:      loadToParent,
+	childIngress:  loadChildIngress,
+	childEgress:   loadChildEgress,
+	masterIngress: loadMasterIngress,
+	masterEgress:  loadMasterEgress,
 	limitIngress:  loadLimitIngress,
 	limitEgress:   loadLimitEgress,
 	pacerOut:      loadPacerOut,
@@ -110,7 +118,7 @@ func loadPrograms(cfg Config, shared *maps.Maps, cookie uint64) (*programs, erro
 	}
 	p := &programs{byName: make(map[string]*ebpf.Program), host: make(map[string]*ebpf.Program), settings: settings}
 	for name := range objects {
-		if a := (attachment{program: name}); a.parent() || a.limit() || a.pacer() {
+		if a := (attachment{program: name}); a.parent() || a.inContainer() || a.limit() || a.pacer() {
 			continue
 		}
 		if err := p.load(name, shared); err != nil {

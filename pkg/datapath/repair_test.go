@@ -127,7 +127,7 @@ func TestRepair(t *testing.T) {
 						for _, folder := range []string{"maps", "links"} {
 							must(t, os.RemoveAll(filepath.Join(s.cfg.Root, folder)))
 						}
-					}, true, []string{"allocations, bandwidth, children, counters, denied, endpoints, epochs,"},
+					}, true, []string{"allocations, bandwidth, child_programs, children, counters, denied, endpoints, epochs,"},
 				},
 				{
 					"bpf-root", func(t *testing.T) { must(t, os.RemoveAll(s.cfg.Root)) }, true,

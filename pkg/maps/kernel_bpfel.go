@@ -61,6 +61,14 @@ const (
 	kernelChildFlagCHILD_SENDS_LIMITED kernelChildFlag = 32
 )
 
+type kernelChildHook uint32
+
+const (
+	kernelChildHookCHILD_INGRESS kernelChildHook = 0
+	kernelChildHookCHILD_EGRESS  kernelChildHook = 1
+	kernelChildHookCHILD_HOOKS   kernelChildHook = 2
+)
+
 type kernelChildKey struct {
 	_      structs.HostLayout
 	Parent uint32
@@ -460,6 +468,7 @@ type kernelUnshapedKey struct {
 const (
 	kernelMapAllocations            = "allocations"
 	kernelMapBandwidth              = "bandwidth"
+	kernelMapChildPrograms          = "child_programs"
 	kernelMapChildren               = "children"
 	kernelMapCounters               = "counters"
 	kernelMapDenied                 = "denied"
@@ -486,6 +495,7 @@ const (
 	kernelVarIdentityNodeType       = "identity_node_type"
 	kernelVarUnusedAction           = "unused_action"
 	kernelVarUnusedChildFlag        = "unused_child_flag"
+	kernelVarUnusedChildHook        = "unused_child_hook"
 	kernelVarUnusedCounter          = "unused_counter"
 	kernelVarUnusedEndpointFlag     = "unused_endpoint_flag"
 	kernelVarUnusedFlowFlag         = "unused_flow_flag"
@@ -551,6 +561,7 @@ type kernelProgramSpecs struct {
 type kernelMapSpecs struct {
 	Allocations       *ebpf.MapSpec `ebpf:"allocations"`
 	Bandwidth         *ebpf.MapSpec `ebpf:"bandwidth"`
+	ChildPrograms     *ebpf.MapSpec `ebpf:"child_programs"`
 	Children          *ebpf.MapSpec `ebpf:"children"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Denied            *ebpf.MapSpec `ebpf:"denied"`
@@ -583,6 +594,7 @@ type kernelVariableSpecs struct {
 	IdentityNodeType       *ebpf.VariableSpec `ebpf:"identity_node_type"`
 	UnusedAction           *ebpf.VariableSpec `ebpf:"unused_action"`
 	UnusedChildFlag        *ebpf.VariableSpec `ebpf:"unused_child_flag"`
+	UnusedChildHook        *ebpf.VariableSpec `ebpf:"unused_child_hook"`
 	UnusedCounter          *ebpf.VariableSpec `ebpf:"unused_counter"`
 	UnusedEndpointFlag     *ebpf.VariableSpec `ebpf:"unused_endpoint_flag"`
 	UnusedFlowFlag         *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
@@ -620,6 +632,7 @@ func (o *kernelObjects) Close() error {
 type kernelMaps struct {
 	Allocations       *ebpf.Map `ebpf:"allocations"`
 	Bandwidth         *ebpf.Map `ebpf:"bandwidth"`
+	ChildPrograms     *ebpf.Map `ebpf:"child_programs"`
 	Children          *ebpf.Map `ebpf:"children"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Denied            *ebpf.Map `ebpf:"denied"`
@@ -649,6 +662,7 @@ func (m *kernelMaps) Close() error {
 	return _KernelClose(
 		m.Allocations,
 		m.Bandwidth,
+		m.ChildPrograms,
 		m.Children,
 		m.Counters,
 		m.Denied,
@@ -682,6 +696,7 @@ type kernelVariables struct {
 	IdentityNodeType       *ebpf.Variable `ebpf:"identity_node_type"`
 	UnusedAction           *ebpf.Variable `ebpf:"unused_action"`
 	UnusedChildFlag        *ebpf.Variable `ebpf:"unused_child_flag"`
+	UnusedChildHook        *ebpf.Variable `ebpf:"unused_child_hook"`
 	UnusedCounter          *ebpf.Variable `ebpf:"unused_counter"`
 	UnusedEndpointFlag     *ebpf.Variable `ebpf:"unused_endpoint_flag"`
 	UnusedFlowFlag         *ebpf.Variable `ebpf:"unused_flow_flag"`

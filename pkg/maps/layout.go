@@ -107,6 +107,9 @@ const (
 	ChildGetsLimited  = uint8(kernelChildFlagCHILD_GETS_LIMITED)
 	ChildSendsLimited = uint8(kernelChildFlagCHILD_SENDS_LIMITED)
 
+	ChildIngressHook = uint32(kernelChildHookCHILD_INGRESS)
+	ChildEgressHook  = uint32(kernelChildHookCHILD_EGRESS)
+
 	PortLoopbackOnly = uint8(kernelPortFlagPORT_LOOPBACK_ONLY)
 
 	KeyTracked = uint8(kernelKeyKindKEY_TRACKED)

@@ -21,6 +21,7 @@ type Maps struct {
 	Interfaces        *ebpf.Map `ebpf:"interfaces"`
 	Trunks            *ebpf.Map `ebpf:"trunks"`
 	Children          *ebpf.Map `ebpf:"children"`
+	ChildPrograms     *ebpf.Map `ebpf:"child_programs"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	Translations      *ebpf.Map `ebpf:"translations"`
 	Allocations       *ebpf.Map `ebpf:"allocations"`
@@ -177,6 +178,7 @@ func (m *Maps) byName() map[string]**ebpf.Map {
 		kernelMapInterfaces:        &m.Interfaces,
 		kernelMapTrunks:            &m.Trunks,
 		kernelMapChildren:          &m.Children,
+		kernelMapChildPrograms:     &m.ChildPrograms,
 		kernelMapFlows:             &m.Flows,
 		kernelMapTranslations:      &m.Translations,
 		kernelMapAllocations:       &m.Allocations,

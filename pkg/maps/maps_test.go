@@ -109,7 +109,7 @@ func TestPinAgain(t *testing.T) {
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	again("allocations", "bandwidth", "children", "counters", "denied", "endpoints", "epochs", "flows", "fragments", "held", "hits", "host_addresses", "identities", "interfaces",
+	again("allocations", "bandwidth", "child_programs", "children", "counters", "denied", "endpoints", "epochs", "flows", "fragments", "held", "hits", "host_addresses", "identities", "interfaces",
 		"masquerade_exclude", "peers", "policies", "policy_generation", "ports", "sockets", "stack_destinations", "subjects", "translations", "trunks", "unshaped")
 	if err := m.Epochs.Put(uint32(7), uint32(42)); err != nil {
 		t.Fatal(err)

@@ -44,8 +44,11 @@ type Child struct {
 	MAC net.HardwareAddr
 	// MTU in bytes, not above the parent's; 0 takes the parent's.
 	MTU int
-	// Parent is the device of the node that the child rides on.
+	// Parent is the device that the child rides on: of the node, or where Index is given of the
+	// container.
 	Parent string
+	// Index is what IndexInContainer gives for a child whose parent is in the container; 0 for others.
+	Index int
 	// Mode is one of the kernel's.
 	Mode string
 	// BroadcastQueue is how many broadcasts may wait to be given to the children of the
@@ -64,16 +67,65 @@ type ChildLink struct {
 	Index  int
 	MAC    net.HardwareAddr
 	// Parent is the interface index of what it rides on, 0 when that is no device of the
-	// node: somebody in the container has made it.
+	// node.
 	Parent int
+	// Inside is that of what it rides on in the namespace that it is in itself, 0 when that is
+	// none there: then there is a Parent, or somebody in the container has made it.
+	Inside int
 	Mode   string
+}
+
+// firstInContainer is above what the kernel gives by itself: it counts devices from 1.
+const firstInContainer = 1 << 30
+
+// IndexInContainer is the interface index of a child whose parent is in the container: no device of
+// the node has it, nor has one of any other container that is attached, if number is its own.
+func IndexInContainer(number uint16) int { return firstInContainer | int(number) }
+
+// foreign tells whether somebody in the container has made it.
+func (l ChildLink) foreign() bool {
+	return l.Parent == 0 && (l.Inside == 0 || l.Index < firstInContainer)
+}
+
+// Master is a device that a child may ride on.
+type Master struct {
+	MAC net.HardwareAddr
+	// MTU in bytes.
+	MTU int
+}
+
+// MasterError says why a device can have no child.
+type MasterError struct{ Reason string }
+
+func (e *MasterError) Error() string { return e.Reason }
+
+// FindMaster looks for the device of that name. Errors are unix.ENODEV when there is none, and *MasterError.
+func FindMaster(at *Namespace, name string) (Master, error) {
+	answers, err := at.exchange([]message{getLink(name)})
+	if err != nil {
+		return Master{}, err
+	}
+	found, err := readLink(answers[0])
+	switch {
+	case err != nil:
+		return Master{}, fmt.Errorf("look up link %s: %w", name, err)
+	case binary.NativeEndian.Uint16(answers[0][2:]) != unix.ARPHRD_ETHER || len(found.mac) != 6:
+		return Master{}, &MasterError{"is no Ethernet device"}
+	case found.kind == kindMacvlan: // of which the kernel makes the child a sibling
+		return Master{}, &MasterError{"is a macvlan device itself: name the device that it rides on"}
+	}
+	return Master{MAC: found.mac, MTU: found.mtu}, nil
 }
 
 // CreateChild makes the child, down, in the container's namespace. Errors are ErrTaken when the container has something of that
 // name, ErrParent when the parent does not take the child, ErrNoBroadcastQueue, and
 // unix.ENODEV when there is no parent.
 func CreateChild(host, container *Namespace, c Child) (ChildLink, error) {
-	answers, err := host.exchange([]message{getLink(c.Parent)})
+	at := host
+	if c.Index != 0 {
+		at = container
+	}
+	answers, err := at.exchange([]message{getLink(c.Parent)})
 	if err != nil {
 		return ChildLink{}, err
 	}
@@ -84,20 +136,22 @@ func CreateChild(host, container *Namespace, c Child) (ChildLink, error) {
 	if c.MTU > parent.mtu {
 		return ChildLink{}, fmt.Errorf("make %s with mtu %d a child of %s, whose mtu is %d: %w", c.Name, c.MTU, c.Parent, parent.mtu, ErrParent)
 	}
-	// Made in the container, the request has newer kernels never show it on the node.
-	node, err := container.number(host.file)
-	if err != nil {
-		return ChildLink{}, err
-	}
 	data := attribute32(nil, unix.IFLA_MACVLAN_MODE, modeNumbers[c.Mode])
 	if c.BroadcastQueue != 0 {
 		data = attribute32(data, unix.IFLA_MACVLAN_BC_QUEUE_LEN, c.BroadcastQueue)
 	}
 	info := attributeString(nil, unix.IFLA_INFO_KIND, kindMacvlan)
 	info = attribute(info, unix.IFLA_INFO_DATA, data)
-	body := linkAttributes(header(unix.IfInfomsg{}), c.BornAs, c.MAC, c.MTU)
+	body := linkAttributes(header(unix.IfInfomsg{Index: int32(c.Index)}), c.BornAs, c.MAC, c.MTU)
 	body = attribute32(body, unix.IFLA_LINK, uint32(parent.index))
-	body = attribute32(body, unix.IFLA_LINK_NETNSID, uint32(node))
+	if c.Index == 0 {
+		// Made in the container, the request has newer kernels never show it on the node.
+		node, err := container.number(host.file)
+		if err != nil {
+			return ChildLink{}, err
+		}
+		body = attribute32(body, unix.IFLA_LINK_NETNSID, uint32(node))
+	}
 	body = attribute(body, unix.IFLA_LINKINFO, info)
 	answers, err = container.exchange([]message{{
 		kind: unix.RTM_NEWLINK, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, body: body,
@@ -126,6 +180,9 @@ func CreateChild(host, container *Namespace, c Child) (ChildLink, error) {
 		return ChildLink{}, errors.Join(fmt.Errorf("make %s a child of %s: %w", c.Name, c.Parent, err), removeLink(container, c.BornAs))
 	}
 	link := ChildLink{Index: made.index, MAC: made.mac, Parent: parent.index, Mode: c.Mode}
+	if c.Index != 0 {
+		link.Parent, link.Inside = 0, parent.index
+	}
 	link.Number, err = host.number(container.file)
 	if err == nil {
 		link.NetNS, err = inodeOf(container.file)
@@ -192,7 +249,7 @@ func CheckChild(host, container *Namespace, c Child, h Housed) error {
 		if err != nil {
 			return err
 		}
-		different, err := found.compare(host, c)
+		different, err := found.compare(host, container, c)
 		if err != nil {
 			return err
 		}
@@ -202,18 +259,25 @@ func CheckChild(host, container *Namespace, c Child, h Housed) error {
 }
 
 // compare judges what only a macvlan device has.
-func (l ChildLink) compare(host *Namespace, c Child) (differences []string, err error) {
+func (l ChildLink) compare(host, container *Namespace, c Child) (differences []string, err error) {
+	at, where, ridesOn := host, "on the host", l.Parent
+	if c.Index != 0 {
+		at, where, ridesOn = container, "in the container", l.Inside
+	}
 	get := getLink(c.Parent)
 	get.tolerate = []unix.Errno{unix.ENODEV}
-	answers, err := host.exchange([]message{get})
+	answers, err := at.exchange([]message{get})
 	if err != nil {
 		return nil, err
 	}
+	if c.Index != 0 && l.Index != c.Index {
+		differences = append(differences, fmt.Sprintf("link %s in the container has index %d, not %d", c.Name, l.Index, c.Index))
+	}
 	if answers[0] == nil {
-		differences = append(differences, fmt.Sprintf("link %s is missing on the host", c.Parent))
+		differences = append(differences, fmt.Sprintf("link %s is missing %s", c.Parent, where))
 	} else if parent, err := readLink(answers[0]); err != nil {
 		return nil, fmt.Errorf("look up link %s: %w", c.Parent, err)
-	} else if parent.index != l.Parent {
+	} else if parent.index != ridesOn {
 		differences = append(differences, fmt.Sprintf("link %s in the container is no child of %s", c.Name, c.Parent))
 	}
 	if l.Mode != c.Mode {
@@ -283,8 +347,11 @@ func (n *Namespace) child(number int, get message) (ChildLink, error) {
 	}
 	child.Index, child.MAC, child.Mode = found.index, found.mac, nameOfMode(found)
 	// What the kernel says of the parent's namespace is by the node's numbers, too.
-	if found.peerNS == own && number != own {
+	switch {
+	case found.peerNS == own && number != own:
 		child.Parent = found.peer
+	case found.peerNS == noNamespace || found.peerNS == number:
+		child.Inside = found.peer
 	}
 	return child, nil
 }
@@ -304,7 +371,7 @@ func nameOfMode(l link) string {
 
 // RemoveChild removes the children of these names from the network namespace at path: one
 // whose maker died may have its first name. That there is none, or no namespace, is no
-// error; what is no child of a device of the node stays.
+// error; what somebody in the container has made stays.
 func RemoveChild(host *Namespace, path string, names ...string) error {
 	for _, name := range names {
 		child, err := FindChild(host, path, name)
@@ -313,11 +380,16 @@ func RemoveChild(host *Namespace, path string, names ...string) error {
 			continue
 		case err != nil:
 			return err
-		case child.Parent == 0:
+		case child.foreign():
 			continue
 		}
 		if err := RemoveFound(host, child); err != nil {
 			return err
+		}
+		if child.Inside != 0 {
+			if err := unhookIn(path, child.Inside); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -33,7 +33,8 @@ const (
 // ownTests are the tests for files that have their own.
 var ownTests = map[string]string{
 	"lib/policy.h": firewallTests, "lib/track.h": firewallTests,
-	"to_parent.c": childTests, "from_parent.c": childTests, "lib/child.h": childTests,
+	"to_parent.c": childTests, "from_parent.c": childTests, "lib/child.h": childTests, "lib/inside.h": childTests,
+	"child_ingress.c": childTests, "child_egress.c": childTests, "master_ingress.c": childTests, "master_egress.c": childTests,
 	"lib/bandwidth.h": limitTests, "limit_egress.c": limitTests, "pacer_out.c": limitTests, "pacer_in.c": limitTests,
 }
 

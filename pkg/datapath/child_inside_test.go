@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"strconv"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/tendril-net/tendril/internal/packet"
+	"github.com/tendril-net/tendril/pkg/maps"
+)
+
+// insider is a node with a child whose parent is in the container, which this node is in these tests: the
+// child's device is in0.
+type insider struct {
+	*parent
+	e Endpoint
+}
+
+func withInside(t *testing.T) *insider {
+	t.Helper()
+	n := &insider{parent: &parent{node: newNode(t, Config{Masquerade: true})}}
+	const id = 77
+	index := insideIndex | id
+	n.ns.Run(t, "ip", "link", "add", "in0", "index", strconv.Itoa(index), "type", "bridge")
+	n.do(t, func() error {
+		inode, err := netnsInode()
+		if err != nil {
+			return err
+		}
+		n.loadParents(t, inode+1) // the node is another one
+		n.e = Endpoint{
+			ID: id, IfIndex: ChildIndex(id), IfName: "eth1", MAC: net.HardwareAddr{2, 0, 0, 0, 0xcd, id}, HostMAC: net.HardwareAddr{2, 0, 0, 0, 0xcd, id},
+			MTU: 1500, Child: &Child{Parent: index, InContainer: true, NetNS: inode},
+			Addresses: []netip.Addr{v4().child(7), v6().child(7)},
+		}
+		_, hooksErr := n.HooksInContainer()
+		return errors.Join(n.AttachEndpoint(n.e), n.CheckEndpoint(n.e), hooksErr, n.ReconcileHostAddresses([]netip.Addr{v4().host, v6().host}))
+	})
+	n.preludes = newPreludes(t, n.Datapath)
+	return n
+}
+
+// at is a frame that meets a program at the child, or at its parent.
+func (n *insider) at(program string, from, to net.HardwareAddr, layers ...packet.Layer) run {
+	return run{program: program, device: n.e.Child.Parent, in: frame(from, to, layers...)}
+}
+
+func (n *insider) out(to net.HardwareAddr, layers ...packet.Layer) run {
+	return n.at(childEgress, n.e.MAC, to, layers...)
+}
+
+func (n *insider) in(layers ...packet.Layer) run {
+	return n.at(childIngress, stationMAC(), n.e.MAC, layers...)
+}
+
+func TestChildInside(t *testing.T) {
+	n := withInside(t)
+	eachFamily(t, func(t *testing.T, f family) {
+		for _, tr := range transports() {
+			t.Run(tr.name, func(t *testing.T) { testInsideWays(t, n, f, tr) })
+		}
+		t.Run("policy", func(t *testing.T) { testInsidePolicy(t, n, f) })
+		t.Run("by the parent", func(t *testing.T) { testInsideParent(t, n, f) })
+	})
+	t.Run("no IP", func(t *testing.T) { testInsideStrange(t, n) })
+	t.Run("repair", func(t *testing.T) { testInsideRepair(t, n) })
+}
+
+// testInsideWays: what the container says and is told.
+func testInsideWays(t *testing.T, n *insider, f family, tr transport) {
+	n.forget(t)
+	own := f.child(7)
+	n.story(t,
+		step{"to the link", n.out(stationMAC(), ip(own, f.unknown, 64, tr.begin(low)...)...), toWire("decided")},
+		step{"more", n.out(stationMAC(), ip(own, f.unknown, 64, tr.there(low)...)...), toWire()},
+		step{"answer", n.in(ip(f.unknown, own, 64, tr.back(low)...)...), intoChild("decided")},
+		step{"more answers", n.in(ip(f.unknown, own, 64, tr.back(low)...)...), intoChild()},
+		step{"another's address", n.out(stationMAC(), ip(f.unknown, f.world, 64, tr.begin(low)...)...), shut(fromContainer, "decided", "source_address")},
+		step{"an endpoint's address", n.out(stationMAC(), ip(f.a, f.world, 64, tr.begin(low)...)...), shut(fromContainer, "decided", "source_address")},
+		step{"another MAC", n.at(childEgress, stationMAC(), routerMAC(), ip(own, f.world, 64, tr.begin(low)...)...), shut(fromContainer, "source_mac")},
+		step{"from its own address", n.in(ip(own, own, 64, tr.begin(low)...)...), shut(toContainer, "decided", "martian")},
+		step{"from one that no link with it has", n.in(ip(f.a, own, 64, tr.begin(low)...)...), shut(toContainer, "decided", "martian")},
+	)
+	n.wantTranslations(t)
+}
+
+// testInsidePolicy: policy is asked at the child, for groups as for a parent that one child has to itself.
+func testInsidePolicy(t *testing.T, n *insider, f family) {
+	own := f.child(7)
+	asks, answers := n.out(stationMAC(), ip(own, f.unknown, 64, udp(low, server)...)...), n.in(ip(f.unknown, own, 64, udp(server, low)...)...)
+	begins := n.in(ip(f.unknown, own, 64, udp(inside, server)...)...)
+	group := n.at(childIngress, stationMAC(), everybody(), ip(f.unknown, f.multicast, 1, udp(low, server)...)...)
+	n.story(t, step{"group", group, want{verdict: passOn}})
+	subjects := func() Policy {
+		policy := n.policy()
+		policy.Subjects[n.e.ID] = Subject{Identity: ofX, Network: 3}
+		return policy
+	}
+	n.enforce(t, subjects().restrict(n.e, ingress))
+	n.story(t,
+		step{"ingress", begins, shut(toContainer, "decided", "policy_ingress")},
+		step{"again", begins, shut(toContainer, "policy_ingress")},
+		step{"the container asks", asks, toWire("decided")},
+		step{"and is answered", answers, intoChild("decided")},
+		step{"group", group, shut(toContainer, "policy_ingress")},
+	)
+	n.enforce(t, subjects().restrict(n.e, egress))
+	n.story(t,
+		step{"egress", n.out(stationMAC(), ip(own, f.unknown, 64, udp(server, inside)...)...), shut(fromContainer, "decided", "policy_egress")},
+		step{"the link asks", begins, intoChild("decided")},
+	)
+}
+
+// testInsideParent: by the parent nobody has the child's addresses.
+func testInsideParent(t *testing.T, n *insider, f family) {
+	own := f.child(7)
+	parentMAC := packet.MAC("02:00:00:00:0e:0e")
+	message := udp(low, server)
+	in := func(to net.HardwareAddr, source, destination netip.Addr) run {
+		return n.at(masterIngress, stationMAC(), to, ip(source, destination, 64, message...)...)
+	}
+	tagged := in(n.e.MAC, f.unknown, own)
+	tagged.vlan = 50
+	out := func(from net.HardwareAddr, source netip.Addr, seen, mark uint32) run {
+		r := n.at(masterEgress, from, stationMAC(), ip(source, f.unknown, 64, message...)...)
+		r.seen, r.mark = seen, mark
+		return r
+	}
+	untouched := want{verdict: passOn, seen: seenAsBefore}
+	n.table(t,
+		step{"to the child", in(n.e.MAC, f.unknown, own), untouched},
+		step{"to the child by the parent's MAC", in(parentMAC, f.unknown, own), shut(toContainer, "martian")},
+		step{"to the child by a group's MAC", in(everybody(), f.unknown, own), shut(toContainer, "martian")},
+		step{"to the child by a tag", tagged, shut(toContainer, "martian")},
+		step{"to the parent", in(parentMAC, f.unknown, f.neighbour), untouched},
+		step{"to an endpoint elsewhere", in(parentMAC, f.unknown, f.a), untouched},
+		step{"of the child", out(n.e.MAC, own, seenTranslated, sentMark), untouched},
+		step{"as of the child", out(n.e.MAC, own, seenNot, sentMark), shut(fromContainer, "source_mac")},
+		step{"as judged", out(n.e.MAC, own, seenTranslated, 0), shut(fromContainer, "source_mac")},
+		step{"with the child's address", out(parentMAC, own, seenNot, 0), shut(fromContainer, "source_mac")},
+		step{"of the parent", out(parentMAC, f.unknown, seenNot, 7), want{verdict: passOn, mark: 7}},
+	)
+}
+
+// testInsideStrange: what is not IP.
+func testInsideStrange(t *testing.T, n *insider) {
+	own, parentMAC := v4().child(7), packet.MAC("02:00:00:00:0e:0e")
+	who := func(mac net.HardwareAddr, a netip.Addr) packet.Layer {
+		return packet.ARPRequest(packet.Station{MAC: mac, IP: a}, v4().unknown)
+	}
+	n.table(t,
+		step{"ARP", n.out(everybody(), who(n.e.MAC, own)), toWire()},
+		step{"ARP for another", n.out(everybody(), who(n.e.MAC, v4().a)), shut(fromContainer, "neighbour")},
+		step{"ARP of the parent for the child", n.at(masterEgress, parentMAC, everybody(), who(parentMAC, own)), shut(fromContainer, "source_mac")},
+		step{"ARP of the parent", n.at(masterEgress, parentMAC, everybody(), who(parentMAC, v4().unknown)), want{verdict: passOn}},
+		step{"ARP for the child", n.at(masterIngress, stationMAC(), everybody(), who(stationMAC(), v4().unknown)), want{verdict: passOn}},
+		step{"a frame", run{program: masterIngress, device: n.e.Child.Parent, in: strange(stationMAC(), parentMAC)}, want{verdict: passOn}},
+		step{"a short one", run{program: masterIngress, device: n.e.Child.Parent, in: frame(stationMAC(), parentMAC)[:14]}, want{verdict: passOn}},
+	)
+}
+
+// testInsideRepair: what the child's hooks lead to is put back, and leads nowhere without children.
+func testInsideRepair(t *testing.T, n *insider) {
+	must(t, n.maps.ChildPrograms.Delete(maps.ChildEgressHook))
+	asks := n.out(stationMAC(), ip(v4().child(7), v4().unknown, 64, udp(low, server)...)...)
+	n.forget(t)
+	n.check(t, asks, shut(fromContainer, "unknown_sender"))
+	var found []string
+	n.do(t, func() (err error) {
+		if mismatch := (*MismatchError)(nil); !errors.As(n.CheckEndpoint(n.e), &mismatch) {
+			t.Error("nothing is missing")
+		}
+		found, err = n.RepairEndpoint(n.e)
+		return errors.Join(err, n.CheckEndpoint(n.e))
+	})
+	if diff := cmp.Diff([]string{"entry of to_parent in map child_programs is missing"}, found); diff != "" {
+		t.Errorf("found (-want +got):\n%s", diff)
+	}
+	n.check(t, asks, toWire("decided"))
+	n.do(t, func() error { return n.DetachEndpoint(n.e) })
+	n.check(t, asks, shut(fromContainer, "unknown_sender"))
+	n.check(t, n.in(ip(v4().unknown, v4().child(7), 64, udp(low, server)...)...), shut(toContainer, "unknown_sender"))
+}
+
+// everybody is the MAC of all stations.
+func everybody() net.HardwareAddr { return packet.MAC("ff:ff:ff:ff:ff:ff") }
