@@ -218,15 +218,20 @@ static __always_inline int to_group(struct __sk_buff *skb)
 SEC("tc")
 int from_parent(struct __sk_buff *skb)
 {
+	bool inside = is_inside(skb->ifindex);
 	struct mac receiver;
 	struct child *to;
 	int verdict;
 
+	/* The stack's own copy of what it has sent to a group: it has no Ethernet header. */
+	if (skb->pkt_type == PACKET_LOOPBACK)
+		return TC_ACT_UNSPEC;
 	if (is_marked(skb)) {
 		__u32 mark = skb->mark & MARK_MASK;
 
 		skb->mark = 0;
-		if (mark != MARK_SENT)
+		/* To one in a container nothing is put back, and there a process can set it. */
+		if (mark != MARK_SENT && !inside)
 			return came_back(skb, mark);
 	}
 	/* An uplink's program has cleared it, and may have set it since. */
@@ -234,6 +239,8 @@ int from_parent(struct __sk_buff *skb)
 		skb->tc_index = SEEN_NOT;
 	if (bpf_skb_load_bytes(skb, offsetof(struct ethhdr, h_dest), &receiver, sizeof(receiver)))
 		return TC_ACT_UNSPEC;
+	if (inside && !children_of(skb->ifindex, 0))
+		return drop(skb, TO_CONTAINER, DROP_UNKNOWN_SENDER);
 	if (is_group(&receiver))
 		return to_group(skb);
 	to = receiver_of(skb, &receiver);

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Into a device in a container that macvlan children ride on: its ingress. See lib/inside.h. */
+/*
+ * Into a device in a container that macvlan children ride on: its ingress. What is for a child's
+ * address and has not its MAC goes to the child: to its ingress, and not past it. See lib/inside.h.
+ */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
@@ -10,19 +13,25 @@
 SEC("tc")
 int master_ingress(struct __sk_buff *skb)
 {
-	struct endpoint *child = NULL;
-	struct ethhdr frame;
+	struct inner inner = behind_tags(skb);
+	struct endpoint *child = child_of_packet(skb, &inner, true);
+	struct mac receiver;
 
-	if (bpf_skb_load_bytes(skb, 0, &frame, sizeof(frame)))
+	if (!child || !is_here(skb, child))
 		return TC_ACT_UNSPEC;
-	if (frame.h_proto == bpf_htons(ETH_P_IP))
-		child = child_with(skb, IPV4_DESTINATION, false);
-	else if (frame.h_proto == bpf_htons(ETH_P_IPV6))
-		child = child_with(skb, IPV6_DESTINATION, true);
-	/* What has the child's MAC and no tag, the kernel gives to the child alone. */
-	if (!child || (!skb->vlan_present && same_mac((struct mac *)frame.h_dest, &child->mac)))
+	if (bpf_skb_load_bytes(skb, offsetof(struct ethhdr, h_dest), &receiver, sizeof(receiver)))
+		return drop(skb, TO_CONTAINER, DROP_INVALID);
+	/* The kernel gives it to the child, be that one of a VLAN. */
+	if (same_mac(&receiver, &child->mac))
 		return TC_ACT_UNSPEC;
-	return drop(skb, TO_CONTAINER, DROP_MARTIAN);
+	/* A device of the container takes it, and the stack for its own. */
+	if (inner.tags)
+		return drop(skb, TO_CONTAINER, DROP_VLAN);
+	receiver = child->mac;
+	if (bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_dest), &receiver, sizeof(receiver),
+				0))
+		return drop(skb, TO_CONTAINER, DROP_REWRITE);
+	return bpf_redirect(device_of(child), BPF_F_INGRESS);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

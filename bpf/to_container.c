@@ -124,6 +124,9 @@ __noinline int note(struct __sk_buff *skb, __u32 decided)
 			       : 0;
 	if (!endpoint || decided)
 		return 0;
+	/* A station's answer to a solicitation, and its own to see whether one is there still. */
+	if (bridged && s->packet.icmp_kind == ICMP_KIND_LINK)
+		return 0;
 	if (!s->packet.icmp_kind && is_shut_for(skb, s, endpoint))
 		return DROP_LOOPBACK_ONLY;
 	__builtin_memset(&s->decision, 0, sizeof(s->decision));
@@ -220,14 +223,17 @@ __noinline int is_hosts_own(struct __sk_buff *skb, __u32 parsed)
 {
 	const struct interface *interface = doubtful(skb);
 	struct scratch *s = scratch_get();
-	const struct address *source;
+	const struct address *source, *destination;
 	struct ethhdr frame;
 
 	if (!s || !interface || bpf_skb_load_bytes(skb, 0, &frame, sizeof(frame)))
 		return false;
 	source = &s->packet.key.source;
+	destination = &s->packet.key.destination;
 	if (same_mac((struct mac *)frame.h_source, &interface->host_mac) &&
-	    (parsed != PARSED_IP || is_ipv6_link_local(source) || is_martian(source) ||
+	    (parsed != PARSED_IP || is_martian(source) ||
+	     (is_ipv6_link_local(source) &&
+	      (is_ipv6_link_local(destination) || is_multicast(destination))) ||
 	     bpf_map_lookup_elem(&host_addresses, source)))
 		return true;
 	/* Its owner may have written what hooks write. */

@@ -367,18 +367,6 @@ static __always_inline int forwarded(struct __sk_buff *skb, __u32 to, __u32 seen
 	return judge_forwarded(skb, seen);
 }
 
-#define ARP_FRAME_MAX 60 /* the shortest that Ethernet has */
-
-/*
- * Whether a frame may have no sender that can be told: ARP is the kernel's, and has none. What
- * segmentation has left without one says by its length and its protocol that it is none.
- */
-static __always_inline bool is_unsigned(const struct __sk_buff *skb, const struct ethhdr *frame)
-{
-	return frame->h_proto == bpf_htons(ETH_P_ARP) && skb->protocol == bpf_htons(ETH_P_ARP) &&
-	       skb->len <= ARP_FRAME_MAX;
-}
-
 /*
  * Whether somebody in a container, or nobody, says that this is the host's, or who else than
  * a child has sent it. What a device has brought in is the host's to send on.
@@ -460,6 +448,9 @@ int to_parent(struct __sk_buff *skb)
 	if (bpf_skb_load_bytes(skb, 0, &frame, sizeof(frame)))
 		return TC_ACT_UNSPEC;
 	child = judged ? NULL : child_at(skb->ifindex, (struct mac *)frame.h_source);
+	/* There is no host at one in a container. */
+	if (!child && is_inside(skb->ifindex))
+		return drop(skb, FROM_CONTAINER, DROP_SOURCE_MAC);
 	if (!child)
 		return from_host(skb, &frame, judged);
 	netns = netns_of(skb);

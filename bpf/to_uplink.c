@@ -242,8 +242,10 @@ int to_uplink(struct __sk_buff *skb)
 	if (seen == SEEN_TRANSLATED || skb->vlan_present || parse(skb, &packet) != PARSED_IP)
 		return TC_ACT_UNSPEC;
 	endpoint = bpf_map_lookup_elem(&endpoints, &packet.key.source);
-	/* What a macvlan child sends is the business of to_parent. */
-	if (endpoint && is_child(endpoint->ifindex) && is_at(endpoint, skb->ifindex, SEEN_OWN))
+	/* What a macvlan child sends is the business of to_parent, also where the node is its
+	 * router. */
+	if (endpoint && is_child(endpoint->ifindex) &&
+	    (is_inside_child(endpoint) || is_at(endpoint, skb->ifindex, SEEN_OWN)))
 		return TC_ACT_UNSPEC;
 	if (endpoint) {
 		packet.key.ifindex = endpoint->ifindex;

@@ -70,6 +70,7 @@ static __always_inline bool was_judged(const struct __sk_buff *skb)
 /* linux/if_packet.h: no header of BPF's includes it. */
 #define PACKET_HOST 0
 #define PACKET_OTHERHOST 3
+#define PACKET_LOOPBACK 5
 
 /* Whether the decision may be applied as it is. */
 static __always_inline bool current(const struct flow *flow, const struct packet *packet)

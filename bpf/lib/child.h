@@ -48,6 +48,7 @@ struct dst_entry {
 } FIELDS;
 
 struct sk_buff {
+	struct net_device *dev;
 	struct sock *sk;
 	unsigned long _skb_refdst;
 } FIELDS;
@@ -95,6 +96,31 @@ static __noinline __u32 netns_of(struct __sk_buff *skb)
 	if (!sock)
 		return 0;
 	bpf_probe_read_kernel(&net, sizeof(net), &sock->__sk_common.skc_net.net);
+	return inode_of(net);
+}
+
+#define ARP_FRAME_MAX 60 /* the shortest that Ethernet has */
+
+/*
+ * Whether a frame may have no sender that can be told: ARP is the kernel's, and has none. What
+ * segmentation has left without one says by its length and its protocol that it is none.
+ */
+static __always_inline bool is_unsigned(const struct __sk_buff *skb, const struct ethhdr *frame)
+{
+	return frame->h_proto == bpf_htons(ETH_P_ARP) && skb->protocol == bpf_htons(ETH_P_ARP) &&
+	       skb->len <= ARP_FRAME_MAX;
+}
+
+/* Inode number of the network namespace that the device is in which a frame comes in or leaves by.
+ */
+static __always_inline __u32 netns_of_device(struct __sk_buff *skb)
+{
+	struct sk_buff *buffer = (void *)skb;
+	struct net_device *device = NULL;
+	struct net *net = NULL;
+
+	bpf_probe_read_kernel(&device, sizeof(device), &buffer->dev);
+	bpf_probe_read_kernel(&net, sizeof(net), &device->nd_net.net);
 	return inode_of(net);
 }
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Parents that are in a container, beside their macvlan children: the stack there takes what is for
- * a child's address by any device, and may send with it by any. What a child is asked must not be
- * got round by its parent. All else that this sends and gets is the container's own.
+ * Parents that are in a container, beside their macvlan children. The stack there takes what is for
+ * a child's address by any device, and sends by any, as its routes say: whichever way such a packet
+ * takes, it is to pass the child's own hooks. All else that the parent sends and gets is the
+ * container's.
  */
 #pragma once
 
@@ -16,26 +17,49 @@
 #include <bpf/bpf_helpers.h>
 
 #include "address.h"
+#include "child.h"
 #include "link_local.h"
 #include "maps.h"
 
-/* Where the addresses are that a frame is from and for; ARP has none for whom it is of use here. */
-enum address_offset {
-	IPV4_SOURCE = ETH_HLEN + offsetof(struct iphdr, saddr),
-	IPV4_DESTINATION = ETH_HLEN + offsetof(struct iphdr, daddr),
-	IPV6_SOURCE = ETH_HLEN + offsetof(struct ipv6hdr, saddr),
-	IPV6_DESTINATION = ETH_HLEN + offsetof(struct ipv6hdr, daddr),
-	ARP_SENDER = offsetof(struct arp, sender),
+#define TAG_SIZE 4
+#define TAGS_MAX 2
+
+/* What lies behind the tags of a frame. */
+struct inner {
+	__be16 protocol;
+	__u16 tags;   /* with that which is kept beside the frame */
+	__u32 offset; /* of what follows the Ethernet header, but for ETH_HLEN */
 };
+
+static __always_inline bool is_tag(__be16 protocol)
+{
+	return protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD);
+}
+
+/* Looks behind the tags; more than TAGS_MAX no device of a container takes away. */
+static __always_inline struct inner behind_tags(struct __sk_buff *skb)
+{
+	struct inner inner = { .tags = !!skb->vlan_present };
+
+#pragma unroll
+	for (int i = 0; i <= TAGS_MAX; i++) {
+		if (bpf_skb_load_bytes(skb, offsetof(struct ethhdr, h_proto) + i * TAG_SIZE,
+				       &inner.protocol, sizeof(inner.protocol)))
+			return (struct inner){};
+		inner.offset = i * TAG_SIZE;
+		if (!is_tag(inner.protocol))
+			break;
+		inner.tags++;
+	}
+	return inner;
+}
 
 /* The child of a parent in a container that has the address in a frame; NULL: none has it. */
 static __always_inline struct endpoint *child_with(struct __sk_buff *skb, __u32 offset, bool ipv6)
 {
 	struct address address = {};
-	struct interface *interface;
 	struct endpoint *endpoint;
 	__be32 ipv4;
-	__u32 ifindex;
 
 	if (ipv6) {
 		if (bpf_skb_load_bytes(skb, offset, &address, sizeof(address)))
@@ -46,9 +70,52 @@ static __always_inline struct endpoint *child_with(struct __sk_buff *skb, __u32 
 		set_ipv4(&address, ipv4);
 	}
 	endpoint = bpf_map_lookup_elem(&endpoints, &address);
-	if (!endpoint || !is_child(endpoint->ifindex))
-		return NULL;
-	ifindex = endpoint->ifindex;
-	interface = bpf_map_lookup_elem(&interfaces, &ifindex);
-	return interface && is_inside(interface->bridge) ? endpoint : NULL;
+	return endpoint && is_child(endpoint->ifindex) && is_inside_child(endpoint) ? endpoint
+										    : NULL;
+}
+
+/* The child that an IP packet is from, or for. */
+static __always_inline struct endpoint *child_of_packet(struct __sk_buff *skb,
+							const struct inner *inner, bool destination)
+{
+	__u32 offset = ETH_HLEN + inner->offset;
+
+	if (inner->protocol == bpf_htons(ETH_P_IP))
+		return child_with(skb,
+				  offset + (destination ? offsetof(struct iphdr, daddr)
+							: offsetof(struct iphdr, saddr)),
+				  false);
+	if (inner->protocol == bpf_htons(ETH_P_IPV6))
+		return child_with(skb,
+				  offset + (destination ? offsetof(struct ipv6hdr, daddr)
+							: offsetof(struct ipv6hdr, saddr)),
+				  true);
+	return NULL;
+}
+
+/* The entry of such a child in children. */
+static __always_inline struct child *entry_of(const struct endpoint *endpoint)
+{
+	__u32 ifindex = endpoint->ifindex;
+	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+
+	return interface ? child_at(interface->bridge, &endpoint->mac) : NULL;
+}
+
+/* Whether the child is in the container that the frame is in: that of another is a station like
+ * any. */
+static __always_inline bool is_here(struct __sk_buff *skb, const struct endpoint *endpoint)
+{
+	struct child *child = entry_of(endpoint);
+
+	return child && child->netns == netns_of_device(skb);
+}
+
+/* The child's own device in its container. */
+static __always_inline __u32 device_of(const struct endpoint *endpoint)
+{
+	__u32 ifindex = endpoint->ifindex;
+	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+
+	return interface ? interface->bridge : 0;
 }

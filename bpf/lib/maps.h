@@ -45,6 +45,15 @@ struct {
 	__type(value, struct interface);
 } interfaces SEC(".maps");
 
+/* Whether a macvlan child's parent is in its container. */
+static __always_inline bool is_inside_child(const struct endpoint *endpoint)
+{
+	__u32 ifindex = endpoint->ifindex;
+	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+
+	return interface && is_inside(interface->bridge);
+}
+
 /*
  * Interface index -> the VLANs that its endpoint may send into by their tags; none is there for one
  * that may not. The agent writes, from_container reads.

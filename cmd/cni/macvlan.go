@@ -305,7 +305,11 @@ func (p *plugin) removeChild(host *wiring.Namespace) error {
 	if p.call.netns == "" {
 		return nil
 	}
-	return wiring.RemoveChild(host, p.call.netns, api.HostIfName(p.call.Attachment), p.call.IfName)
+	err := wiring.RemoveChild(host, p.call.netns, api.HostIfName(p.call.Attachment), p.call.IfName)
+	if p.config.network.InContainer {
+		err = errors.Join(err, wiring.UnhookParents(p.call.netns))
+	}
+	return err
 }
 
 // takeAwayChild is takeAwayRest for a macvlan device. One without any record is nobody's, as

@@ -223,9 +223,18 @@ func testBridgeLodger(t *testing.T, n *node, f family) {
 		step{"macvlan, as if decided", ofSocket(stationMAC(), seenTranslated, ip(f.unknown, f.b, 64, udp(low, server)...)...), denied("policy_ingress")},
 		step{"ipvlan", asks(n.b.HostMAC, f.unknown), denied("policy_ingress")},
 		step{"ipvlan, as who may", asks(n.b.HostMAC, f.world), passed(seenNot)},
+		step{"ipvlan, by its link-local address", asks(n.b.HostMAC, f.linkLocal), denied("policy_ingress")},
 		step{"neither", run{program: toContainer, device: n.b.IfIndex, in: strange(stationMAC(), n.b.MAC)}, denied("policy_ingress")},
 		step{"the host's", run{program: toContainer, device: n.b.IfIndex, in: strange(n.b.HostMAC, n.b.MAC)}, ofHost},
 	)
+	if f.v6() {
+		// Without which nobody that it dials would be found.
+		answer := []packet.Layer{packet.IP(f.unknown, f.b), packet.NeighborAdvert(f.unknown, packet.NASolicited, packet.TargetLinkAddr(stationMAC()))}
+		n.story(t,
+			step{"advertisement of macvlan", ofSocket(stationMAC(), seenNot, answer...), passed(seenNot)},
+			step{"advertisement of a station", n.byBridge(n.b, answer...), passed(seenNot)},
+		)
+	}
 	n.enforce(t, n.policy().restrict(n.b, ingress).allow(setOne, 0))
 	n.story(t, step{"macvlan, where all may", asks(stationMAC(), f.unknown), passed(seenNot)})
 }

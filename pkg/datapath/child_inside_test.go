@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -20,6 +21,8 @@ import (
 type insider struct {
 	*parent
 	e Endpoint
+	// other is one in another container.
+	other Endpoint
 }
 
 func withInside(t *testing.T) *insider {
@@ -39,8 +42,12 @@ func withInside(t *testing.T) *insider {
 			MTU: 1500, Child: &Child{Parent: index, InContainer: true, NetNS: inode},
 			Addresses: []netip.Addr{v4().child(7), v6().child(7)},
 		}
+		n.other = n.e
+		n.other.ID, n.other.IfIndex, n.other.MAC = id+1, ChildIndex(id+1), net.HardwareAddr{2, 0, 0, 0, 0xcd, id + 1}
+		n.other.Child = &Child{Parent: index + 1, InContainer: true, NetNS: inode + 2}
+		n.other.Addresses = []netip.Addr{v4().child(8), v6().child(8)}
 		_, hooksErr := n.HooksInContainer()
-		return errors.Join(n.AttachEndpoint(n.e), n.CheckEndpoint(n.e), hooksErr, n.ReconcileHostAddresses([]netip.Addr{v4().host, v6().host}))
+		return errors.Join(n.AttachEndpoint(n.e), n.AttachEndpoint(n.other), n.CheckEndpoint(n.e), hooksErr, n.ReconcileHostAddresses([]netip.Addr{v4().host, v6().host}))
 	})
 	n.preludes = newPreludes(t, n.Datapath)
 	return n
@@ -76,11 +83,14 @@ func TestChildInside(t *testing.T) {
 func testInsideWays(t *testing.T, n *insider, f family, tr transport) {
 	n.forget(t)
 	own := f.child(7)
+	marked := n.in(ip(f.unknown, own, 64, tr.back(low)...)...)
+	marked.mark = putBack
 	n.story(t,
 		step{"to the link", n.out(stationMAC(), ip(own, f.unknown, 64, tr.begin(low)...)...), toWire("decided")},
 		step{"more", n.out(stationMAC(), ip(own, f.unknown, 64, tr.there(low)...)...), toWire()},
 		step{"answer", n.in(ip(f.unknown, own, 64, tr.back(low)...)...), intoChild("decided")},
 		step{"more answers", n.in(ip(f.unknown, own, 64, tr.back(low)...)...), intoChild()},
+		step{"with a mark of another's", marked, intoChild()},
 		step{"another's address", n.out(stationMAC(), ip(f.unknown, f.world, 64, tr.begin(low)...)...), shut(fromContainer, "decided", "source_address")},
 		step{"an endpoint's address", n.out(stationMAC(), ip(f.a, f.world, 64, tr.begin(low)...)...), shut(fromContainer, "decided", "source_address")},
 		step{"another MAC", n.at(childEgress, stationMAC(), routerMAC(), ip(own, f.world, 64, tr.begin(low)...)...), shut(fromContainer, "source_mac")},
@@ -111,40 +121,66 @@ func testInsidePolicy(t *testing.T, n *insider, f family) {
 		step{"group", group, shut(toContainer, "policy_ingress")},
 	)
 	n.enforce(t, subjects().restrict(n.e, egress))
+	byNode := run{
+		program: toUplink, device: n.uplink.IfIndex, ingress: n.node.other.Attrs().Index,
+		in: frame(n.uplink.MAC, routerMAC(), ip(own, f.world, 64, udp(low, server)...)...),
+	}
 	n.story(t,
 		step{"egress", n.out(stationMAC(), ip(own, f.unknown, 64, udp(server, inside)...)...), shut(fromContainer, "decided", "policy_egress")},
 		step{"the link asks", begins, intoChild("decided")},
+		step{"by the node, as its router", byNode, untouched()},
 	)
 }
 
-// testInsideParent: by the parent nobody has the child's addresses.
+// testInsideParent: what is of the child's addresses by the parent goes by the child's hooks.
 func testInsideParent(t *testing.T, n *insider, f family) {
+	n.forget(t)
 	own := f.child(7)
 	parentMAC := packet.MAC("02:00:00:00:0e:0e")
 	message := udp(low, server)
 	in := func(to net.HardwareAddr, source, destination netip.Addr) run {
 		return n.at(masterIngress, stationMAC(), to, ip(source, destination, 64, message...)...)
 	}
-	tagged := in(n.e.MAC, f.unknown, own)
-	tagged.vlan = 50
+	tagged, taggedToParent := in(n.e.MAC, f.unknown, own), in(parentMAC, f.unknown, own)
+	tagged.vlan, taggedToParent.vlan = 50, 50
 	out := func(from net.HardwareAddr, source netip.Addr, seen, mark uint32) run {
 		r := n.at(masterEgress, from, stationMAC(), ip(source, f.unknown, 64, message...)...)
 		r.seen, r.mark = seen, mark
 		return r
 	}
+	// to what is taken as the child's, so that its own hooks see it.
+	toChild := func(from, to net.HardwareAddr, source, destination netip.Addr) want {
+		return want{verdict: redirect, out: frame(from, to, ip(source, destination, 64, message...)...), seen: seenAsBefore}
+	}
+	handed := func(w want, mark uint32) want {
+		w.mark = mark
+		return w
+	}
+	withTags := func(r run, tags ...byte) run {
+		r.in = slices.Concat(r.in[:12], tags, r.in[12:])
+		return r
+	}
 	untouched := want{verdict: passOn, seen: seenAsBefore}
+	fromItsParent := toChild(n.e.MAC, stationMAC(), own, f.unknown)
 	n.table(t,
 		step{"to the child", in(n.e.MAC, f.unknown, own), untouched},
-		step{"to the child by the parent's MAC", in(parentMAC, f.unknown, own), shut(toContainer, "martian")},
-		step{"to the child by a group's MAC", in(everybody(), f.unknown, own), shut(toContainer, "martian")},
-		step{"to the child by a tag", tagged, shut(toContainer, "martian")},
+		step{"to the child by the parent's MAC", in(parentMAC, f.unknown, own), toChild(stationMAC(), n.e.MAC, f.unknown, own)},
+		step{"to the child by a group's MAC", in(everybody(), f.unknown, own), toChild(stationMAC(), n.e.MAC, f.unknown, own)},
+		step{"to the child by a tag", taggedToParent, shut(toContainer, "vlan")},
+		step{"to the child by a tag of two", withTags(taggedToParent, 0x81, 0, 0, 60), shut(toContainer, "vlan")},
+		step{"to the child of a VLAN", tagged, untouched},
+		step{"to a child of another container", in(parentMAC, f.unknown, f.child(8)), untouched},
+		step{"of a child of another container", out(parentMAC, f.child(8), seenNot, 0), untouched},
 		step{"to the parent", in(parentMAC, f.unknown, f.neighbour), untouched},
 		step{"to an endpoint elsewhere", in(parentMAC, f.unknown, f.a), untouched},
-		step{"of the child", out(n.e.MAC, own, seenTranslated, sentMark), untouched},
-		step{"as of the child", out(n.e.MAC, own, seenNot, sentMark), shut(fromContainer, "source_mac")},
-		step{"as judged", out(n.e.MAC, own, seenTranslated, 0), shut(fromContainer, "source_mac")},
-		step{"with the child's address", out(parentMAC, own, seenNot, 0), shut(fromContainer, "source_mac")},
-		step{"of the parent", out(parentMAC, f.unknown, seenNot, 7), want{verdict: passOn, mark: 7}},
+		step{"of the child", out(n.e.MAC, own, seenTranslated, sentMark), handed(untouched, sentMark)},
+		step{"as of the child", out(n.e.MAC, own, seenNot, sentMark), handed(fromItsParent, sentMark)},
+		step{"as judged", out(n.e.MAC, own, seenTranslated, 0), fromItsParent},
+		step{"with the child's address", out(parentMAC, own, seenNot, 0), fromItsParent},
+		step{"with the child's address and a tag", withTags(out(parentMAC, own, seenNot, 0), 0x81, 0, 0, 0), shut(fromContainer, "vlan")},
+		step{"with the child's address and tags", withTags(out(parentMAC, own, seenNot, 0), 0x88, 0xa8, 0, 0, 0x81, 0, 0, 5), shut(fromContainer, "vlan")},
+		step{"of the parent with a tag", withTags(out(parentMAC, f.unknown, seenNot, 0), 0x81, 0, 0, 5), untouched},
+		step{"of the parent", out(parentMAC, f.unknown, seenNot, 7), handed(untouched, 7)},
 	)
 }
 
@@ -154,10 +190,13 @@ func testInsideStrange(t *testing.T, n *insider) {
 	who := func(mac net.HardwareAddr, a netip.Addr) packet.Layer {
 		return packet.ARPRequest(packet.Station{MAC: mac, IP: a}, v4().unknown)
 	}
+	who4 := func(mac net.HardwareAddr, a netip.Addr) []byte { return frame(mac, everybody(), who(mac, a)) }
 	n.table(t,
 		step{"ARP", n.out(everybody(), who(n.e.MAC, own)), toWire()},
 		step{"ARP for another", n.out(everybody(), who(n.e.MAC, v4().a)), shut(fromContainer, "neighbour")},
-		step{"ARP of the parent for the child", n.at(masterEgress, parentMAC, everybody(), who(parentMAC, own)), shut(fromContainer, "source_mac")},
+		step{"ARP of the parent for the child", n.at(masterEgress, parentMAC, everybody(), who(parentMAC, own)), want{verdict: passOn}},
+		step{"ARP of the parent for another container's", n.at(masterEgress, parentMAC, everybody(), who(parentMAC, v4().child(8))), shut(fromContainer, "neighbour")},
+		step{"and with a tag", run{program: masterEgress, device: n.e.Child.Parent, in: slices.Concat(who4(parentMAC, own)[:12], []byte{0x81, 0, 0, 0}, who4(parentMAC, own)[12:])}, shut(fromContainer, "neighbour")},
 		step{"ARP of the parent", n.at(masterEgress, parentMAC, everybody(), who(parentMAC, v4().unknown)), want{verdict: passOn}},
 		step{"ARP for the child", n.at(masterIngress, stationMAC(), everybody(), who(stationMAC(), v4().unknown)), want{verdict: passOn}},
 		step{"a frame", run{program: masterIngress, device: n.e.Child.Parent, in: strange(stationMAC(), parentMAC)}, want{verdict: passOn}},
@@ -183,9 +222,13 @@ func testInsideRepair(t *testing.T, n *insider) {
 		t.Errorf("found (-want +got):\n%s", diff)
 	}
 	n.check(t, asks, toWire("decided"))
+	told := n.in(ip(v4().unknown, v4().child(7), 64, udp(low, server)...)...)
 	n.do(t, func() error { return n.DetachEndpoint(n.e) })
+	n.check(t, asks, shut(fromContainer, "source_mac"))
+	n.check(t, told, shut(toContainer, "unknown_sender"))
+	n.do(t, func() error { return n.DetachEndpoint(n.other) }) // nothing leads anywhere any more
 	n.check(t, asks, shut(fromContainer, "unknown_sender"))
-	n.check(t, n.in(ip(v4().unknown, v4().child(7), 64, udp(low, server)...)...), shut(toContainer, "unknown_sender"))
+	n.check(t, told, shut(toContainer, "unknown_sender"))
 }
 
 // everybody is the MAC of all stations.

@@ -156,6 +156,13 @@ func (l *loaded) empty(m *ebpf.Map) error {
 			}
 		}
 		return nil
+	case ebpf.ProgramArray:
+		for key := range m.MaxEntries() {
+			if err := ignoreMissing(m.Delete(key)); err != nil {
+				return err
+			}
+		}
+		return nil
 	case ebpf.LPMTrie, ebpf.HashOfMaps:
 		for {
 			if key, err := m.NextKeyBytes(nil); err != nil || key == nil {

@@ -36,6 +36,7 @@ const (
 	masterEgressMapPolicies          = "policies"
 	masterEgressMapPolicyGeneration  = "policy_generation"
 	masterEgressMapPorts             = "ports"
+	masterEgressMapScratch           = "scratch"
 	masterEgressMapSockets           = "sockets"
 	masterEgressMapStackDestinations = "stack_destinations"
 	masterEgressMapSubjects          = "subjects"
@@ -125,6 +126,7 @@ type masterEgressMapSpecs struct {
 	Policies          *ebpf.MapSpec `ebpf:"policies"`
 	PolicyGeneration  *ebpf.MapSpec `ebpf:"policy_generation"`
 	Ports             *ebpf.MapSpec `ebpf:"ports"`
+	Scratch           *ebpf.MapSpec `ebpf:"scratch"`
 	Sockets           *ebpf.MapSpec `ebpf:"sockets"`
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
@@ -190,6 +192,7 @@ type masterEgressMaps struct {
 	Policies          *ebpf.Map `ebpf:"policies"`
 	PolicyGeneration  *ebpf.Map `ebpf:"policy_generation"`
 	Ports             *ebpf.Map `ebpf:"ports"`
+	Scratch           *ebpf.Map `ebpf:"scratch"`
 	Sockets           *ebpf.Map `ebpf:"sockets"`
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Subjects          *ebpf.Map `ebpf:"subjects"`
@@ -220,6 +223,7 @@ func (m *masterEgressMaps) Close() error {
 		m.Policies,
 		m.PolicyGeneration,
 		m.Ports,
+		m.Scratch,
 		m.Sockets,
 		m.StackDestinations,
 		m.Subjects,

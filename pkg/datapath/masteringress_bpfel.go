@@ -36,6 +36,7 @@ const (
 	masterIngressMapPolicies          = "policies"
 	masterIngressMapPolicyGeneration  = "policy_generation"
 	masterIngressMapPorts             = "ports"
+	masterIngressMapScratch           = "scratch"
 	masterIngressMapSockets           = "sockets"
 	masterIngressMapStackDestinations = "stack_destinations"
 	masterIngressMapSubjects          = "subjects"
@@ -43,7 +44,17 @@ const (
 	masterIngressMapTrunks            = "trunks"
 	masterIngressMapUnshaped          = "unshaped"
 	masterIngressProgMasterIngress    = "master_ingress"
+	masterIngressVarAllocationSlots   = "allocation_slots"
+	masterIngressVarCoarseClock       = "coarse_clock"
+	masterIngressVarEndpointLimit     = "endpoint_limit"
+	masterIngressVarFibFlags          = "fib_flags"
 	masterIngressVarIdentityNodeType  = "identity_node_type"
+	masterIngressVarMarkBase          = "mark_base"
+	masterIngressVarMasquerade        = "masquerade"
+	masterIngressVarNetnsCookie       = "netns_cookie"
+	masterIngressVarNetnsInode        = "netns_inode"
+	masterIngressVarPortCount         = "port_count"
+	masterIngressVarPortFirst         = "port_first"
 )
 
 // loadMasterIngress returns the embedded CollectionSpec for masterIngress.
@@ -115,6 +126,7 @@ type masterIngressMapSpecs struct {
 	Policies          *ebpf.MapSpec `ebpf:"policies"`
 	PolicyGeneration  *ebpf.MapSpec `ebpf:"policy_generation"`
 	Ports             *ebpf.MapSpec `ebpf:"ports"`
+	Scratch           *ebpf.MapSpec `ebpf:"scratch"`
 	Sockets           *ebpf.MapSpec `ebpf:"sockets"`
 	StackDestinations *ebpf.MapSpec `ebpf:"stack_destinations"`
 	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
@@ -127,7 +139,17 @@ type masterIngressMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type masterIngressVariableSpecs struct {
+	AllocationSlots  *ebpf.VariableSpec `ebpf:"allocation_slots"`
+	CoarseClock      *ebpf.VariableSpec `ebpf:"coarse_clock"`
+	EndpointLimit    *ebpf.VariableSpec `ebpf:"endpoint_limit"`
+	FibFlags         *ebpf.VariableSpec `ebpf:"fib_flags"`
 	IdentityNodeType *ebpf.VariableSpec `ebpf:"identity_node_type"`
+	MarkBase         *ebpf.VariableSpec `ebpf:"mark_base"`
+	Masquerade       *ebpf.VariableSpec `ebpf:"masquerade"`
+	NetnsCookie      *ebpf.VariableSpec `ebpf:"netns_cookie"`
+	NetnsInode       *ebpf.VariableSpec `ebpf:"netns_inode"`
+	PortCount        *ebpf.VariableSpec `ebpf:"port_count"`
+	PortFirst        *ebpf.VariableSpec `ebpf:"port_first"`
 }
 
 // masterIngressObjects contains all objects after they have been loaded into the kernel.
@@ -170,6 +192,7 @@ type masterIngressMaps struct {
 	Policies          *ebpf.Map `ebpf:"policies"`
 	PolicyGeneration  *ebpf.Map `ebpf:"policy_generation"`
 	Ports             *ebpf.Map `ebpf:"ports"`
+	Scratch           *ebpf.Map `ebpf:"scratch"`
 	Sockets           *ebpf.Map `ebpf:"sockets"`
 	StackDestinations *ebpf.Map `ebpf:"stack_destinations"`
 	Subjects          *ebpf.Map `ebpf:"subjects"`
@@ -200,6 +223,7 @@ func (m *masterIngressMaps) Close() error {
 		m.Policies,
 		m.PolicyGeneration,
 		m.Ports,
+		m.Scratch,
 		m.Sockets,
 		m.StackDestinations,
 		m.Subjects,
@@ -213,7 +237,17 @@ func (m *masterIngressMaps) Close() error {
 //
 // It can be passed to loadMasterIngressObjects or ebpf.CollectionSpec.LoadAndAssign.
 type masterIngressVariables struct {
+	AllocationSlots  *ebpf.Variable `ebpf:"allocation_slots"`
+	CoarseClock      *ebpf.Variable `ebpf:"coarse_clock"`
+	EndpointLimit    *ebpf.Variable `ebpf:"endpoint_limit"`
+	FibFlags         *ebpf.Variable `ebpf:"fib_flags"`
 	IdentityNodeType *ebpf.Variable `ebpf:"identity_node_type"`
+	MarkBase         *ebpf.Variable `ebpf:"mark_base"`
+	Masquerade       *ebpf.Variable `ebpf:"masquerade"`
+	NetnsCookie      *ebpf.Variable `ebpf:"netns_cookie"`
+	NetnsInode       *ebpf.Variable `ebpf:"netns_inode"`
+	PortCount        *ebpf.Variable `ebpf:"port_count"`
+	PortFirst        *ebpf.Variable `ebpf:"port_first"`
 }
 
 // masterIngressPrograms contains all programs after they have been loaded into the kernel.

@@ -164,8 +164,8 @@ func TestRepair(t *testing.T) {
 						must(t, s.d.maps.Interfaces.Put(uint32(s.ends[1].IfIndex), s.ends[0].device()))
 					}, false, []string{
 						"tdla repaired: entry of 10.10.0.2 in map endpoints is missing\n", `"uplink repaired" device=up0`,
-						fmt.Sprintf("tdlb repaired: entry of interface %d in map interfaces has endpoint 1, not 2, and mac %s, not %s\n",
-							s.ends[1].IfIndex, s.ends[0].MAC, s.ends[1].MAC),
+						fmt.Sprintf("tdlb repaired: entry of interface %d in map interfaces has endpoint 1, not 2, and mac %s, not %s, and hostmac %s, not %s\n",
+							s.ends[1].IfIndex, s.ends[0].MAC, s.ends[1].MAC, s.ends[0].HostMAC, s.ends[1].HostMAC),
 						"in map interfaces has ipv4 none, not 192.0.2.1, and ipv6 none, not 2001:db8::1, and mtu 0, not 1500, and mac 00:00:00:00:00:00, not ",
 					},
 				},

@@ -386,11 +386,6 @@ func RemoveChild(host *Namespace, path string, names ...string) error {
 		if err := RemoveFound(host, child); err != nil {
 			return err
 		}
-		if child.Inside != 0 {
-			if err := unhookIn(path, child.Inside); err != nil {
-				return err
-			}
-		}
 	}
 	return nil
 }

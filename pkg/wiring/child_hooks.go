@@ -5,6 +5,8 @@ package wiring
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
@@ -21,14 +23,14 @@ type ChildHook struct {
 	OnParent, Egress bool
 }
 
-// Priority and handle of the filters: before all others.
+// Priority and handle of the filters: before all others, and none that others take.
 const (
 	childHookPriority = 1
-	childHookHandle   = 1
+	childHookHandle   = 0x7e4d
 )
 
 // HookChild attaches programs to a child, which should be down, and to its parent. Those of the child go
-// with it, those of the parent with its last child (RemoveChild). The error is ErrTaken when the parent has
+// with it, those of the parent with its last child (UnhookParents). The error is ErrTaken when the parent has
 // another filter in the place.
 func HookChild(container *Namespace, child ChildLink, hooks []ChildHook) error {
 	return container.Do(func() error {
@@ -72,6 +74,9 @@ func (h ChildHook) attach(child ChildLink) error {
 		return fmt.Errorf("open program %d: %w", h.ID, err)
 	}
 	defer func() { _ = program.Close() }()
+	if info, err := program.Info(); err != nil || info.Name != h.Name {
+		return fmt.Errorf("program %d is not %s: %w", h.ID, h.Name, errors.Join(err, ErrTaken))
+	}
 	filter := h.filter(h.device(child))
 	filter.Fd = program.FD()
 	err = netlink.FilterReplace(filter)
@@ -81,46 +86,72 @@ func (h ChildHook) attach(child ChildLink) error {
 	return err
 }
 
-// unhookIn is unhookMaster for the namespace at path.
-func unhookIn(path string, index int) (err error) {
+// UnhookParents takes the programs away from all devices of the namespace at path that have no child any
+// more which HookChild was for. That there is no namespace is no error.
+func UnhookParents(path string) (err error) {
 	container, err := Open(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNotNamespace) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, container.Close()) }()
-	return unhookMaster(container, index)
-}
-
-// unhookMaster takes the parent's programs away unless it has another child that needs them.
-func unhookMaster(container *Namespace, index int) error {
 	return container.Do(func() error {
 		links, err := netlinksafe.LinkList()
 		if err != nil {
 			return fmt.Errorf("list links in the container: %w", err)
 		}
+		needed := make(map[int]bool)
 		for _, link := range links {
 			attrs := link.Attrs()
-			if link.Type() == kindMacvlan && attrs.ParentIndex == index && attrs.Index >= firstInContainer {
-				return nil
+			if link.Type() == kindMacvlan && attrs.Index >= firstInContainer {
+				needed[attrs.Index], needed[attrs.ParentIndex] = true, true
 			}
 		}
-		others := false
-		for _, hook := range []ChildHook{{}, {Egress: true}} {
-			err := netlink.FilterDel(hook.filter(index))
-			if err != nil && !absent(err) {
+		var errs []error
+		for _, link := range links {
+			if index := link.Attrs().Index; !needed[index] {
+				errs = append(errs, unhook(link))
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// unhook takes our programs from a device of the calling thread's namespace, and clsact with the last filter.
+func unhook(link netlink.Link) error {
+	index := link.Attrs().Index
+	found, others := false, false
+	for _, hook := range []ChildHook{{}, {Egress: true}} {
+		filters, err := netlinksafe.FilterList(link, hook.parent())
+		if err != nil {
+			return nil // no clsact there, or no device
+		}
+		for _, filter := range filters {
+			if !ours(filter) {
+				others = true
+				continue
+			}
+			found = true
+			if err := netlink.FilterDel(hook.filter(index)); err != nil && !absent(err) {
 				return fmt.Errorf("detach from interface %d in the container: %w", index, err)
 			}
-			left, err := netlinksafe.FilterList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index}}, hook.parent())
-			others = others || err != nil || len(left) != 0
 		}
-		if others {
-			return nil
-		}
-		if err := netlink.QdiscDel(clsact(index)); err != nil && !absent(err) {
-			return fmt.Errorf("remove clsact from interface %d in the container: %w", index, err)
-		}
+	}
+	if !found || others {
 		return nil
-	})
+	}
+	if err := netlink.QdiscDel(clsact(index)); err != nil && !absent(err) {
+		return fmt.Errorf("remove clsact from interface %d in the container: %w", index, err)
+	}
+	return nil
+}
+
+// ours tells whether HookChild has made a filter.
+func ours(filter netlink.Filter) bool {
+	bpf, ok := filter.(*netlink.BpfFilter)
+	return ok && bpf.Priority == childHookPriority && bpf.Handle == childHookHandle
 }
 
 // absent tells whether there is no such device, no clsact, or no such filter.
@@ -169,11 +200,5 @@ func CheckChildHooks(container *Namespace, c Child, hooks []ChildHook) error {
 }
 
 func (h ChildHook) among(filters []netlink.Filter) bool {
-	for _, filter := range filters {
-		bpf, ok := filter.(*netlink.BpfFilter)
-		if ok && bpf.Priority == childHookPriority && bpf.Name == h.Name {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(filters, func(f netlink.Filter) bool { return ours(f) && f.(*netlink.BpfFilter).Name == h.Name })
 }

@@ -34,20 +34,24 @@ func insideChild(number uint16) wiring.Child {
 // insideHooks are programs that let all pass.
 func insideHooks(t *testing.T) []wiring.ChildHook {
 	t.Helper()
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "some", Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
-	})
-	must(t, err)
-	t.Cleanup(func() { must(t, program.Close()) })
-	info, err := program.Info()
-	must(t, err)
-	id, _ := info.ID()
-	return []wiring.ChildHook{
-		{Name: "child_in", ID: uint32(id)},
-		{Name: "child_out", ID: uint32(id), Egress: true},
-		{Name: "parent_in", ID: uint32(id), OnParent: true},
-		{Name: "parent_out", ID: uint32(id), OnParent: true, Egress: true},
+	hooks := []wiring.ChildHook{
+		{Name: "child_in"},
+		{Name: "child_out", Egress: true},
+		{Name: "parent_in", OnParent: true},
+		{Name: "parent_out", OnParent: true, Egress: true},
 	}
+	for i := range hooks {
+		program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+			Name: hooks[i].Name, Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+		})
+		must(t, err)
+		t.Cleanup(func() { must(t, program.Close()) })
+		info, err := program.Info()
+		must(t, err)
+		id, _ := info.ID()
+		hooks[i].ID = uint32(id)
+	}
+	return hooks
 }
 
 // filters are the programs of a device of the container, by the side that each is on.
@@ -55,7 +59,7 @@ func (p pair) filters(t *testing.T, device string) (names []string) {
 	t.Helper()
 	for _, side := range []string{"ingress", "egress"} {
 		for _, line := range strings.Split(p.containerNS.Run(t, "tc", "filter", "show", "dev", device, side), "\n") {
-			if _, rest, ok := strings.Cut(line, " handle 0x1 "); ok {
+			if _, rest, ok := strings.Cut(line, " handle 0x7e4d "); ok {
 				names = append(names, side+" "+strings.Fields(rest)[0])
 			}
 		}
@@ -100,7 +104,11 @@ func TestChildInContainer(t *testing.T) {
 	}
 	compare("at first", "eth0", "ingress child_in", "egress child_out")
 	compare("at first", masterName, "ingress parent_in", "egress parent_out")
-	must(t, wiring.RemoveChild(p.node, p.containerNS.Path, "eth0"))
+	remove := func(names ...string) {
+		t.Helper()
+		must(t, errors.Join(wiring.RemoveChild(p.node, p.containerNS.Path, names...), wiring.UnhookParents(p.containerNS.Path)))
+	}
+	remove("eth0")
 	compare("with one child", masterName, "ingress parent_in", "egress parent_out")
 
 	p.containerNS.Run(t, "tc", "filter", "del", "dev", masterName, "egress", "pref", "1")
@@ -114,7 +122,7 @@ func TestChildInContainer(t *testing.T) {
 		t.Errorf("spoilt (-want +got):\n%s", diff)
 	}
 	for range 2 {
-		must(t, wiring.RemoveChild(p.node, p.containerNS.Path, "eth2"))
+		remove("eth2")
 		compare("without children", masterName)
 	}
 	if out := p.containerNS.Run(t, "tc", "qdisc", "show", "dev", masterName); strings.Contains(out, "clsact") {
@@ -142,15 +150,17 @@ func TestChildInContainerBeside(t *testing.T) {
 		}))
 	}
 	others(7, unix.ETH_P_ALL)
+	others(1, unix.ETH_P_ALL) // of which there may be several
 	made, err := wiring.CreateChild(p.node, p.container, insideChild(1))
 	must(t, err)
 	must(t, wiring.HookChild(p.container, made, hooks))
-	must(t, wiring.RemoveChild(p.node, p.containerNS.Path, "eth0", "eth2"))
+	must(t, errors.Join(wiring.RemoveChild(p.node, p.containerNS.Path, "eth0", "eth2"), wiring.UnhookParents(p.containerNS.Path)))
 	if out := p.containerNS.Run(t, "tc", "filter", "show", "dev", masterName, "ingress"); !strings.Contains(out, "pref 7 bpf") || strings.Contains(out, "parent_in") {
 		t.Errorf("filters: %s", out)
 	}
 	p.containerNS.Run(t, "ip", "link", "show", "eth2")
 
+	p.containerNS.Run(t, "tc", "filter", "del", "dev", masterName, "ingress", "pref", "1")
 	others(1, unix.ETH_P_IP)
 	made, err = wiring.CreateChild(p.node, p.container, insideChild(1))
 	must(t, err)

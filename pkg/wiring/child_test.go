@@ -316,7 +316,7 @@ func TestFindChildOfAnother(t *testing.T) {
 	must(t, err)
 	want := wiring.ChildLink{
 		NetNS: inodeOf(t, p.containerNS.Path), Number: numberOf(t, p.nodeNS, p.containerNS), Index: indexOf(t, p.containerNS, "eth0"),
-		MAC: net.HardwareAddr{2, 0, 0, 0, 0, 7}, Mode: wiring.ModePrivate,
+		MAC: net.HardwareAddr{2, 0, 0, 0, 0, 7}, Inside: indexOf(t, p.containerNS, "veth0"), Mode: wiring.ModePrivate,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("found (-want +got):\n%s", diff)

@@ -27,7 +27,7 @@ const (
 	firewallTests = "TestPolicy$|TestPolicyMore|TestPolicyWays|TestPolicyRanges|TestIdentityTreeDepth|TestBridge|TestTrunk|TestLayer2"
 	childTests    = "TestChild"
 	limitTests    = "TestLimits$|TestLimitBridge|TestLimitPorts|TestPacer|TestChildLimit"
-	allTests      = "TestPackets|TestServicesFull|TestScarcity|TestPorts|TestClientOfPortGone|TestChild$|TestChildPorts|" + limitTests + "|" + firewallTests
+	allTests      = "TestPackets|TestServicesFull|TestScarcity|TestPorts|TestClientOfPortGone|TestChild$|TestChildInside|TestChildPorts|" + limitTests + "|" + firewallTests
 )
 
 // ownTests are the tests for files that have their own.
