@@ -101,7 +101,7 @@ func endpoints(c call) error {
 		}
 		row := []string{
 			strconv.Itoa(int(e.ID)), short(e.ContainerID), e.IfName, e.Network, string(e.State),
-			strings.Join(addresses, ","), cmp.Or(e.HostIfName, e.Parent), age(c.now().Sub(e.Created)),
+			strings.Join(addresses, ","), hostDevice(e), age(c.now().Sub(e.Created)),
 		}
 		if limits {
 			row = append(row, rate(e.Bandwidth.IngressRate), rate(e.Bandwidth.EgressRate))
@@ -178,4 +178,12 @@ func index(i int) string {
 		return ""
 	}
 	return strconv.Itoa(i)
+}
+
+// hostDevice is where on the node an endpoint's packets are seen.
+func hostDevice(e api.Endpoint) string {
+	if e.InContainer {
+		return "-"
+	}
+	return cmp.Or(e.HostIfName, e.Parent)
 }
