@@ -17,12 +17,12 @@ int master_ingress(struct __sk_buff *skb)
 	struct endpoint *child = child_of_packet(skb, &inner, true);
 	struct mac receiver;
 
-	if (!child || !is_here(skb, child))
+	if (!child)
 		return TC_ACT_UNSPEC;
 	if (bpf_skb_load_bytes(skb, offsetof(struct ethhdr, h_dest), &receiver, sizeof(receiver)))
 		return drop(skb, TO_CONTAINER, DROP_INVALID);
 	/* The kernel gives it to the child, be that one of a VLAN. */
-	if (same_mac(&receiver, &child->mac))
+	if (same_mac(&receiver, &child->mac) || !is_here(skb, child))
 		return TC_ACT_UNSPEC;
 	/* A device of the container takes it, and the stack for its own. */
 	if (inner.tags)

@@ -93,24 +93,6 @@ static __always_inline struct endpoint *child_of_packet(struct __sk_buff *skb,
 	return NULL;
 }
 
-/* The entry of such a child in children. */
-static __always_inline struct child *entry_of(const struct endpoint *endpoint)
-{
-	__u32 ifindex = endpoint->ifindex;
-	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
-
-	return interface ? child_at(interface->bridge, &endpoint->mac) : NULL;
-}
-
-/* Whether the child is in the container that the frame is in: that of another is a station like
- * any. */
-static __always_inline bool is_here(struct __sk_buff *skb, const struct endpoint *endpoint)
-{
-	struct child *child = entry_of(endpoint);
-
-	return child && child->netns == netns_of_device(skb);
-}
-
 /* The child's own device in its container. */
 static __always_inline __u32 device_of(const struct endpoint *endpoint)
 {
@@ -118,4 +100,12 @@ static __always_inline __u32 device_of(const struct endpoint *endpoint)
 	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
 
 	return interface ? interface->bridge : 0;
+}
+
+/* Whether the child is in the container that the frame is in: another's is a station like any. */
+static __always_inline bool is_here(struct __sk_buff *skb, const struct endpoint *endpoint)
+{
+	struct child *child = child_at(device_of(endpoint), &endpoint->mac);
+
+	return child && child->netns == netns_of_device(skb);
 }
