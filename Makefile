@@ -31,7 +31,7 @@ SOAKFLAGS   ?=
 # journeys that do: an agent takes a while to start there. Some are left to half of the
 # kernels each, by nstest.Halve.
 KERNEL_DIRS := test/kernels/selftest pkg/datapath pkg/maps pkg/wiring pkg/uplink
-KERNEL_JOURNEYS := TestConnectivity|TestCheck|TestStatus|TestChained|TestAgentKilled|TestRestart|TestPluginCrash|TestSpoofing|TestPathMTU|TestTraceroute|TestTwoUplinks|TestDefaultRouteMoves|TestNothingLeavesUnhidden|TestPortsFromWorld|TestPortsFromHost|TestPortsFromContainers|TestPolicyIngress|TestPolicyEgress|TestPolicyWhileTraffic|TestPolicyAgentKilled|TestNetworkIsolation|TestBridgeStation|TestBridgeVLAN|TestBridgeTrunk|TestMacvlanOnVLAN|TestMacvlanInContainer|TestBridgeLodger|TestPacer
+KERNEL_JOURNEYS := TestConnectivity|TestCheck|TestStatus|TestChained|TestAgentKilled|TestRestart|TestPluginCrash|TestSpoofing|TestPathMTU|TestTraceroute|TestTwoUplinks|TestDefaultRouteMoves|TestNothingLeavesUnhidden|TestPortsFromWorld|TestPortsFromHost|TestPortsFromContainers|TestPolicyIngress|TestPolicyEgress|TestPolicyWhileTraffic|TestPolicyAgentKilled|TestNetworkIsolation|TestBridgeStation|TestBridgeVLAN|TestBridgeTrunk|TestMacvlanOnVLAN|TestMacvlanInContainer|TestMacvlanTwoNodes|TestBridgeLodger|TestPacer
 # Of the drivers bridge and macvlan, what a kernel cannot change is left to the packet tables.
 KERNEL_JOURNEYS_LESS := TestCheck/(bridge|macvlan)|TestSpoofing/(bridge|macvlan)|TestPluginCrash/(bridge|macvlan)
 

@@ -53,7 +53,7 @@ func TestBridgeTrunk(t *testing.T) {
 	nodetest.Address(t, r.NS, "eth0.20", router20[0].String()+"/24", router20[1].String()+"/64")
 	settle(t, r.NS)
 
-	eachFamily(t, func(t *testing.T, f family) {
+	dealFamilies(t, func(t *testing.T, f family) {
 		in10, in20 := f.choose(router10[0], router10[1]), f.choose(router20[0], router20[1])
 		t.Run("by a tag", func(t *testing.T) { testWay(t, r.NS, a.NS, f.of(a), in10) })
 		t.Run("by another", func(t *testing.T) { testWay(t, r.NS, c.NS, f.of(c), in20) })

@@ -85,7 +85,7 @@ func TestBridgeVLAN(t *testing.T) {
 	nodetest.Address(t, trunk, "eth0.10", "10.10.200.2/16", "fd00:10::c8:2/64")
 	settle(t, trunk)
 
-	eachFamily(t, func(t *testing.T, f family) {
+	dealFamilies(t, func(t *testing.T, f family) {
 		t.Run("neighbour", func(t *testing.T) { testWay(t, a.NS, b.NS, f.of(b), f.of(a)) })
 		t.Run("machine", func(t *testing.T) { testWay(t, a.NS, station, f.station(), f.of(a)) })
 		t.Run("from a trunk", func(t *testing.T) {

@@ -18,8 +18,7 @@ import (
 // their own there, as a VF that was given to them, and the node has an address.
 type inContainers struct {
 	*guarded
-	switched, neighbour *nstest.NS
-	network             nodetest.Network
+	network nodetest.Network
 }
 
 var (
@@ -31,7 +30,8 @@ var (
 
 func newInContainers(t *testing.T) *inContainers {
 	t.Helper()
-	s := &inContainers{guarded: newGuarded(t), switched: nstest.New(t, "switch"), neighbour: nstest.New(t, "neighbour")}
+	s := &inContainers{guarded: newGuarded(t)}
+	s.switched, s.neighbour = nstest.New(t, "switch"), nstest.New(t, "neighbour")
 	settle(t, s.switched)
 	settle(t, s.neighbour)
 	s.switched.Run(t, "ip", "link", "add", "sw0", "up", "type", "bridge")
@@ -43,13 +43,6 @@ func newInContainers(t *testing.T) *inContainers {
 	s.network = s.Network("inner").With("driver", api.DriverMacvlan).With("ipMasq", false).With("master", "eth1").With("linkInContainer", true).
 		With("ipam", map[string]any{"type": "tendril", "ranges": []any{ranges("10.66.0.0/24", "10.66.0.99"), ranges("fd00:66::/64", "fd00:66::63")}})
 	return s
-}
-
-// plug gives somebody a device on the LAN.
-func (s *inContainers) plug(t *testing.T, ns *nstest.NS, device, port string) {
-	t.Helper()
-	nstest.Veth(t, ns, device, s.switched, port)
-	s.switched.Run(t, "ip", "link", "set", port, "master", "sw0")
 }
 
 // dress makes a container with a device on the LAN, and attaches it there.

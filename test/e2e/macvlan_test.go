@@ -19,22 +19,73 @@ import (
 // a wire to a switch, where a neighbour is, too. The neighbour has a station's addresses.
 func (s *site) joinLAN(t *testing.T) {
 	t.Helper()
-	wires := nstest.New(t, "switch")
-	s.neighbour = nstest.New(t, "neighbour")
-	settle(t, wires)
+	s.switched, s.neighbour = nstest.New(t, "switch"), nstest.New(t, "neighbour")
+	settle(t, s.switched)
 	settle(t, s.neighbour)
-	wires.Run(t, "ip", "link", "add", "sw0", "up", "type", "bridge")
-	nstest.Veth(t, s.NS, "lan0", wires, "p0")
-	nstest.Veth(t, s.neighbour, "eth0", wires, "p1")
-	for _, port := range []string{"p0", "p1"} {
-		wires.Run(t, "ip", "link", "set", port, "master", "sw0")
-	}
+	s.switched.Run(t, "ip", "link", "add", "sw0", "up", "type", "bridge")
+	s.plug(t, s.NS, "lan0", "p0")
+	s.plug(t, s.neighbour, "eth0", "p1")
 	nodetest.Address(t, s.NS, "lan0", "10.10.0.1/16", "fd00:10::1/64")
 	nodetest.Address(t, s.neighbour, "eth0", station4.String()+"/16", station6.String()+"/64")
 	// Containers are shown to the world as they are.
 	s.world.Run(t, "ip", "route", "replace", pods4, "via", uplink4.String())
 	s.world.Run(t, "ip", "route", "replace", pods6, "via", uplink6.String())
 	nodetest.Route(t, s.neighbour, []string{"default", "via", "10.10.0.1"}, []string{"default", "via", "fd00:10::1"})
+}
+
+// plug gives somebody a device on the switch.
+func (s *site) plug(t *testing.T, ns *nstest.NS, device, port string) {
+	t.Helper()
+	nstest.Veth(t, ns, device, s.switched, port)
+	s.switched.Run(t, "ip", "link", "set", port, "master", "sw0")
+}
+
+// Two nodes and a machine on one switch: containers, nodes and the machine reach each other at their own
+// addresses, and policy of one node judges what the other sends.
+func TestMacvlanTwoNodes(t *testing.T) {
+	nstest.Halve(t, 0)
+	g := newGuarded(t)
+	g.drive(t, api.DriverMacvlan)
+	second := running(t)
+	g.plug(t, second.NS, "lan0", "p2")
+	second4, second6 := netip.MustParseAddr("10.10.0.240"), netip.MustParseAddr("fd00:10::f0")
+	nodetest.Address(t, second.NS, "lan0", second4.String()+"/16", second6.String()+"/64")
+	part := func(subnet, gateway, first, last string) []any {
+		return []any{map[string]any{"subnet": subnet, "gateway": gateway, "rangeStart": first, "rangeEnd": last}}
+	}
+	theirs := driver(api.DriverMacvlan).of(second.Network("pods")).With("ipam", map[string]any{"type": "tendril", "ranges": []any{
+		part(pods4, "10.10.0.1", "10.10.2.1", "10.10.2.9"), part(pods6, "fd00:10::1", "fd00:10::2:1", "fd00:10::2:9"),
+	}})
+	a, b := g.dress(t, "a"), second.Attach(t, "b", theirs)
+	eachFamily(t, func(t *testing.T, f family) {
+		host := f.choose(second4, second6)
+		for name, way := range map[string]struct {
+			from, to *nstest.NS
+			at, seen netip.Addr
+		}{
+			"container to container": {a.NS, b.NS, f.of(b), f.of(a)},
+			"back":                   {b.NS, a.NS, f.of(a), f.of(b)},
+			"to the other node":      {a.NS, second.NS, host, f.of(a)},
+			"of the other node":      {second.NS, a.NS, f.of(a), host},
+			"its own node":           {second.NS, b.NS, f.of(b), host},
+			"the machine":            {g.neighbour, b.NS, f.of(b), f.station()},
+		} {
+			t.Run(name, func(t *testing.T) { testWay(t, way.from, way.to, way.at, way.seen) })
+		}
+		atA := serveUDP(t, a.NS, netip.AddrPortFrom(f.of(a), 0))
+		g.apply(t, networkPolicy("some", "{podSelector: {matchLabels: {app: a}}, policyTypes: [Ingress], ingress: [{from: [{ipBlock: {cidr: "+
+			netip.PrefixFrom(f.of(b), f.of(b).BitLen()).String()+"}}]}]}"))
+		try(t,
+			trial{"who may, of the other node", func() string { return g.udp(t, b.NS, atA) }, ""},
+			trial{"the other node", func() string { return g.udp(t, second.NS, atA) }, byIngress},
+			trial{"the machine", func() string { return g.udp(t, g.neighbour, atA) }, byIngress},
+			trial{"its own node", func() string { return g.udp(t, g.NS, atA) }, ""},
+		)
+		g.delete(t, "some")
+	})
+	if drops := second.Drops(t); len(drops) != 0 {
+		t.Errorf("packets were dropped: %v", drops)
+	}
 }
 
 // The neighbour is reached, and reaches a container at its own address.

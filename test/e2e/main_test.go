@@ -65,8 +65,9 @@ type site struct {
 	*nodetest.Node
 	world *nstest.NS
 	pods  nodetest.Network
-	// neighbour is a machine in the network of lan0, with the driver macvlan.
-	neighbour *nstest.NS
+	// neighbour is a machine in the network of lan0, with the driver macvlan, and switched where the
+	// switch between them is, sw0.
+	neighbour, switched *nstest.NS
 }
 
 func newSite(t *testing.T, flags ...string) *site {
@@ -152,6 +153,17 @@ func (f family) choose(ipv4, ipv6 netip.Addr) netip.Addr {
 func eachFamily(t *testing.T, test func(t *testing.T, f family)) {
 	for _, f := range families() {
 		t.Run(f.name, func(t *testing.T) { test(t, f) })
+	}
+}
+
+// dealFamilies is eachFamily with each on half of the kernels: IPv6 where pkg/datapath has IPv4 in its
+// tables, and the other way round. It is for journeys that take long there.
+func dealFamilies(t *testing.T, test func(t *testing.T, f family)) {
+	for i, f := range families() {
+		t.Run(f.name, func(t *testing.T) {
+			nstest.Deal(t, 1-i)
+			test(t, f)
+		})
 	}
 }
 

@@ -57,7 +57,7 @@ func testPacer(t *testing.T, d driver) {
 	}})
 	a, c := s.Attach(t, "a", network), s.Attach(t, "c", network)
 	nodetest.Route(t, s.world, []string{pods4, "via", uplink4.String()}, []string{pods6, "via", uplink6.String()})
-	eachFamily(t, func(t *testing.T, f family) {
+	dealFamilies(t, func(t *testing.T, f family) {
 		for _, way := range []struct {
 			name     string
 			from, to *nstest.NS
