@@ -64,7 +64,7 @@ func TestMacvlanInContainer(t *testing.T) {
 	nodetest.Address(t, s.neighbour, "eth0", "10.67.0.200/24", "fd00:67::c8/64")
 	peer := func(f family) netip.Addr { return f.choose(lanPeer4, lanPeer6) }
 	host := func(f family) netip.Addr { return f.choose(lanHost4, lanHost6) }
-	eachFamily(t, func(t *testing.T, f family) {
+	dealFamilies(t, func(t *testing.T, f family) {
 		for name, way := range map[string]struct {
 			from, to *nstest.NS
 			at, seen netip.Addr
@@ -92,7 +92,7 @@ func TestMacvlanInContainer(t *testing.T) {
 	}
 	judged := func(t *testing.T, ingress, egress, answers string) {
 		t.Helper()
-		eachFamily(t, func(t *testing.T, f family) {
+		dealFamilies(t, func(t *testing.T, f family) {
 			asks := func(from *nstest.NS, at netip.AddrPort) func() string {
 				return func() string { return s.udp(t, from, at) }
 			}
@@ -152,7 +152,7 @@ func testInContainerMaster(t *testing.T, s *inContainers, c *nodetest.Container)
 		t.Fatal(err)
 	}
 	nodetest.Address(t, c.NS, "eth1", "10.66.0.150/24", "fd00:66::96/64")
-	eachFamily(t, func(t *testing.T, f family) {
+	dealFamilies(t, func(t *testing.T, f family) {
 		peer := f.choose(lanPeer4, lanPeer6)
 		c.Run(t, "ip", "route", "add", peer.String(), "dev", "eth1")
 		s.neighbour.Run(t, "ip", "neigh", "replace", f.of(c).String(), "lladdr", master.Attrs().HardwareAddr.String(), "dev", "eth0")
