@@ -52,7 +52,8 @@ int master_egress(struct __sk_buff *skb)
 	sender = child->mac;
 	if (bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_source), &sender, sizeof(sender), 0))
 		return drop(skb, FROM_CONTAINER, DROP_REWRITE);
-	return bpf_redirect(device_of(child), 0);
+	/* By its index the child is its own parent. */
+	return bpf_redirect(parent_of(child), 0);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

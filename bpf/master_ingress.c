@@ -31,7 +31,8 @@ int master_ingress(struct __sk_buff *skb)
 	if (bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_dest), &receiver, sizeof(receiver),
 				0))
 		return drop(skb, TO_CONTAINER, DROP_REWRITE);
-	return bpf_redirect(device_of(child), BPF_F_INGRESS);
+	/* By its index the child is its own parent. */
+	return bpf_redirect(parent_of(child), BPF_F_INGRESS);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -240,7 +240,7 @@ __noinline int strange(struct __sk_buff *skb, __u32 ifindex)
 	if (bpf_skb_load_bytes(skb, 0, &frame, sizeof(frame)))
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
 	/* A tag that a process has written stays in the frame until somebody receives it. */
-	if (frame.h_proto == bpf_htons(ETH_P_8021Q) || frame.h_proto == bpf_htons(ETH_P_8021AD))
+	if (is_tag(frame.h_proto))
 		return drop(skb, FROM_CONTAINER, DROP_VLAN);
 	child = child_at(skb->ifindex, (struct mac *)frame.h_source);
 	to = child ? receiver_of(skb, child, (struct mac *)frame.h_dest) : NULL;

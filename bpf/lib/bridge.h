@@ -123,7 +123,7 @@ static __noinline int check_tag(struct __sk_buff *skb)
 		return DROP_UNKNOWN_SENDER;
 	if (bpf_skb_load_bytes(skb, offsetof(struct ethhdr, h_proto), &inner, sizeof(inner)))
 		return DROP_INVALID;
-	if (inner == bpf_htons(ETH_P_8021Q) || inner == bpf_htons(ETH_P_8021AD))
+	if (is_tag(inner))
 		return DROP_VLAN;
 	return 0;
 }

@@ -63,6 +63,14 @@ static __always_inline __u32 inode_of(struct net *net)
 	return inode;
 }
 
+static __always_inline __u32 netns_of_device(struct net_device *device)
+{
+	struct net *net = NULL;
+
+	bpf_probe_read_kernel(&net, sizeof(net), &device->nd_net.net);
+	return inode_of(net);
+}
+
 /*
  * Inode number of the network namespace that a frame on its way out is of; 0: nobody can tell.
  *
@@ -86,10 +94,8 @@ static __noinline __u32 netns_of(struct __sk_buff *skb)
 	route = (void *)(dst & ~SKB_DST_NOREF);
 	if (route)
 		bpf_probe_read_kernel(&device, sizeof(device), &route->dev);
-	if (device) {
-		bpf_probe_read_kernel(&net, sizeof(net), &device->nd_net.net);
-		return inode_of(net);
-	}
+	if (device)
+		return netns_of_device(device);
 	if (skb->ingress_ifindex)
 		return 0;
 	bpf_probe_read_kernel(&sock, sizeof(sock), &buffer->sk);
@@ -111,17 +117,14 @@ static __always_inline bool is_unsigned(const struct __sk_buff *skb, const struc
 	       skb->len <= ARP_FRAME_MAX;
 }
 
-/* Inode number of the network namespace that the device is in which a frame comes in or leaves by.
- */
-static __always_inline __u32 netns_of_device(struct __sk_buff *skb)
+/* That of the device which a frame comes in or leaves by. */
+static __always_inline __u32 netns_here(struct __sk_buff *skb)
 {
 	struct sk_buff *buffer = (void *)skb;
 	struct net_device *device = NULL;
-	struct net *net = NULL;
 
 	bpf_probe_read_kernel(&device, sizeof(device), &buffer->dev);
-	bpf_probe_read_kernel(&net, sizeof(net), &device->nd_net.net);
-	return inode_of(net);
+	return netns_of_device(device);
 }
 
 static __always_inline struct child *child_at(__u32 parent, const struct mac *mac)

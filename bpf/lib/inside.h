@@ -20,6 +20,7 @@
 #include "child.h"
 #include "link_local.h"
 #include "maps.h"
+#include "parse.h"
 
 #define TAG_SIZE 4
 #define TAGS_MAX 2
@@ -30,11 +31,6 @@ struct inner {
 	__u16 tags;   /* with that which is kept beside the frame */
 	__u32 offset; /* of what follows the Ethernet header, but for ETH_HLEN */
 };
-
-static __always_inline bool is_tag(__be16 protocol)
-{
-	return protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD);
-}
 
 /* Looks behind the tags; more than TAGS_MAX no device of a container takes away. */
 static __always_inline struct inner behind_tags(struct __sk_buff *skb)
@@ -93,19 +89,10 @@ static __always_inline struct endpoint *child_of_packet(struct __sk_buff *skb,
 	return NULL;
 }
 
-/* The child's own device in its container. */
-static __always_inline __u32 device_of(const struct endpoint *endpoint)
-{
-	__u32 ifindex = endpoint->ifindex;
-	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
-
-	return interface ? interface->bridge : 0;
-}
-
 /* Whether the child is in the container that the frame is in: another's is a station like any. */
 static __always_inline bool is_here(struct __sk_buff *skb, const struct endpoint *endpoint)
 {
-	struct child *child = child_at(device_of(endpoint), &endpoint->mac);
+	struct child *child = child_at(parent_of(endpoint), &endpoint->mac);
 
-	return child && child->netns == netns_of_device(skb);
+	return child && child->netns == netns_here(skb);
 }

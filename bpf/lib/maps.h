@@ -45,13 +45,19 @@ struct {
 	__type(value, struct interface);
 } interfaces SEC(".maps");
 
-/* Whether a macvlan child's parent is in its container. */
-static __always_inline bool is_inside_child(const struct endpoint *endpoint)
+/* What a macvlan child has for its parent; 0: it is gone. */
+static __always_inline __u32 parent_of(const struct endpoint *child)
 {
-	__u32 ifindex = endpoint->ifindex;
+	__u32 ifindex = child->ifindex;
 	struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
 
-	return interface && is_inside(interface->bridge);
+	return interface ? interface->bridge : 0;
+}
+
+/* Whether a macvlan child's parent is in its container. */
+static __always_inline bool is_inside_child(const struct endpoint *child)
+{
+	return is_inside(parent_of(child));
 }
 
 /*

@@ -70,6 +70,12 @@ struct packet {
 #define EXTENSIONS_END_MAX 0x7fff /* of a frame, for the verifier: all of them are shorter */
 #define SCTP_HEADER 12
 
+/* Whether an EtherType is that of a VLAN tag. */
+static __always_inline bool is_tag(__be16 protocol)
+{
+	return protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD);
+}
+
 struct cursor {
 	void *at;
 	void *end;

@@ -25,8 +25,8 @@ import (
 // Where the parent is in the container, the child itself is what is attached. To attach there takes
 // CAP_SYS_ADMIN, which the agent need not have, and the plugin does: it attaches programs that
 // lead on to those of parents by map child_programs, and so never have to be replaced. Those
-// know the child as its own parent, which it has to itself. The parent gets programs that only keep
-// a child's addresses to the child.
+// know the child as its own parent, which it has to itself. The parent gets programs that bring what is
+// of the child's addresses to the child.
 
 // insideIndex is INSIDE_INDEX of bpf/lib/types.h.
 const insideIndex = 1 << 30
@@ -173,27 +173,27 @@ func (d *Datapath) checkLed() error {
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("read map child_programs: %w", err)
 		}
-		if is, err := d.isProgram(name, leads); err != nil {
+		if own, err := d.programID(name); err != nil {
 			return err
-		} else if !is {
+		} else if own == 0 || own != leads {
 			return &MismatchError{What: fmt.Sprintf("entry of %s in map child_programs", name)}
 		}
 	}
 	return nil
 }
 
-// isProgram tells whether a program is loaded, and known to the kernel by this number.
-func (d *Datapath) isProgram(name string, id ebpf.ProgramID) (bool, error) {
+// programID is the kernel's number of a program; 0 for one that is not loaded.
+func (d *Datapath) programID(name string) (ebpf.ProgramID, error) {
 	program := d.programs.byName[name]
 	if program == nil {
-		return false, nil
+		return 0, nil
 	}
 	info, err := program.Info()
 	if err != nil {
-		return false, fmt.Errorf("read program %s: %w", name, err)
+		return 0, fmt.Errorf("read program %s: %w", name, err)
 	}
-	own, _ := info.ID()
-	return own == id, nil
+	id, _ := info.ID()
+	return id, nil
 }
 
 // serveInContainers makes what checkLed compares so, and adds to found that it was not. Where there are no
@@ -253,11 +253,10 @@ func (d *Datapath) HooksInContainer() ([]HookInContainer, error) {
 		if err := d.load(hooks[i].Name); err != nil {
 			return nil, err
 		}
-		info, err := d.programs.byName[hooks[i].Name].Info()
+		id, err := d.programID(hooks[i].Name)
 		if err != nil {
-			return nil, fmt.Errorf("read program %s: %w", hooks[i].Name, err)
+			return nil, err
 		}
-		id, _ := info.ID()
 		hooks[i].ID = uint32(id)
 	}
 	return hooks, nil

@@ -14,6 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrHookTaken is returned by HookChild when something else is in the place of one of its programs.
+var ErrHookTaken = errors.New("something else has its place")
+
 // ChildHook is a program of a child whose parent is in the container.
 type ChildHook struct {
 	// Name as bpftool shows it, and ID, the kernel's number of it.
@@ -30,8 +33,8 @@ const (
 )
 
 // HookChild attaches programs to a child, which should be down, and to its parent. Those of the child go
-// with it, those of the parent with its last child (UnhookParents). The error is ErrTaken when the parent has
-// another filter in the place.
+// with it, those of the parent with its last child (UnhookParents). The error is ErrHookTaken when the parent has
+// another filter in the place, or a program's number is another's.
 func HookChild(container *Namespace, child ChildLink, hooks []ChildHook) error {
 	return container.Do(func() error {
 		for _, hook := range hooks {
@@ -75,13 +78,13 @@ func (h ChildHook) attach(child ChildLink) error {
 	}
 	defer func() { _ = program.Close() }()
 	if info, err := program.Info(); err != nil || info.Name != h.Name {
-		return fmt.Errorf("program %d is not %s: %w", h.ID, h.Name, errors.Join(err, ErrTaken))
+		return fmt.Errorf("program %d is not %s: %w", h.ID, h.Name, errors.Join(err, ErrHookTaken))
 	}
 	filter := h.filter(h.device(child))
 	filter.Fd = program.FD()
 	err = netlink.FilterReplace(filter)
 	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EINVAL) { // of another kind
-		return fmt.Errorf("%w: preference %d: %w", ErrTaken, childHookPriority, err)
+		return fmt.Errorf("%w: preference %d: %w", ErrHookTaken, childHookPriority, err)
 	}
 	return err
 }

@@ -164,7 +164,7 @@ func TestChildInContainerBeside(t *testing.T) {
 	others(1, unix.ETH_P_IP)
 	made, err = wiring.CreateChild(p.node, p.container, insideChild(1))
 	must(t, err)
-	if err := wiring.HookChild(p.container, made, hooks); !errors.Is(err, wiring.ErrTaken) {
+	if err := wiring.HookChild(p.container, made, hooks); !errors.Is(err, wiring.ErrHookTaken) {
 		t.Errorf("beside another filter of the preference: %v", err)
 	}
 	_, err = wiring.FindMaster(p.container, "eth9")

@@ -216,7 +216,7 @@ func mutations() []mutation {
 		{"mapped port answered by another", "to_uplink.c", "(answers_port(s) ||", "(0 ||"},
 		{"forged packet makes an answer", "to_container.c", "is_forged(skb, s) || (skb->tc_index == SEEN_DECIDED && is_own(skb, s))", "skb->tc_index == SEEN_DECIDED && is_own(skb, s)"},
 		{"decided by its bridge, and noted", "to_container.c", "is_forged(skb, s) || (skb->tc_index == SEEN_DECIDED && is_own(skb, s))", "is_forged(skb, s)"},
-		{"tag behind a tag", "lib/bridge.h", "	if (inner == bpf_htons(ETH_P_8021Q) || inner == bpf_htons(ETH_P_8021AD))\n\t\treturn DROP_VLAN;\n", ""},
+		{"tag behind a tag", "lib/bridge.h", "	if (is_tag(inner))\n\t\treturn DROP_VLAN;\n", ""},
 		{"tagged frame of nobody", "lib/bridge.h", "	if (!interface || !interface->bridge)\n\t\treturn DROP_UNKNOWN_SENDER;\n	if (bpf_skb_load_bytes(skb, offsetof", "	if (bpf_skb_load_bytes(skb, offsetof"},
 		{"station not checked", "from_container.c", "	verdict = check_other(skb, s->packet.key.ifindex);\n	if (!verdict && is_martian", "	verdict = 0;\n	if (!verdict && is_martian"},
 		{"station's ARP not judged", "from_container.c", "return !verdict && interface && is_station(skb, interface) ? check_other", "return 0 && interface && is_station(skb, interface) ? check_other"},
