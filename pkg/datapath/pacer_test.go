@@ -246,7 +246,7 @@ func TestPacerDeparture(t *testing.T) {
 // The pair is there while there are limits, whatever becomes of the agent; beside a device of somebody
 // else that has its name, limits do without.
 func TestPacerPair(t *testing.T) {
-	nstest.Halve(t, 1)
+	nstest.Deal(t, 1)
 	nstest.Root(t)
 	ns, far := nstest.New(t, "node"), nstest.New(t, "far")
 	nstest.Veth(t, ns, "tdla", far, "tdla")

@@ -207,7 +207,7 @@ func TestRepair(t *testing.T) {
 // TestRepairUnmounted unmounts the bpf file system, which is possible only lazily
 // while an agent runs.
 func TestRepairUnmounted(t *testing.T) {
-	nstest.Halve(t, 1)
+	nstest.Deal(t, 1)
 	s := newDamaged(t, "")
 	whole := s.pins(t)
 	at := filepath.Dir(s.cfg.Root)
