@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -118,6 +119,9 @@ func FuzzParseConfig(f *testing.F) {
 		`{"name":"n","driver":"bridge","bridge":"br 0","isGateway":1,"hairpinMode":true,"promiscMode":true,"ipam":{"type":"dhcp"}}`,
 		`{"name":"n","driver":"bridge","isDefaultGateway":true,"forceAddress":true,"vlan":0,"vlanTrunk":[{"id":1}],"ipam":{"type":"dhcp"}}`,
 		`{"name":"n","driver":"bridge","disableContainerInterface":true,"vlanTrunk":[{"minID":1,"maxID":4094},{"id":-1}],"ipam":{}}`,
+		`{"name":"n","driver":"macvlan","master":"eth1","mode":"vepa","bcqueuelen":1,"ipMasq":false,"ipam":{"type":"dhcp"}}`,
+		`{"name":"n","driver":"macvlan","linkInContainer":true,"mode":"passthru","vlan":5,"ipMasq":false,"ipam":{"type":"static"}}`,
+		`{"name":"n","driver":"macvlan","linkInContainer":true,"ipMasq":false,"ipam":{"type":"tendril","ranges":[[{"subnet":"10.0.0.0/24"}]]}}`,
 		`[]`, `null`, `{"name":"n"`, ``,
 	} {
 		f.Add([]byte(seed))
@@ -137,7 +141,7 @@ func FuzzParseConfig(f *testing.F) {
 			t.Errorf("accepted, but not leniently: %v", lenient)
 		}
 		if c.network.Name == "" || c.ipamType == "" || c.socket == "" ||
-			c.network.Driver != api.DriverRouted && c.network.Driver != api.DriverBridge {
+			!slices.Contains([]string{api.DriverRouted, api.DriverBridge, api.DriverMacvlan}, c.network.Driver) {
 			t.Errorf("accepted without what ADD relies on: %+v", c)
 		}
 		if bridged := c.network.Driver == api.DriverBridge; bridged != (c.network.Bridge != "") || !bridged && c.bridge != (bridgeConfig{}) {
