@@ -267,13 +267,9 @@ func (c *config) readPrevResult(o object) {
 		version = c.version
 		prev.fields["cniVersion"], _ = json.Marshal(version) // a string
 	}
-	for _, key := range []string{"interfaces", "ips", "routes"} {
-		for i, item := range prev.list(key) {
-			if string(item) == "null" { // the library's converters follow it
-				prev.fault(fmt.Sprintf("%s[%d]", key, i), "is null")
-				return
-			}
-		}
+	if item := nullIn(prev.fields); item != "" {
+		prev.fault(item, "is null")
+		return
 	}
 	raw, err := json.Marshal(prev.fields)
 	if err == nil {

@@ -59,10 +59,19 @@ func (d *delegate) add(ctx context.Context) (*current.Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	return d.result(out)
+}
+
+// result reads what the plugin printed for ADD.
+func (d *delegate) result(out []byte) (*current.Result, error) {
 	// Plugins older than 1.0.0 need not say their result's version.
 	var fields map[string]json.RawMessage
-	if err = json.Unmarshal(out, &fields); err == nil && fields == nil {
+	err := json.Unmarshal(out, &fields)
+	if err == nil && fields == nil {
 		err = errors.New("null")
+	}
+	if item := nullIn(fields); item != "" {
+		err = fmt.Errorf("%s is null", item)
 	}
 	if err == nil {
 		if version, ok := fields["cniVersion"]; !ok || empty(version) {

@@ -4,6 +4,8 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -59,6 +61,21 @@ func (a *attachment) print(addresses []api.Address, routes []wiring.Route) error
 		return faultf(types.ErrIOFailure, "write result: %v", err)
 	}
 	return nil
+}
+
+// nullIn names an item of a result's lists that is null, "" where none is. The library's converters follow
+// it, and so does whoever reads the result.
+func nullIn(fields map[string]json.RawMessage) string {
+	for _, key := range []string{"interfaces", "ips", "routes"} {
+		var list []json.RawMessage
+		_ = json.Unmarshal(fields[key], &list) // what is no list, the library refuses
+		for i, item := range list {
+			if string(item) == "null" {
+				return fmt.Sprintf("%s[%d]", key, i)
+			}
+		}
+	}
+	return ""
 }
 
 func resultRoute(r wiring.Route) *types.Route {
