@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -357,14 +358,15 @@ func TestHandlerBoundsBodies(t *testing.T) {
 	}
 }
 
-// FuzzHandler sends any body to every operation that reads one. Whatever is not
-// a success is an Error, and the same request twice has the same answer.
+// FuzzHandler sends any body to every operation that reads one, but for the policies, whose text is
+// policy.Parse's. Whatever is not a success is an Error, and the same request twice has the same answer.
 func FuzzHandler(f *testing.F) {
 	for _, body := range []string{
 		`{"containerID":"c1","ifName":"eth0","netns":"/n","network":{"name":"n","driver":"routed","ipMasq":true,"ranges":[[{"subnet":"10.0.0.0/8","gateway":"10.0.0.1"}]]},"wanted":["10.0.0.9"],"labels":{"a":"b"},"ports":[{"hostIP":"::","hostPort":8080,"containerPort":80,"protocol":"tcp"}]}`,
 		`{"hostIfIndex":7}`,
 		`{"network":"n","valid":[{"containerID":"c1","ifName":"eth0"}]}`,
 		`{"name":"n","driver":"routed","ipMasq":false,"ranges":[[{"subnet":"fd00::/64"}]]}`,
+		`{"egress":{"rate":1000000,"burst":12500},"ingress":{"rate":1e30}}`,
 		`{"network":"n"}{}`, `[]`, `null`, ``, `{"valid":`,
 	} {
 		f.Add(body)
@@ -373,6 +375,8 @@ func FuzzHandler(f *testing.F) {
 		for _, to := range []struct{ method, path string }{
 			{"POST", "/v1/endpoints"},
 			{"PUT", "/v1/endpoints/c1/eth0/attach"},
+			{"PUT", "/v1/endpoints/c1/eth0/bandwidth"},
+			{"POST", "/v1/endpoints/c1/eth0/check"},
 			{"POST", "/v1/gc"},
 			{"POST", "/v1/networks/status"},
 		} {
@@ -381,13 +385,39 @@ func FuzzHandler(f *testing.F) {
 			if w.Code != again.Code || w.Body.String() != again.Body.String() {
 				t.Errorf("%s: %d %s, then %d %s", to.path, w.Code, w.Body, again.Code, again.Body)
 			}
-			if w.Code == http.StatusOK {
+			if w.Code == http.StatusOK || w.Code == http.StatusNoContent {
 				continue
 			}
 			var fault Error
 			if err := json.Unmarshal(w.Body.Bytes(), &fault); err != nil || w.Code != http.StatusBadRequest || fault.Code != CodeInvalid || strings.Contains(fault.Message, "Go ") {
 				t.Errorf("%s: status %d: %s", to.path, w.Code, w.Body)
 			}
+		}
+	})
+}
+
+// FuzzHandlerRequest sends requests with any method, path and query. None is answered by a redirect, by a
+// failure of the agent or in words that are not ours.
+func FuzzHandlerRequest(f *testing.F) {
+	f.Add("GET", "/v1/flows", "limit=10")
+	f.Add("GET", "/v1/drops", "limit=-1&limit=99999999999999999999")
+	f.Add("DELETE", "/v1/policies/default", "name=a&name=")
+	f.Add("POST", "/v1/policies", "source=a%2Fb&dryRun=maybe")
+	f.Add("DELETE", "/v1/endpoints/..%2F/eth0", "")
+	f.Add("GET", "/v1//endpoints/./c1", "%zz")
+	f.Fuzz(func(t *testing.T, method, path, query string) {
+		r := &http.Request{
+			Method: method, URL: &url.URL{Path: path, RawQuery: query}, Host: "tendril", Header: http.Header{},
+			Body: http.NoBody, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		}
+		w := httptest.NewRecorder()
+		NewHandler(&recorder{}, HandlerOptions{}).ServeHTTP(w, r)
+		if w.Code == http.StatusOK || w.Code == http.StatusNoContent {
+			return
+		}
+		var fault Error
+		if err := json.Unmarshal(w.Body.Bytes(), &fault); err != nil || fault.Code == CodeInternal || statusOf(fault.Code) != w.Code || fault.Message == "" {
+			t.Errorf("%q %q ?%q: status %d: %s", method, path, query, w.Code, w.Body)
 		}
 	})
 }
