@@ -27,6 +27,14 @@ const (
 	open = "open"
 	// narrow is masqueraded, and its MTU is narrowMTU.
 	narrow = "narrow"
+	// published is where ports of the node lead to.
+	published = "published"
+)
+
+// Ports of the node, and those of published that they lead to.
+const (
+	nodeTCP, publishedTCP = 8080, 80
+	nodeUDP, publishedUDP = 5300, 53
 )
 
 // narrowMTU is less than the wire's 1500 bytes.
@@ -98,6 +106,10 @@ func newSite(t *testing.T, programs nodetest.Programs, role string) *site {
 		{hidden, pods},
 		{open, s.Network("open", own.open4, own.open6).With("ipMasq", false)},
 		{narrow, pods.With("mtu", narrowMTU)},
+		{published, pods.With("runtimeConfig", map[string]any{"portMappings": []map[string]any{
+			{"hostPort": nodeTCP, "containerPort": publishedTCP, "protocol": "tcp"},
+			{"hostPort": nodeUDP, "containerPort": publishedUDP, "protocol": "udp"},
+		}})},
 	} {
 		c := s.Attach(t, one.name, one.network)
 		s.here[one.name] = place{c.IPv4, c.IPv6, c.NS}

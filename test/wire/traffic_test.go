@@ -95,6 +95,39 @@ func (w way) test(t *testing.T, s *site, f family) {
 	}
 }
 
+// Mapped ports of the other node lead to its container, which sees who asks as that comes over the
+// wire; each end's kernel finds the checksums right.
+func testMappedPorts(t *testing.T, s *site, f family) {
+	before := s.checksumErrors(t)
+	serving := s.here[published]
+	socktest.ServeUDP(t, serving.ns, netip.AddrPortFrom(f.of(serving), publishedUDP))
+	socktest.ServeTCP(t, serving.ns, netip.AddrPortFrom(f.of(serving), publishedTCP))
+	var there netip.Addr
+	s.peer.swap(t, "serving", f.of(s.here[host]), &there)
+	for _, w := range []way{{host, published, host}, {hidden, published, host}, {open, published, open}} {
+		from, as := s.here[w.from], f.of(s.here[w.seen])
+		want := seen{UDP: make(map[int]netip.Addr), TCP: as}
+		got := seen{UDP: make(map[int]netip.Addr)}
+		conn := socktest.DialUDP(t, from.ns, netip.AddrPort{}, netip.AddrPortFrom(there, nodeUDP))
+		for _, size := range sizes {
+			want.UDP[size] = as
+			got.UDP[size] = socktest.AskUDP(t, conn, socktest.Pattern(size)).Addr()
+		}
+		stream := socktest.DialTCP(t, from.ns, netip.AddrPortFrom(there, nodeTCP))
+		got.TCP = stream.Seen.Addr()
+		if err := stream.Exchange(socktest.Pattern(1 << 16)); err != nil {
+			t.Errorf("%s: 64 KiB there and back: %v", w, err)
+		}
+		if diff := cmp.Diff(want, got, sameAddress); diff != "" {
+			t.Errorf("the container behind ports of %s saw %s come from (-want +got):\n%s", there, w.from, diff)
+		}
+	}
+	s.peer.swap(t, "done", nil, nil)
+	if diff := cmp.Diff(before, s.checksumErrors(t)); diff != "" {
+		t.Errorf("wrong checksums that were received, by place (-before +after):\n%s", diff)
+	}
+}
+
 // Megabytes that are masqueraded, and that are not, arrive whole and with checksums
 // that this machine's kernel, which verifies each, finds right.
 func testLargeTransfer(t *testing.T, s *site, f family) {

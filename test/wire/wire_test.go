@@ -57,5 +57,6 @@ func journeys() []journey {
 	return append(list,
 		journey{"large transfer", testLargeTransfer},
 		journey{"path MTU", testPathMTU},
+		journey{"mapped ports", testMappedPorts},
 	)
 }
