@@ -5,7 +5,6 @@ package datapath
 import (
 	"encoding/binary"
 	"net/netip"
-	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -14,13 +13,10 @@ import (
 	"github.com/tendril-net/tendril/internal/packet"
 )
 
-// Offsets and flags of linux/virtio_net.h and linux/if_packet.h.
+// Flags of linux/virtio_net.h.
 const (
 	virtioNeedsChecksum = 1
 	virtioUDP           = 3 // VIRTIO_NET_HDR_GSO_UDP
-	tpacketHeader       = 32
-	tpacketSend         = 1 // TP_STATUS_SEND_REQUEST
-	ringSize            = 1 << 14
 )
 
 // ringed has a process in a namespace send one datagram that the kernel is to fragment, by a
@@ -53,27 +49,5 @@ func sendRinged(t *testing.T, ns *nstest.NS, device string, protocol uint16, fra
 	for _, field := range []uint16{transport + 8, segment, transport, 6} { // header, segment, checksum's start and offset
 		header = binary.NativeEndian.AppendUint16(header, field)
 	}
-	ns.Do(t, func() {
-		link, err := ns.Handle.LinkByName(device)
-		must(t, err)
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-		must(t, err)
-		defer func() { _ = unix.Close(fd) }()
-		must(t, unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VERSION, unix.TPACKET_V2))
-		must(t, unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1))
-		must(t, unix.SetsockoptTpacketReq(fd, unix.SOL_PACKET, unix.PACKET_TX_RING,
-			&unix.TpacketReq{Block_size: ringSize, Block_nr: 1, Frame_size: ringSize, Frame_nr: 1}))
-		network := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, protocol))
-		must(t, unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index, Protocol: network}))
-		ring, err := unix.Mmap(fd, 0, ringSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-		must(t, err)
-		defer func() { _ = unix.Munmap(ring) }()
-		data := slices.Concat(header, frame)
-		copy(ring[tpacketHeader:], data)
-		binary.NativeEndian.PutUint32(ring[4:], uint32(len(data)))
-		binary.NativeEndian.PutUint32(ring, tpacketSend)
-		if _, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), 0, 0, 0, 0, 0); errno != 0 && errno != unix.ENOBUFS {
-			t.Fatal(errno)
-		}
-	})
+	sendByRing(t, ns, device, protocol, header, frame)
 }

@@ -43,6 +43,9 @@ type Config struct {
 	Accept func(attached []string) error
 	// Logger gets what Open and Reconcile find and mend; nil discards it.
 	Logger *slog.Logger
+
+	// verifierLog is how much the kernel is to say of each program that it takes, for tests.
+	verifierLog ebpf.LogLevel
 }
 
 // Datapath is the loaded datapath. Its methods may be called from several

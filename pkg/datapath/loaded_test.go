@@ -28,12 +28,23 @@ import (
 func init() {
 	for _, dir := range filepath.SplitList(os.Getenv("TENDRIL_TEST_PROGRAMS")) {
 		for name := range objects {
-			file := filepath.Join(dir, strings.ReplaceAll(name, "_", "")+"_bpfel.o")
-			if _, err := os.Stat(file); err == nil {
-				objects[name] = func() (*ebpf.CollectionSpec, error) { return ebpf.LoadCollectionSpec(file) }
+			if load := programIn(dir, name); load != nil {
+				objects[name] = load
 			}
 		}
+		if load := programIn(dir, "from_host"); load != nil {
+			hostObject = load
+		}
 	}
+}
+
+// programIn reads a program of a folder, if it is there.
+func programIn(dir, name string) func() (*ebpf.CollectionSpec, error) {
+	file := filepath.Join(dir, strings.ReplaceAll(name, "_", "")+"_bpfel.o")
+	if _, err := os.Stat(file); err != nil {
+		return nil
+	}
+	return func() (*ebpf.CollectionSpec, error) { return ebpf.LoadCollectionSpec(file) }
 }
 
 // loaded are programs with their maps. To load them is nearly all that a node costs, seconds

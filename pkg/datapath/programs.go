@@ -47,6 +47,7 @@ var hostPrograms = map[string]ebpf.AttachType{
 type programs struct {
 	byName, host map[string]*ebpf.Program
 	settings     map[string]any
+	verifierLog  ebpf.LogLevel
 }
 
 func (p *programs) close() error {
@@ -86,6 +87,9 @@ var objects = map[string]func() (*ebpf.CollectionSpec, error){
 	reclaim:       loadReclaim,
 }
 
+// hostObject is from_host.c, with the programs for sockets.
+var hostObject = loadFromHost
+
 // loadPrograms loads programs once, with the settings as constants and the shared maps in
 // place of their own, but for those that only nodes with a macvlan child or with a limit need. cookie is
 // of the agent's network namespace; without it those for sockets are not loaded.
@@ -116,7 +120,10 @@ func loadPrograms(cfg Config, shared *maps.Maps, cookie uint64) (*programs, erro
 		"netns_inode":      inode,
 		"mark_base":        mark,
 	}
-	p := &programs{byName: make(map[string]*ebpf.Program), host: make(map[string]*ebpf.Program), settings: settings}
+	p := &programs{
+		byName: make(map[string]*ebpf.Program), host: make(map[string]*ebpf.Program),
+		settings: settings, verifierLog: cfg.verifierLog,
+	}
 	for name := range objects {
 		if a := (attachment{program: name}); a.parent() || a.inContainer() || a.limit() || a.pacer() {
 			continue
@@ -128,7 +135,7 @@ func loadPrograms(cfg Config, shared *maps.Maps, cookie uint64) (*programs, erro
 	if cookie == 0 {
 		return p, nil
 	}
-	collection, err := loadObject("from_host", loadFromHost, settings, shared)
+	collection, err := p.loadObject("from_host", hostObject, shared)
 	if err != nil {
 		return nil, errors.Join(err, p.close())
 	}
@@ -140,7 +147,7 @@ func loadPrograms(cfg Config, shared *maps.Maps, cookie uint64) (*programs, erro
 }
 
 func (p *programs) load(name string, shared *maps.Maps) error {
-	collection, err := loadObject(name, objects[name], p.settings, shared)
+	collection, err := p.loadObject(name, objects[name], shared)
 	if err != nil {
 		return err
 	}
@@ -149,12 +156,12 @@ func (p *programs) load(name string, shared *maps.Maps) error {
 	return nil
 }
 
-func loadObject(name string, load func() (*ebpf.CollectionSpec, error), settings map[string]any, shared *maps.Maps) (*ebpf.Collection, error) {
+func (p *programs) loadObject(name string, load func() (*ebpf.CollectionSpec, error), shared *maps.Maps) (*ebpf.Collection, error) {
 	spec, err := load()
 	if err != nil {
 		return nil, fmt.Errorf("read program %s: %w", name, err)
 	}
-	for setting, value := range settings {
+	for setting, value := range p.settings {
 		// A program has only the settings that it uses.
 		if variable := spec.Variables[setting]; variable != nil {
 			if err := variable.Set(value); err != nil {
@@ -169,7 +176,10 @@ func loadObject(name string, load func() (*ebpf.CollectionSpec, error), settings
 			replacements[mapName] = m
 		}
 	}
-	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+		MapReplacements: replacements,
+		Programs:        ebpf.ProgramOptions{LogLevel: p.verifierLog},
+	})
 	if err != nil {
 		return nil, fmt.Errorf("load program %s: %w", name, err)
 	}

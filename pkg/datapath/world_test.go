@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -241,8 +242,12 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
+// must ends the test with an error, and with all that the verifier has to say of a program that it refuses.
 func must(t testing.TB, err error) {
 	t.Helper()
+	if refused := (*ebpf.VerifierError)(nil); errors.As(err, &refused) {
+		t.Logf("%+v", refused)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

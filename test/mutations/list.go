@@ -331,5 +331,12 @@ func mutations() []mutation {
 		{"child reached as by a veth pair", "from_container.c", "is_child(ifindex) || is_on_uplink(bpf_map_lookup_elem(&interfaces, &ifindex))", "false"},
 		{"answer of a child's port by itself", "to_parent.c", "	if (packet->ttl <= 1)\n		return drop(skb, FROM_CONTAINER, DROP_TTL);\n", ""},
 		{"answer into a veth pair from outside", "to_parent.c", "		s->decision.action = ACTION_RETURN;\n", "		;\n"},
+		{"socket led by a port of another protocol", "from_host.c", "port = mapping(&dialled, ctx->protocol);", "port = mapping(&dialled, IPPROTO_TCP);"},
+		{"socket bound to loopback led where it has no way to", "from_host.c", "if (!is_loopback(&ends->source) && ", "if ("},
+		{"socket led by a port that is not the host's", "from_host.c", "	if (!is_loopback(&key.address) && !bpf_map_lookup_elem(&host_addresses, &key.address))\n		return NULL;\n", ""},
+		{"connected socket led away from its peer", "from_host.c", "	if (same_peer(&dialled, &ends->peer))\n		return false;\n", ""},
+		{"note of what was dialled before kept", "from_host.c", "		bpf_map_delete_elem(&sockets, key);\n", "		;\n"},
+		{"container shown in the place of what was dialled", "from_host.c", "	*address = dialled->address;\n	ctx->user_port = dialled->port;\n", ""},
+		{"what is not linear never read", "lib/frame.h", "	if (!skb->gso_size && linear < wanted && bpf_skb_pull_data(skb, wanted))\n		return PARSE_INVALID;\n", ""},
 	}
 }

@@ -26,12 +26,15 @@ import (
 const (
 	firewallTests = "TestPolicy$|TestPolicyMore|TestPolicyWays|TestPolicyRanges|TestIdentityTreeDepth|TestBridge|TestTrunk|TestLayer2"
 	childTests    = "TestChild"
+	socketTests   = "TestSocketHooks$"
 	limitTests    = "TestLimits$|TestLimitBridge|TestLimitPorts|TestPacer|TestChildLimit"
 	allTests      = "TestPackets|TestServicesFull|TestScarcity|TestPorts|TestClientOfPortGone|TestChild$|TestChildInside|TestChildPorts|" + limitTests + "|" + firewallTests
 )
 
 // ownTests are the tests for files that have their own.
 var ownTests = map[string]string{
+	"from_host.c":  socketTests,
+	"lib/frame.h":  "TestNonLinear",
 	"lib/policy.h": firewallTests, "lib/track.h": firewallTests,
 	"to_parent.c": childTests, "from_parent.c": childTests, "lib/child.h": childTests, "lib/inside.h": childTests,
 	"child_ingress.c": childTests, "child_egress.c": childTests, "master_ingress.c": childTests, "master_egress.c": childTests,
