@@ -4,6 +4,7 @@ package nstest
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 	"testing"
@@ -28,11 +29,14 @@ func Emulated() bool {
 	return err != nil
 }
 
+// Whole is the variable that has every kernel of the matrix run what is dealt to several otherwise.
+const Whole = "TENDRIL_TEST_WHOLE"
+
 // Share is the part of many like cases that this kernel sees: all (0 of 1), or where all is
-// emulated every fourth, another on each kernel of the matrix.
+// emulated every fourth, another on each kernel of the matrix, unless Whole is set.
 func Share(tb testing.TB) (share, shares int) {
 	tb.Helper()
-	if !Emulated() {
+	if !Emulated() || os.Getenv(Whole) != "" {
 		return 0, 1
 	}
 	version := KernelVersion(tb)

@@ -15,6 +15,10 @@
 // has it. A skip that names no version is a failure here, and so is a test
 // that skips on every kernel of the matrix.
 //
+// What takes long is dealt to the kernels (nstest.Share, Halve and Deal): a test to half of them,
+// so that one has tcx and one has not, a table's families to two each, of many like cases a quarter. With
+// -whole each kernel runs all of it.
+//
 // With -wire two machines of different kernels run the same binary at a time, with a
 // wire between their cards, for tests of two nodes: TENDRIL_TEST_WIRE is a in one of
 // them and b in the other, and each has its own line and column in the report

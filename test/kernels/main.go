@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/tendril-net/tendril/internal/nstest"
 )
 
 func main() {
@@ -49,6 +51,7 @@ type settings struct {
 	cpus     int
 	jobs     int // machines at a time
 	verbose  bool
+	whole    bool // each kernel runs what is dealt to several otherwise
 	refresh  bool
 	packages []string
 }
@@ -73,6 +76,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	f.IntVar(&s.cpus, "cpus", 2, "processors of the machine")
 	f.IntVar(&s.jobs, "jobs", runtime.NumCPU(), "machines at a time: more than processors take from each other what is cached")
 	f.BoolVar(&s.verbose, "v", false, "print all output of all tests as it comes")
+	f.BoolVar(&s.whole, "whole", false, "run on each kernel what takes long, too, and is left to some of them otherwise")
 	f.BoolVar(&s.refresh, "refresh", false, "fetch the kernels anew")
 	if err := f.Parse(args); err != nil {
 		return nil, err
@@ -227,6 +231,9 @@ func (p program) job(s *settings, at seat) job {
 			"./" + filepath.Base(p.binary), "-test.v=test2json", "-test.timeout=" + s.timeout.String(),
 			"-test.run=" + s.run, "-test.skip=" + s.skip,
 		},
+	}
+	if s.whole {
+		j.env = append(j.env, nstest.Whole+"=1")
 	}
 	if at.port != nil {
 		j.env = append(j.env, "TENDRIL_TEST_WIRE="+at.port.role)
