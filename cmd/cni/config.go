@@ -267,7 +267,7 @@ func (c *config) readPrevResult(o object) {
 		version = c.version
 		prev.fields["cniVersion"], _ = json.Marshal(version) // a string
 	}
-	if item := nullIn(prev.fields); item != "" {
+	if item := nullIn(prev); item != "" {
 		prev.fault(item, "is null")
 		return
 	}

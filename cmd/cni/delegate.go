@@ -70,7 +70,8 @@ func (d *delegate) result(out []byte) (*current.Result, error) {
 	if err == nil && fields == nil {
 		err = errors.New("null")
 	}
-	if item := nullIn(fields); item != "" {
+	// What is no list, the library refuses.
+	if item := nullIn(object{fields: fields, faults: &faults{}}); item != "" {
 		err = fmt.Errorf("%s is null", item)
 	}
 	if err == nil {

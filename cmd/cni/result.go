@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
@@ -65,11 +64,9 @@ func (a *attachment) print(addresses []api.Address, routes []wiring.Route) error
 
 // nullIn names an item of a result's lists that is null, "" where none is. The library's converters follow
 // it, and so does whoever reads the result.
-func nullIn(fields map[string]json.RawMessage) string {
+func nullIn(result object) string {
 	for _, key := range []string{"interfaces", "ips", "routes"} {
-		var list []json.RawMessage
-		_ = json.Unmarshal(fields[key], &list) // what is no list, the library refuses
-		for i, item := range list {
+		for i, item := range result.list(key) {
 			if string(item) == "null" {
 				return fmt.Sprintf("%s[%d]", key, i)
 			}

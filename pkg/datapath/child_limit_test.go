@@ -3,7 +3,6 @@
 package datapath
 
 import (
-	"encoding/binary"
 	"errors"
 	"net/netip"
 	"os"
@@ -124,20 +123,13 @@ func TestChildLimitForged(t *testing.T) {
 	must(t, w.maps.Bandwidth.Put(key, value))
 	frame := packet.New(packet.Eth(x.MAC, routerMAC()), packet.IP(x.Addresses[0], wiredAddresses(9)[0]), packet.UDP(low, server), packet.Payload(100))
 	protocols := []uint16{unix.ETH_P_IP, unix.ETH_P_IPV6, unix.ETH_P_ARP, unix.ETH_P_8021Q}
-	ns.Do(t, func() {
-		link, err := ns.Handle.LinkByName("eth0")
-		must(t, err)
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-		must(t, err)
-		defer func() { _ = unix.Close(fd) }()
-		for _, protocol := range protocols {
-			network := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, protocol))
-			err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index, Protocol: network})
-			if err != nil && !errors.Is(err, unix.ENOBUFS) { // of what is dropped
-				t.Errorf("send as protocol %#x: %v", protocol, err)
-			}
+	fd, ifindex := packetSocket(t, ns, "eth0")
+	for _, protocol := range protocols {
+		err := unix.Sendto(fd, frame, 0, linkAddress(ifindex, protocol))
+		if err != nil && !errors.Is(err, unix.ENOBUFS) { // of what is dropped
+			t.Errorf("send as protocol %#x: %v", protocol, err)
 		}
-	})
+	}
 	must(t, w.maps.Bandwidth.Lookup(key, &value))
 	if value.Dropped != uint64(len(protocols)) {
 		t.Errorf("%d of %d frames beyond the limit are dropped", value.Dropped, len(protocols))

@@ -279,18 +279,12 @@ func TestChildOnUplink(t *testing.T) {
 // raw has a process send a datagram in the name of somebody.
 func raw(t *testing.T, from *nstest.NS, device string, as Endpoint, to netip.Addr) {
 	t.Helper()
-	from.Do(t, func() {
-		link, err := from.Handle.LinkByName(device)
-		must(t, err)
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-		must(t, err)
-		defer func() { _ = unix.Close(fd) }()
-		forged := frame(as.MAC, routerMAC(), ip(as.Addresses[0], to, 64, udp(inside, server)...)...)
-		// ENOBUFS: dropped before it left the sender's side.
-		if err := unix.Sendto(fd, forged, 0, &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index}); err != nil && !errors.Is(err, unix.ENOBUFS) {
-			t.Fatal(err)
-		}
-	})
+	fd, ifindex := packetSocket(t, from, device)
+	forged := frame(as.MAC, routerMAC(), ip(as.Addresses[0], to, 64, udp(inside, server)...)...)
+	// ENOBUFS: dropped before it left the sender's side.
+	if err := unix.Sendto(fd, forged, 0, &unix.SockaddrLinklayer{Ifindex: ifindex}); err != nil && !errors.Is(err, unix.ENOBUFS) {
+		t.Fatal(err)
+	}
 }
 
 // count reads a counter, named with its journey.

@@ -26,14 +26,13 @@ import (
 const (
 	firewallTests = "TestPolicy$|TestPolicyMore|TestPolicyWays|TestPolicyRanges|TestIdentityTreeDepth|TestBridge|TestTrunk|TestLayer2"
 	childTests    = "TestChild"
-	socketTests   = "TestSocketHooks$"
 	limitTests    = "TestLimits$|TestLimitBridge|TestLimitPorts|TestPacer|TestChildLimit"
 	allTests      = "TestPackets|TestServicesFull|TestScarcity|TestPorts|TestClientOfPortGone|TestChild$|TestChildInside|TestChildPorts|" + limitTests + "|" + firewallTests
 )
 
 // ownTests are the tests for files that have their own.
 var ownTests = map[string]string{
-	"from_host.c":  socketTests,
+	"from_host.c":  "TestSocketHooks$",
 	"lib/frame.h":  "TestNonLinear",
 	"lib/policy.h": firewallTests, "lib/track.h": firewallTests,
 	"to_parent.c": childTests, "from_parent.c": childTests, "lib/child.h": childTests, "lib/inside.h": childTests,

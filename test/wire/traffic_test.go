@@ -45,6 +45,31 @@ type seen struct {
 	TCP       netip.Addr
 }
 
+// everySize is one that is seen alike with all sizes.
+func everySize(as netip.Addr) map[int]netip.Addr {
+	all := make(map[int]netip.Addr)
+	for _, size := range sizes {
+		all[size] = as
+	}
+	return all
+}
+
+// ask asks a service by UDP and TCP, and returns as whom it was seen.
+func ask(t *testing.T, from place, there service) seen {
+	t.Helper()
+	got := seen{UDP: make(map[int]netip.Addr)}
+	conn := socktest.DialUDP(t, from.ns, netip.AddrPort{}, there.UDP)
+	for _, size := range sizes {
+		got.UDP[size] = socktest.AskUDP(t, conn, socktest.Pattern(size)).Addr()
+	}
+	stream := socktest.DialTCP(t, from.ns, there.TCP)
+	got.TCP = stream.Seen.Addr()
+	if err := stream.Exchange(socktest.Pattern(1 << 16)); err != nil {
+		t.Errorf("64 KiB by TCP there and back: %v", err)
+	}
+	return got
+}
+
 // sizes are the bytes of payload of a datagram or an echo, in the order in which both
 // machines go through them. 4000 take three fragments, each way.
 var sizes = []int{1, 1400, 4000}
@@ -57,19 +82,8 @@ func (w way) test(t *testing.T, s *site, f family) {
 	s.peer.swap(t, "serving", serve(t, to, f), &there)
 
 	as := f.of(s.here[w.seen])
-	all := map[int]netip.Addr{1: as, 1400: as, 4000: as}
-	want := seen{UDP: all, ICMP: all, TCP: as}
-	got := seen{UDP: make(map[int]netip.Addr)}
-	conn := socktest.DialUDP(t, from.ns, netip.AddrPort{}, there.UDP)
-	for _, size := range sizes {
-		got.UDP[size] = socktest.AskUDP(t, conn, socktest.Pattern(size)).Addr()
-	}
-	stream := socktest.DialTCP(t, from.ns, there.TCP)
-	got.TCP = stream.Seen.Addr()
-	if err := stream.Exchange(socktest.Pattern(1 << 16)); err != nil {
-		t.Errorf("64 KiB by TCP there and back: %v", err)
-	}
-
+	want := seen{UDP: everySize(as), ICMP: everySize(as), TCP: as}
+	got := ask(t, from, there)
 	asking := socktest.OpenEcho(t, from.ns, as)
 	request, reply := asking.Types()
 	for _, size := range sizes {
@@ -102,24 +116,14 @@ func testMappedPorts(t *testing.T, s *site, f family) {
 	serving := s.here[published]
 	socktest.ServeUDP(t, serving.ns, netip.AddrPortFrom(f.of(serving), publishedUDP))
 	socktest.ServeTCP(t, serving.ns, netip.AddrPortFrom(f.of(serving), publishedTCP))
-	var there netip.Addr
-	s.peer.swap(t, "serving", f.of(s.here[host]), &there)
+	var there service
+	node := f.of(s.here[host])
+	s.peer.swap(t, "serving", service{netip.AddrPortFrom(node, nodeUDP), netip.AddrPortFrom(node, nodeTCP)}, &there)
 	for _, w := range []way{{host, published, host}, {hidden, published, host}, {open, published, open}} {
-		from, as := s.here[w.from], f.of(s.here[w.seen])
-		want := seen{UDP: make(map[int]netip.Addr), TCP: as}
-		got := seen{UDP: make(map[int]netip.Addr)}
-		conn := socktest.DialUDP(t, from.ns, netip.AddrPort{}, netip.AddrPortFrom(there, nodeUDP))
-		for _, size := range sizes {
-			want.UDP[size] = as
-			got.UDP[size] = socktest.AskUDP(t, conn, socktest.Pattern(size)).Addr()
-		}
-		stream := socktest.DialTCP(t, from.ns, netip.AddrPortFrom(there, nodeTCP))
-		got.TCP = stream.Seen.Addr()
-		if err := stream.Exchange(socktest.Pattern(1 << 16)); err != nil {
-			t.Errorf("%s: 64 KiB there and back: %v", w, err)
-		}
+		as := f.of(s.here[w.seen])
+		want, got := seen{UDP: everySize(as), TCP: as}, ask(t, s.here[w.from], there)
 		if diff := cmp.Diff(want, got, sameAddress); diff != "" {
-			t.Errorf("the container behind ports of %s saw %s come from (-want +got):\n%s", there, w.from, diff)
+			t.Errorf("the container behind %s saw %s come from (-want +got):\n%s", there.TCP, w.from, diff)
 		}
 	}
 	s.peer.swap(t, "done", nil, nil)
