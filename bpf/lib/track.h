@@ -334,7 +334,8 @@ static __always_inline int judge_as(struct __sk_buff *skb, struct scratch *s, bo
 		ask(s, &s->packet.key.source, &s->packet.key.destination,
 		    s->packet.key.destination_port);
 		s->question.client_id = s->sender;
-		s->question.is_new = s->forgotten;
+		/* A fragment whose first was not seen begins nothing that anybody could tell. */
+		s->question.is_new = s->forgotten && !lacks_ports(&s->packet);
 	}
 	s->question.later = s->later;
 	return police(skb);

@@ -304,8 +304,18 @@ func testPolicyFragments(t *testing.T, n *node, f family) {
 	frames := pieces(sent(n.a, whole...), 1)
 	arrive := pieces(delivered(n.b, ip(f.a, f.b, 63, packet.UDP(low, server), packet.Payload(1300))...), 1)
 	in := func(i int) run { return run{program: fromContainer, device: n.a.IfIndex, in: frames[i]} }
+	counted := func() PolicyHits {
+		t.Helper()
+		hits, err := n.PolicyHits()
+		must(t, err)
+		return hits
+	}
+	before := counted()
+	n.story(t, step{"later before the first", in(1), denied("fragment", "decided")})
+	if diff := gocmp.Diff(before, counted()); diff != "" {
+		t.Errorf("hits of a fragment that begins nothing (-before +after):\n%s", diff)
+	}
 	n.story(t,
-		step{"later before the first", in(1), denied("fragment", "decided")},
 		step{"first", in(0), deliveredAs(arrive[0], "decided")},
 		step{"later", in(1), deliveredAs(arrive[1])},
 		step{"last", in(2), deliveredAs(arrive[2])},
