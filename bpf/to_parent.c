@@ -166,10 +166,11 @@ __noinline int slow_path(struct __sk_buff *skb)
 	if (!self || self->ifindex != s->packet.key.ifindex) {
 		if (!is_link_local_talk(&s->packet))
 			return drop(skb, FROM_CONTAINER, DROP_SOURCE_ADDRESS);
+	} else if (is_martian(&s->packet.key.destination)) {
+		return drop(skb, FROM_CONTAINER, DROP_MARTIAN);
 	} else if (s->packet.icmp_kind != ICMP_KIND_LINK && !group &&
 		   !is_ipv6_link_local(&s->packet.key.destination)) {
-		if (is_martian(&s->packet.key.destination) ||
-		    is_multicast(&s->packet.key.destination))
+		if (is_multicast(&s->packet.key.destination))
 			return drop(skb, FROM_CONTAINER, DROP_MARTIAN);
 		if (s->packet.fragment)
 			fragment_keep(&s->packet);

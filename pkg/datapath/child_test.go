@@ -79,7 +79,7 @@ func withChildren(t *testing.T, cfg Config) *parent {
 
 // loadParents has the programs of parents loaded for this node's namespace: what else is
 // loaded is other tests' too, and does not care.
-func (p *parent) loadParents(t *testing.T, inode uint32) {
+func (p *parent) loadParents(t testing.TB, inode uint32) {
 	t.Helper()
 	before := p.programs.settings["netns_inode"]
 	p.programs.settings["netns_inode"] = inode
@@ -391,6 +391,7 @@ func testChildGroups(t *testing.T, p *parent, f family) {
 		step{"of a child", p.out(p.x.MAC, group, message...), toWire("decided")},
 		step{"of the host", p.out(p.uplink.MAC, group, ip(f.host, f.multicast, 1, udp(low, server)...)...), untouched()},
 		step{"of the wire", p.in(routerMAC(), group, heard...), untouched()},
+		step{"martian for all", p.out(p.x.MAC, everybody, ip(x, f.martian, 64, udp(low, server)...)...), shut(fromContainer, "decided", "martian")},
 		step{"another's address", p.out(p.x.MAC, everybody, ip(f.child(2), f.multicast, 1, udp(low, server)...)...), shut(fromContainer, "decided", "source_address")},
 	)
 	p.enforce(t, p.subjects().restrict(p.x, egress).allow(setOne, 0))
