@@ -22,7 +22,7 @@ VAGRANT     ?=
 # FUZZ chooses fuzz tests by name, FUZZTIME is for each.
 FUZZ        ?= .
 FUZZTIME    ?= 30s
-STORIES     ?= 1450000
+STORIES     ?= 840000
 # SOAKTIME is how long the load lasts, SOAKFLAGS go to test/soak.
 SOAKTIME    ?= 1h
 SOAKFLAGS   ?=
@@ -129,7 +129,9 @@ mutations: ## put faults into the programs, one by one, and see that a test catc
 
 .PHONY: stories
 stories: ## show the programs mutated packets for ten minutes, always the same, and judge what becomes of them (as root)
-	TENDRIL_TEST_PRIVILEGED=1 TENDRIL_TEST_STORIES=$(STORIES) $(GO) test -v -count=1 -timeout 11m -run '^TestStories$$' ./pkg/datapath
+	$(tell-stories) -timeout 7m -run '^TestStories$$' ./pkg/datapath
+	$(tell-stories) -timeout 5m -run '^TestTownStories$$' ./pkg/datapath
+tell-stories = TENDRIL_TEST_PRIVILEGED=1 TENDRIL_TEST_STORIES=$(STORIES) $(GO) test -v -count=1
 
 .PHONY: soak
 soak: build ## load and disturb a node for SOAKTIME, then see that nothing leaked and no flow was mistranslated (as root)

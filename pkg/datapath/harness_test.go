@@ -44,6 +44,7 @@ const (
 
 	translationPort     = 1 << 3
 	translationAnswered = 1 << 4
+	translationHairpin  = 1 << 5
 	translationRemapped = 1 << 7
 )
 

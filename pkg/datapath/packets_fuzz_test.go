@@ -49,7 +49,32 @@ func FuzzPackets(f *testing.F) {
 // all is emulated); ten minutes of them are part of .ci/run. FuzzPackets looks for others.
 func TestStories(t *testing.T) {
 	nstest.Root(t)
-	count := 4000
+	count, end := storiesToTell(t)
+	for shard := range storyShards {
+		t.Run(strconv.Itoa(shard), func(t *testing.T) {
+			t.Parallel()
+			n := newNodeBeside(t, Config{Masquerade: true, FlowsMax: 1024, TranslationsMax: 256})
+			teller := newTeller(t, n)
+			seeds := teller.seeds()
+			chance := rand.New(rand.NewPCG(20261121, uint64(shard)))
+			tellStories(t, count/storyShards, end, func() error {
+				input := stray(chance, seeds, len(teller.firewalls))
+				if err := teller.tell(t, input); err != nil {
+					return fmt.Errorf("story %q: %w\n%s", input, err, strings.Join(teller.log, "\n"))
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// storyShards is how many nodes stories are told of at a time.
+const storyShards = 2
+
+// storiesToTell is how many, and until when.
+func storiesToTell(t *testing.T) (count int, end time.Time) {
+	t.Helper()
+	count, end = 4000, time.Now().Add(time.Hour)
 	if nstest.Emulated() {
 		count = 40
 	}
@@ -58,32 +83,25 @@ func TestStories(t *testing.T) {
 		count, err = strconv.Atoi(text)
 		must(t, err)
 	}
-	end := time.Now().Add(time.Hour)
 	if deadline, ok := t.Deadline(); ok {
 		end = deadline.Add(-time.Minute)
 	}
-	const shards = 2
-	for shard := range shards {
-		t.Run(strconv.Itoa(shard), func(t *testing.T) {
-			t.Parallel()
-			n := newNodeBeside(t, Config{Masquerade: true, FlowsMax: 1024, TranslationsMax: 256})
-			teller := newTeller(t, n)
-			seeds := teller.seeds()
-			chance := rand.New(rand.NewPCG(20261121, uint64(shard)))
-			for told := range count / shards {
-				if time.Now().After(end) {
-					t.Logf("%d of %d stories told in the time", told, count/shards)
-					if told == 0 {
-						t.Error("there was no time for a story")
-					}
-					return
-				}
-				input := stray(chance, seeds, len(teller.firewalls))
-				if err := teller.tell(t, input); err != nil {
-					t.Fatalf("story %q: %v\n%s", input, err, strings.Join(teller.log, "\n"))
-				}
+	return count, end
+}
+
+func tellStories(t *testing.T, count int, end time.Time, tell func() error) {
+	t.Helper()
+	for told := range count {
+		if time.Now().After(end) {
+			t.Logf("%d of %d stories told in the time", told, count)
+			if told == 0 {
+				t.Error("there was no time for a story")
 			}
-		})
+			return
+		}
+		if err := tell(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -144,6 +162,7 @@ const policyChanges = 0x80
 type teller struct {
 	*oracle
 	all       [2][]base
+	palette   *palette
 	firewalls []firewall
 	log       []string
 	// departed are the packets that left translated, in order.
@@ -164,6 +183,7 @@ func newTeller(tb testing.TB, n *node) *teller {
 		oracle: &oracle{n: n, excluded: excluded},
 		all:    [2][]base{n.bases(v4()), n.bases(v6())},
 
+		palette:   n.palette(),
 		firewalls: newFirewalls(tb, n),
 	}
 }
@@ -272,7 +292,7 @@ func (s *teller) step(t *testing.T, story *script) error {
 	default:
 		return s.event(t, kind, story)
 	}
-	m := mutant{run: r, node: s.n, family: f}
+	m := mutant{run: r, palette: s.palette}
 	m.in = append([]byte(nil), r.in...)
 	for range mutations {
 		m.mutate(story)

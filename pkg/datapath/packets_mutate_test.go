@@ -16,16 +16,51 @@ import (
 // mutant is a packet that is made into another.
 type mutant struct {
 	run
-	node   *node
-	family family
+	*palette
 }
+
+// palette is what mutations put into packets: what means something where they are shown.
+type palette struct {
+	addresses func(family) []netip.Addr
+	ports     []uint16
+	macs      []net.HardwareAddr
+	// devices has indices, and 0 for none, which a packet comes in by; hosting those that it
+	// may be shown at instead of its own.
+	devices, hosting []int
+	// notes are values of skb->tc_index, marks of skb->mark.
+	notes, marks []uint32
+}
+
+func (n *node) palette() *palette {
+	devices := []int{n.a.IfIndex, n.b.IfIndex, n.c.IfIndex, n.uplink.IfIndex, n.other.Attrs().Index}
+	return &palette{
+		addresses: func(f family) []netip.Addr {
+			return []netip.Addr{
+				f.a, f.b, f.c, f.unknown, f.host, f.router, f.world, f.neighbour, f.narrow, f.elsewhere,
+				f.multicast, f.martian, f.linkLocal, f.renumbered(),
+			}
+		},
+		ports: []uint16{inside, low, server, inside + 1, 0, 1, 65535, 40959, 40960},
+		macs: []net.HardwareAddr{
+			n.a.MAC, n.b.MAC, n.c.MAC, n.a.HostMAC, n.b.HostMAC, n.uplink.MAC, routerMAC(),
+			{0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
+			{0x33, 0x33, 0, 0, 0, 1},
+			{2, 0, 0, 0, 0, 0x99},
+		},
+		devices: devices, hosting: devices,
+		notes: []uint32{seenNot, seenDecided, seenTranslated, seenLed, 7}, marks: []uint32{0},
+	}
+}
+
+// choose takes one of all.
+func choose[T any](all []T, choice byte) T { return all[int(choice)%len(all)] }
 
 // mutations, in the order of their numbers in a story: new ones go to the end.
 func mutations() []func(*mutant, *script) {
 	return []func(*mutant, *script){
 		flip, truncate, shortenPacket, extend, swapEnds, setSource, setDestination, setSourcePort, setDestinationPort,
 		setTCPFlags, setTTL, setLength, setFragment, spoilChecksum, setSourceMAC, setDestinationMAC, setProtocol,
-		setGSO, setSeen, setVLAN, setIngress, setDevice, repairChecksums, setQuotedPort,
+		setGSO, setSeen, setVLAN, setIngress, setDevice, repairChecksums, setQuotedPort, setMark,
 	}
 }
 
@@ -98,11 +133,7 @@ func (m *mutant) address(choice byte) netip.Addr {
 	if m.see().v6 {
 		f = v6()
 	}
-	all := []netip.Addr{
-		f.a, f.b, f.c, f.unknown, f.host, f.router, f.world, f.neighbour, f.narrow, f.elsewhere,
-		f.multicast, f.martian, f.linkLocal, f.renumbered(),
-	}
-	return all[int(choice)%len(all)]
+	return choose(m.addresses(f), choice)
 }
 
 // renumbered is the address that an uplink may change to.
@@ -129,9 +160,8 @@ func setDestination(m *mutant, s *script) {
 
 func (m *mutant) setPort(offset int, s *script) {
 	choice := s.next()
-	all := []uint16{inside, low, server, inside + 1, 0, 1, 65535, 40959, 40960}
 	if b, ok := m.at(m.see().transport+offset, 2); ok {
-		binary.BigEndian.PutUint16(b, all[int(choice)%len(all)])
+		binary.BigEndian.PutUint16(b, choose(m.ports, choice))
 	}
 }
 
@@ -202,19 +232,8 @@ func spoilChecksum(m *mutant, s *script) {
 	}
 }
 
-func (m *mutant) mac(choice byte) net.HardwareAddr {
-	n := m.node
-	all := []net.HardwareAddr{
-		n.a.MAC, n.b.MAC, n.c.MAC, n.a.HostMAC, n.b.HostMAC, n.uplink.MAC, routerMAC(),
-		{0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
-		{0x33, 0x33, 0, 0, 0, 1},
-		{2, 0, 0, 0, 0, 0x99},
-	}
-	return all[int(choice)%len(all)]
-}
-
-func setSourceMAC(m *mutant, s *script)      { copy(m.in[6:], m.mac(s.next())) }
-func setDestinationMAC(m *mutant, s *script) { copy(m.in, m.mac(s.next())) }
+func setSourceMAC(m *mutant, s *script)      { copy(m.in[6:], choose(m.macs, s.next())) }
+func setDestinationMAC(m *mutant, s *script) { copy(m.in, choose(m.macs, s.next())) }
 
 func setProtocol(m *mutant, s *script) {
 	at := 14 + 9
@@ -232,25 +251,18 @@ func setProtocol(m *mutant, s *script) {
 
 func setGSO(m *mutant, s *script) { m.gsoSize, m.gsoSegs = uint32(s.word()%1600), uint32(s.next()) }
 
-func setSeen(m *mutant, s *script) {
-	m.seen = []uint32{seenNot, seenDecided, seenTranslated, seenLed, 7}[s.next()%5]
-}
+func setSeen(m *mutant, s *script) { m.seen = choose(m.notes, s.next()) }
+
+func setMark(m *mutant, s *script) { m.mark = choose(m.marks, s.next()) }
 
 func setVLAN(m *mutant, s *script) { m.vlan = uint32(s.next()) }
 
-// devices of the node, and none.
-func (m *mutant) ifindex(choice byte) int {
-	n := m.node
-	all := []int{n.a.IfIndex, n.b.IfIndex, n.c.IfIndex, n.uplink.IfIndex, n.other.Attrs().Index}
-	return all[int(choice)%len(all)]
-}
-
-func setIngress(m *mutant, s *script) { m.ingress = m.ifindex(s.next()) }
+func setIngress(m *mutant, s *script) { m.ingress = choose(m.devices, s.next()) }
 
 // setDevice shows the packet at another device; the programs of uplinks are on the one
 // uplink alone.
 func setDevice(m *mutant, s *script) {
-	if device := m.ifindex(s.next()); m.program == fromContainer || m.program == toContainer {
+	if device := choose(m.hosting, s.next()); m.program == fromContainer || m.program == toContainer {
 		m.device = device
 	}
 }

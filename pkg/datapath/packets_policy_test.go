@@ -121,19 +121,33 @@ func (w firewall) written(n *node, number uint32) Policy {
 	return p
 }
 
-// newFirewalls writes them all, the number of each as its generation, so that a change is
-// the one write that makes another count: that the agent waits for programs would cost more
-// than a story.
+// newFirewalls writes them all.
 func newFirewalls(tb testing.TB, n *node) []firewall {
 	all := n.firewalls()
+	var written []Policy
 	for number, w := range all[1:] {
-		written := writtenPolicy{now: w.written(n, uint32(number+1)), generation: uint32(number + 1)}
+		written = append(written, w.written(n, uint32(number+1)))
+	}
+	n.writePolicies(tb, written)
+	return all
+}
+
+// writePolicies writes each with a generation of its own, from 1 on, so that a change is the one
+// write that makes another count: that the agent waits for programs would cost more than a story.
+func (n *node) writePolicies(tb testing.TB, all []Policy) {
+	for i, p := range all {
+		written := writtenPolicy{now: p, generation: uint32(i + 1)}
 		written.places = newIdentityPlaces(written.now)
 		written.entries = policyEntries(written.generation, written.now.Entries, written.places)
 		must(tb, n.writeGeneration(&written))
 		must(tb, written.tree.Close())
 	}
-	return all
+}
+
+// enforceWritten has the programs ask one of those that are written, or none (0).
+func (n *node) enforceWritten(t *testing.T, generation uint32) {
+	must(t, n.maps.PolicyGeneration.Put(uint32(0), generation))
+	must(t, n.bumpEpoch(0))
 }
 
 // restricts tells whether a firewall has a say in what an endpoint sends or is sent.
@@ -519,7 +533,6 @@ func (o *oracle) shaken(e Endpoint) {
 
 // changeFirewall has the programs ask another policy.
 func (s *teller) changeFirewall(t *testing.T, number int) {
-	must(t, s.n.maps.PolicyGeneration.Put(uint32(0), uint32(number)))
-	must(t, s.n.bumpEpoch(0))
+	s.n.enforceWritten(t, uint32(number))
 	s.firewall = s.firewalls[number]
 }

@@ -202,6 +202,7 @@ func mutations() []mutation {
 		{"what the stack forwards not judged", "to_container.c", "	reason = judge(skb);\n	if (reason || !s->tracks)\n		return reason;\n", "	return 0;\n"},
 		{"address believed at any device", "to_container.c", "	if (source && !is_at(source, skb->ingress_ifindex, skb->tc_index))\n		return DROP_MARTIAN;\n", ""},
 		{"what nobody can read forwarded", "to_container.c", "return !decided && is_restricted_device(skb) ? DROP_INVALID : 0;", "return 0;"},
+		{"fragment without its first counts as a flow", "lib/track.h", "s->forgotten && !lacks_ports(&s->packet);", "s->forgotten;"},
 		{"what an endpoint sends not judged", "from_container.c", "	s->later = others && !s->bridge;\n	reason = judge(skb);\n", "	reason = 0;\n"},
 		{"what the world sends not judged", "from_uplink.c", "	reason = judge(skb);\n", "	reason = 0;\n"},
 		{"talk of the link passes the stack unasked", "from_container.c", "		/* Without a mark: should the stack forward it, policy is asked there. */\n", "		skb->tc_index = SEEN_DECIDED;\n"},
