@@ -4,6 +4,7 @@ package datapath
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -26,8 +27,11 @@ import (
 func FuzzTown(f *testing.F) {
 	var tellers []*townTeller
 	share, shares := nstest.Share(f)
-	if shares > 1 {
-		shares *= 32 // there are many, and all of them take what others take, too
+	switch {
+	case shares > 1:
+		shares *= 32 // there are many, and most of them take what others take, too
+	case flag.Lookup("test.fuzz").Value.String() == "":
+		shares = 4
 	}
 	for number, n := range towns(f) {
 		tellers = append(tellers, newTownTeller(n))
