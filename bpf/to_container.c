@@ -100,6 +100,23 @@ static __always_inline int judge_forwarded(struct __sk_buff *skb, struct scratch
 }
 
 /*
+ * Policy for what the stack forwards to a group, which cannot be judged by address. Of a bridge the
+ * sender's side was asked at its port. Returns 0, or the counter of a drop.
+ */
+static __always_inline int judge_group(struct __sk_buff *skb, const struct interface *interface)
+{
+	__u32 ifindex = skb->ingress_ifindex;
+	struct interface *sender;
+
+	if (!interface)
+		return 0;
+	sender = interface->bridge ? NULL : bpf_map_lookup_elem(&interfaces, &ifindex);
+	if (sender && sender->role == INTERFACE_ENDPOINT && may_not_send_all(sender))
+		return DROP_POLICY_EGRESS;
+	return may_not_be_sent_all(interface) ? DROP_POLICY_INGRESS : 0;
+}
+
+/*
  * Notes scratch->packet, which the stack forwards, unless it was decided. Returns 0, or the counter
  * of a drop.
  */
@@ -118,10 +135,9 @@ __noinline int note(struct __sk_buff *skb, __u32 decided)
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
 	interface = bpf_map_lookup_elem(&interfaces, &ifindex);
 	bridged = interface && interface->bridge;
-	if (bridged && (!endpoint || endpoint->ifindex != ifindex))
-		return !keeps_link(&s->packet) && may_not_be_sent_all(interface)
-			       ? DROP_POLICY_INGRESS
-			       : 0;
+	if ((bridged || is_multicast(&s->packet.key.destination)) &&
+	    (!endpoint || endpoint->ifindex != ifindex))
+		return keeps_link(&s->packet) ? 0 : judge_group(skb, interface);
 	if (!endpoint || decided)
 		return 0;
 	/* A station's answer to a solicitation, and its own to see whether one is there still. */

@@ -402,7 +402,8 @@ static __always_inline int from_host(struct __sk_buff *skb, const struct ethhdr 
 	/* Children that somebody else has made are stations like any. */
 	host = same_mac((struct mac *)frame->h_source, &parent->host_mac);
 	if (is_group(receiver)) {
-		if (host && parent->flags & CHILD_HOST)
+		/* What it forwards to a group cannot be judged by address. */
+		if (host && parent->flags & CHILD_HOST && (!skb->ingress_ifindex || !policy_now()))
 			put_copy_back(skb, MARK_CHILDREN);
 		return TC_ACT_UNSPEC;
 	}
