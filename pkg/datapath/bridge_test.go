@@ -80,6 +80,7 @@ func TestBridge(t *testing.T) {
 		t.Run("note", func(t *testing.T) { testBridgeNote(t, n, f) })
 		t.Run("service", func(t *testing.T) { testBridgeService(t, n, f) })
 		t.Run("by the stack", func(t *testing.T) { testBridgeStack(t, n, f) })
+		t.Run("passages", func(t *testing.T) { testBridgePassages(t, n, f) })
 	})
 	t.Run("no IP", func(t *testing.T) { testBridgeStrange(t, n) })
 	eachFamily(t, func(t *testing.T, f family) {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/tendril-net/tendril/internal/packet"
@@ -58,7 +59,9 @@ func testAddressCarries(t *testing.T, n *node, f family, a netip.Addr) {
 	n.do(t, func() error { return n.AttachEndpoint(e) })
 	t.Cleanup(func() { must(t, n.maps.Endpoints.Delete(maps.NewAddress(a))) })
 	f.a = a
-	testErrors(t, n, f, transports()[1], low)
+	for _, w := range translatedPassages(n, f) {
+		t.Run(w.name, func(t *testing.T) { testErrors(t, w, transports()[1], low) })
+	}
 }
 
 // word is a payload of one number, by which a test steers the checksum.
@@ -121,5 +124,52 @@ func testHeaderEdges(t *testing.T, n *node, f family) {
 				})
 			}
 		}
+	}
+}
+
+// skewed is a frame with a number added to a checksum at an offset (RFC 1071).
+func skewed(frame []byte, at int, by uint16) []byte {
+	if frame == nil {
+		return nil
+	}
+	frame = slices.Clone(frame)
+	sum := uint32(binary.BigEndian.Uint16(frame[at:])) + uint32(by)
+	binary.BigEndian.PutUint16(frame[at:], uint16(sum>>16+sum&0xffff))
+	return frame
+}
+
+// testWrongChecksums: a checksum is as wrong after a translation as it was before, so that the
+// receiver drops the packet.
+func testWrongChecksums(t *testing.T, w passage) {
+	header := 14 + 20
+	if w.v6() {
+		header = 14 + 40
+	}
+	check := func(t *testing.T, name string, in run, out want, at int) {
+		t.Run(name, func(t *testing.T) {
+			for _, by := range []uint16{1, 0x5555, 0xfffe} {
+				in, out := in, out
+				in.in, out.out = skewed(in.in, at, by), skewed(out.out, at, by)
+				w.check(t, in, out)
+			}
+		})
+	}
+	for _, tr := range w.those(transports()) {
+		offset, has := map[string]int{"TCP": 16, "UDP": 6, "ICMP echo": 2}[tr.name]
+		if !has {
+			continue
+		}
+		came, went := w.begin(t, tr, low)
+		in, out := w.frames(64, w.comes(tr, came), w.leaves(tr, went))
+		w.check(t, in, out) // and is known now
+		known := w.again(tr, w.went.ip(64-w.hops, w.leaves(tr, went)...))
+		check(t, tr.name, in, known, header+offset)
+		if !w.v6() {
+			check(t, tr.name+", header", in, known, 14+10)
+		}
+		refused := packet.Unreachable(packet.PortUnreachable)
+		in, out = w.frames(64, []packet.Layer{refused, w.quoted(tr, came)}, []packet.Layer{refused, w.quotedAfter(tr, went)})
+		check(t, tr.name+", error", in, out, header+2)
+		check(t, tr.name+", quote", in, out, header+8+header-14+offset)
 	}
 }

@@ -37,6 +37,9 @@ func TestChildPorts(t *testing.T) {
 				t.Run("from others of the node", func(t *testing.T) { testChildPortLocal(t, p, f, protocol) })
 			})
 		}
+		for _, w := range childPortPassages(p, f) {
+			t.Run(w.name, func(t *testing.T) { testPassage(t, w) })
+		}
 	})
 }
 

@@ -154,7 +154,9 @@ func TestChild(t *testing.T) {
 		t.Run("policy", func(t *testing.T) { testChildPolicy(t, p, f) })
 		t.Run("policy of the other end", func(t *testing.T) { testChildPolicyWays(t, p, f) })
 		t.Run("groups", func(t *testing.T) { testChildGroups(t, p, f) })
+		t.Run("forwarded groups", func(t *testing.T) { testChildForwardedGroups(t, p, f) })
 		t.Run("routed", func(t *testing.T) { testChildRouted(t, p, f) })
+		t.Run("passages", func(t *testing.T) { testParentPassages(t, p, f) })
 	})
 	t.Run("no IP", func(t *testing.T) { testChildStrange(t, p) })
 }
@@ -416,6 +418,30 @@ func testChildGroups(t *testing.T, p *parent, f family) {
 	}
 	p.enforce(t, p.subjects().restrict(p.y, ingress))
 	p.table(t, step{"to one that is kept", p.out(p.x.MAC, p.y.MAC, ip(x, f.linkLocal, 64, udp(low, server)...)...), shut(fromContainer, "decided", "policy_ingress")})
+}
+
+// testChildForwardedGroups: a copy of what the host sends to a group is put back for its children; under a policy
+// none of what it only forwards.
+func testChildForwardedGroups(t *testing.T, p *parent, f family) {
+	group := packet.MAC("33:33:00:00:00:fb")
+	back := listenAt(t, p.ns, p.uplink.Name)
+	message := func(src netip.Addr) []packet.Layer {
+		return ip(src, f.multicast, 8, packet.UDP(low, server), packet.Payload(100))
+	}
+	hear := func(want []byte) {
+		t.Helper()
+		if diff := packet.Diff(want, back.hear(t, group, f)); diff != "" {
+			t.Errorf("put back:\n%s", diff)
+		}
+	}
+	own := p.out(p.uplink.MAC, group, message(f.host)...)
+	forwarded := p.by(p.other.Attrs().Index, p.uplink.MAC, group, message(f.elsewhere)...)
+	forwarded.require(t)
+	p.table(t, step{"forwarded", forwarded, untouched()})
+	hear(forwarded.in)
+	p.enforce(t, p.subjects().restrict(p.x, ingress).allow(setOne, 0))
+	p.table(t, step{"forwarded under a policy", forwarded, untouched()}, step{"the host's own", own, untouched()})
+	hear(own.in)
 }
 
 // testChildRouted: routed containers and children, on one node.

@@ -148,6 +148,7 @@ func TestChildTraffic(t *testing.T) {
 	t.Run("forwarded by a child", func(t *testing.T) { testChildForwards(t, w) })
 	t.Run("forged", func(t *testing.T) { testChildSockets(t, w) })
 	t.Run("forged by a ring", func(t *testing.T) { testChildRing(t, w) })
+	t.Run("not linear", func(t *testing.T) { testNonLinearChildren(t, w) })
 	t.Run("last child", func(t *testing.T) {
 		for _, e := range w.endpoints {
 			var err error

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
@@ -18,27 +19,19 @@ func testFragments(t *testing.T, n *node) {
 	eachFamily(t, func(t *testing.T, f family) {
 		for _, tr := range bulky() {
 			t.Run(tr.name, func(t *testing.T) {
-				for _, from := range []uint16{inside, low} {
-					t.Run("to world in order", func(t *testing.T) { testFragmentsOut(t, n, f, tr, from, 0, 1, 2, 3) })
-					t.Run("to world, first before others", func(t *testing.T) { testFragmentsOut(t, n, f, tr, from, 0, 3, 1, 2) })
-					t.Run("from world in order", func(t *testing.T) { testFragmentsIn(t, n, f, tr, from, 0, 1, 2, 3) })
-					t.Run("from world, first before others", func(t *testing.T) { testFragmentsIn(t, n, f, tr, from, 0, 2, 3, 1) })
-					t.Run("by the stack", func(t *testing.T) { testFragmentsOfStack(t, n, f, tr, from) })
-				}
-				t.Run("to container", func(t *testing.T) { testFragmentsBetween(t, n, f, tr) })
 				t.Run("unknown", func(t *testing.T) { testUnknownFragments(t, n, f, tr) })
 				t.Run("decided again", func(t *testing.T) { testFragmentsDecidedAgain(t, n, f, tr) })
 				t.Run("of a reply", func(t *testing.T) { testFragmentsOfReply(t, n, f, tr) })
 			})
 		}
 		t.Run("identification used again", func(t *testing.T) { testIdentificationAgain(t, n, f) })
-		t.Run("tiny", func(t *testing.T) { testTinyFragments(t, n, f) })
 	})
-	t.Run("atomic", func(t *testing.T) { testAtomicFragment(t, n, v6()) })
 }
 
 // bulky are the transports with payloads that make four fragments at 400 bytes.
-func bulky() []transport {
+func bulky() []transport { return served(bulkyAt) }
+
+func bulkyAt(server uint16) []transport {
 	const size = 1300
 	return []transport{
 		{
@@ -52,7 +45,7 @@ func bulky() []transport {
 		},
 		{
 			name: "TCP", protocol: number(unix.IPPROTO_TCP),
-			first: transports()[0].first,
+			first: transportsAt(server)[0].first,
 			there: func(port uint16) []packet.Layer {
 				return []packet.Layer{packet.TCP(port, server, packet.ACK), packet.Payload(size)}
 			},
@@ -112,6 +105,9 @@ func (n *node) fragments(t *testing.T, r run, in, out []byte, w want, first []st
 		got.compare(t, wanted)
 		arrived = append(arrived, got.out)
 	}
+	if w.verdict == dropped {
+		return
+	}
 	whole, err := packet.Reassemble(arrived...)
 	must(t, err)
 	if err := packet.Verify(whole); err != nil {
@@ -119,47 +115,107 @@ func (n *node) fragments(t *testing.T, r run, in, out []byte, w want, first []st
 	}
 }
 
-func testFragmentsOut(t *testing.T, n *node, f family, tr transport, from uint16, order ...int) {
-	n.forget(t)
-	outside := n.open(t, f, tr, from)
-	clearMap[maps.FlowKey, maps.Flow](t, n.maps.Flows)
-	r := n.fromA(ip(f.a, f.world, 64, tr.there(from)...)...)
-	out := sent(n.a, ip(f.host, f.world, 63, tr.there(outside)...)...)
-	n.fragments(t, r, r.in, out, forwarded(nil), []string{"decided"}, order...)
-}
-
-func testFragmentsIn(t *testing.T, n *node, f family, tr transport, from uint16, order ...int) {
-	n.forget(t)
-	outside := n.open(t, f, tr, from)
-	r := n.fromWorld(ip(f.world, f.host, 58, tr.back(outside)...)...)
-	out := delivered(n.a, ip(f.world, f.a, 57, tr.back(from)...)...)
-	n.fragments(t, r, r.in, out, deliveredAs(nil), []string{"decided"}, order...)
-}
-
-// testFragmentsOfStack: the stack cuts what is too big for the way out.
-func testFragmentsOfStack(t *testing.T, n *node, f family, tr transport, from uint16) {
-	n.forget(t)
-	outside := n.open(t, f, tr, from)
-	r := n.toWorld(seenDecided, ip(f.a, f.world, 63, tr.there(from)...)...)
-	out := n.left(ip(f.host, f.world, 63, tr.there(outside)...)...)
-	n.fragments(t, r, r.in, out, leaves(nil), nil, 0, 1, 2, 3)
-}
-
-func testFragmentsBetween(t *testing.T, n *node, f family, tr transport) {
-	r := n.fromA(ip(f.a, f.b, 64, tr.there(low)...)...)
-	out := delivered(n.b, ip(f.a, f.b, 63, tr.there(low)...)...)
-	n.forget(t)
-	n.fragments(t, r, r.in, out, deliveredAs(nil), []string{"decided"}, 0, 1, 2, 3)
-	// No ports are needed, so any order will do; fragments without them are a flow of their
-	// own, or, of ICMP, none: nothing tells an echo's request from its answer then.
-	n.forget(t)
-	for i, index := range []int{3, 1, 0, 2} {
-		this, w := r, deliveredAs(nil)
-		this.in, w.out = pieces(r.in, 1)[index], pieces(out, 1)[index]
-		if i == 0 || index == 0 || i == 1 && tr.echo {
-			w.counters = append(w.counters, "decided")
+// testFragmentOrders: fragments of one packet, the first of which may come before all others or not.
+func testFragmentOrders(t *testing.T, w passage) {
+	for _, tr := range w.those(bulky()) {
+		for _, order := range [][]int{{0, 1, 2, 3}, {0, 3, 1, 2}} {
+			t.Run(fmt.Sprint(tr.name, " ", order), func(t *testing.T) { testInOrder(t, w, tr, order) })
 		}
-		n.check(t, this, w)
+		t.Run(tr.name+", later before the first", func(t *testing.T) { testEarly(t, w, tr) })
+	}
+}
+
+// cut are the fragments of a packet, and the ends that they have.
+func (w passage) cut(t *testing.T, tr transport, came, went uint16) (in []run, out []want) {
+	t.Helper()
+	whole := w.in(w.came.ip(64, w.comes(tr, came)...)...)
+	end := w.again(tr, w.went.ip(64-w.hops, w.leaves(tr, went)...))
+	var after [][]byte
+	if end.out != nil {
+		after = pieces(end.out, 1)
+	}
+	for i, frame := range pieces(whole.in, 1) {
+		whole.in = frame
+		in = append(in, whole)
+		if after != nil {
+			end.out = after[i]
+		}
+		out = append(out, end)
+	}
+	if len(in) != 4 {
+		t.Fatalf("%d fragments, want 4", len(in))
+	}
+	return in, out
+}
+
+// asFirst adds to an end what is counted where nothing is known of the flow.
+func (w passage) asFirst(end want) want {
+	end.counters = slices.Concat(w.decided, w.good.counters)
+	return end
+}
+
+func testInOrder(t *testing.T, w passage, tr transport, order []int) {
+	came, went := w.begin(t, tr, low)
+	r := w.in(w.came.ip(64, w.comes(tr, came)...)...)
+	end := w.again(tr, w.went.ip(64-w.hops, w.leaves(tr, went)...))
+	out := end.out
+	if out == nil {
+		out = r.in
+	}
+	var first []string
+	if w.asks == nil || !w.asks(tr) {
+		first = w.decided
+	}
+	w.fragments(t, r, r.in, out, end, first, order...)
+}
+
+// testEarly: one that overtakes the first has no ports. Where none are needed it is of a flow of its
+// own, or, of ICMP, of none: nothing tells an echo's request from its answer then.
+func testEarly(t *testing.T, w passage, tr transport) {
+	came, went := w.begin(t, tr, low)
+	in, out := w.cut(t, tr, came, went)
+	early, second := w.asFirst(out[3]), out[1]
+	if tr.echo {
+		second = w.asFirst(second)
+	}
+	if w.others.early != nil {
+		early, second = *w.others.early, w.or(w.others.earlyAgain, *w.others.early)
+	}
+	w.story(t,
+		step{"last", in[3], early},
+		step{"second", in[1], second},
+		step{"first", in[0], w.asFirst(out[0])},
+		step{"third", in[2], out[2]},
+	)
+}
+
+// testTinyFragments: a first fragment without all of the transport header hides what it is.
+func testTinyFragments(t *testing.T, w passage) {
+	w.forget(t)
+	whole := w.in(w.came.ip(64, w.comes(bulky()[1], inside)...)...)
+	header := 20
+	if w.v6() {
+		header = 40 + 8
+	}
+	tiny := map[string]run{}
+	for _, bytes := range []int{8, 16} {
+		r := whole
+		r.in = packet.Fragment(whole.in, header+bytes)[0]
+		tiny[fmt.Sprint(bytes, " bytes")] = r
+		r.in = append(slices.Clone(r.in), make([]byte, 60)...)
+		tiny[fmt.Sprint(bytes, " bytes, padded")] = r
+	}
+	if w.v6() { // RFC 7112
+		r := w.in(w.came.ip(64, append([]packet.Layer{packet.DestinationOptions(16)}, w.comes(bulky()[1], inside)...)...)...)
+		r.in = packet.Fragment(r.in, header+16)[0]
+		tiny["a chain that goes on in the next"] = r
+	}
+	for name, r := range tiny {
+		t.Run(name, func(t *testing.T) { w.check(t, r, *w.others.senseless) })
+	}
+	w.wantFlows(t)
+	if count := w.fragmentCount(t); count != 0 {
+		t.Errorf("%d entries in map fragments, want none", count)
 	}
 }
 
@@ -289,38 +345,6 @@ func testIdentificationAgain(t *testing.T, n *node, f family) {
 		step{"another protocol", with(other, 1), drops("decided", "fragment")},
 		step{"another container", with(b, 1), drops("decided", "fragment")},
 	)
-}
-
-// testTinyFragments: a first fragment without all of the transport header hides
-// what it is.
-func testTinyFragments(t *testing.T, n *node, f family) {
-	tr := bulky()[1]
-	tiny := func(frame []byte, header int) []byte { return packet.Fragment(frame, header+8)[0] }
-	header := 20
-	if f.v6() {
-		header = 48
-	}
-	out := sent(n.a, ip(f.a, f.world, 64, tr.there(inside)...)...)
-	between := sent(n.a, ip(f.a, f.b, 64, tr.there(inside)...)...)
-	in := n.arrived(ip(f.world, f.a, 64, tr.there(inside)...)...)
-	n.table(t,
-		step{"to world", run{program: fromContainer, device: n.a.IfIndex, in: tiny(out, header)}, drops("invalid")},
-		step{"to container", run{program: fromContainer, device: n.a.IfIndex, in: tiny(between, header)}, drops("invalid")},
-		step{"from world", run{program: fromUplink, device: n.uplink.IfIndex, in: tiny(in, header)}, untouched()},
-	)
-}
-
-// testAtomicFragment: a packet with a fragment header that is whole (RFC 6946).
-func testAtomicFragment(t *testing.T, n *node, f family) {
-	atomic := func(src, dst family, ttl uint8, port uint16) []packet.Layer {
-		return []packet.Layer{packet.IP(src.a, dst.world, packet.TTL(ttl)), packet.FragmentHeader(9, 0, false), packet.UDP(port, server), packet.Payload(20)}
-	}
-	masked := f
-	masked.a = f.host
-	n.table(t, step{"to world", n.fromA(atomic(f, f, 64, inside)...), forwarded(sent(n.a, atomic(masked, f, 63, inside)...), "decided")})
-	if usage := n.fragmentCount(t); usage != 0 {
-		t.Errorf("%d entries in map fragments, want none", usage)
-	}
 }
 
 func (n *node) fragmentCount(t *testing.T) int {

@@ -30,12 +30,25 @@ type transport struct {
 	echo bool
 	// keeps says that its ports cannot be changed.
 	keeps bool
+	// at is the same with another port of the server.
+	at func(server uint16) transport
 }
 
 func number(protocol uint8) func(family) uint8 { return func(family) uint8 { return protocol } }
 
 // transports are all that can be masqueraded.
-func transports() []transport {
+func transports() []transport { return served(transportsAt) }
+
+// served are transports at port server, that can be had at others.
+func served(at func(server uint16) []transport) []transport {
+	all := at(server)
+	for i := range all {
+		all[i].at = func(server uint16) transport { return at(server)[i] }
+	}
+	return all
+}
+
+func transportsAt(server uint16) []transport {
 	return []transport{
 		{
 			name: "TCP", protocol: number(unix.IPPROTO_TCP),

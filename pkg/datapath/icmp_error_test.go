@@ -3,7 +3,9 @@
 package datapath
 
 import (
+	"cmp"
 	"fmt"
+	"net/netip"
 	"testing"
 
 	"github.com/tendril-net/tendril/internal/packet"
@@ -47,8 +49,8 @@ func testICMPErrors(t *testing.T, n *node) {
 	eachFamily(t, func(t *testing.T, f family) {
 		for _, tr := range transports() {
 			t.Run(tr.name, func(t *testing.T) {
-				testErrors(t, n, f, tr, inside)
-				testErrors(t, n, f, tr, low)
+				testErrorsOfStack(t, n, f, tr, inside)
+				testErrorsOfStack(t, n, f, tr, low)
 			})
 		}
 		t.Run("not translated", func(t *testing.T) { testPlainErrors(t, n, f) })
@@ -60,32 +62,81 @@ func testICMPErrors(t *testing.T, n *node) {
 	})
 }
 
-// testErrors: every error about a translated flow, whose port inside may differ
-// from that outside.
-func testErrors(t *testing.T, n *node, f family, tr transport, from uint16) {
-	n.forget(t)
-	ports := ends{inside: from, outside: n.open(t, f, tr, from)}
-	n.check(t, n.fromWorld(ip(f.world, f.host, 58, tr.back(ports.outside)...)...),
-		deliveredAs(delivered(n.a, ip(f.world, f.a, 57, tr.back(ports.inside)...)...), "decided"))
-	flows, err := n.Flows(10)
+// testErrorKinds: errors about what goes back.
+func testErrorKinds(t *testing.T, w passage) {
+	for _, tr := range w.those(transports()) {
+		t.Run(tr.name, func(t *testing.T) { testErrors(t, w, tr, low) })
+	}
+	t.Run("unasked", func(t *testing.T) { testUnaskedErrors(t, w) })
+}
+
+// quote is what was sent to the end that a passage's packets come from, as an error of there has it. With
+// dialled 0 that was at port server.
+func (w passage) quote(ends pair, dialled uint16, tr transport, port uint16, options ...packet.QuoteOption) packet.Layer {
+	told := says(tr.at(cmp.Or(dialled, server)), port, !w.answers)
+	return packet.Quote(packet.New(append([]packet.Layer{packet.Eth(routerMAC(), routerMAC())}, ends.swapped().ip(9, told...)...)...), options...)
+}
+
+// quoted is such a quote before, quotedAfter after.
+func (w passage) quoted(tr transport, port uint16, options ...packet.QuoteOption) packet.Layer {
+	return w.quote(w.came, w.dialled.came, tr, port, options...)
+}
+
+func (w passage) quotedAfter(tr transport, port uint16, options ...packet.QuoteOption) packet.Layer {
+	return w.quote(w.went, w.dialled.went, tr, port, options...)
+}
+
+// testErrors: each error about a flow of the passage, by its end and by others who may speak of it.
+func testErrors(t *testing.T, w passage, tr transport, port uint16) {
+	came, went := w.begin(t, tr, port)
+	flows, err := w.Flows(10)
 	must(t, err)
-	for _, e := range icmpErrors() {
+	for _, e := range w.errorsOf(tr) {
 		for _, c := range cuts() {
 			if spoils(tr, c) {
 				continue
 			}
-			t.Run(fmt.Sprint(e.name, ", ", c.name, ", port ", from), func(t *testing.T) {
-				t.Run("from world", func(t *testing.T) { testErrorIn(t, n, f, tr, ports, e, c) })
-				t.Run("from container", func(t *testing.T) { testErrorOut(t, n, f, tr, ports, e, c) })
-				t.Run("from the stack", func(t *testing.T) { testErrorOfStack(t, n, f, tr, ports, e, c) })
-			})
+			for _, speaker := range append([]netip.Addr{w.came.src}, w.speakers...) {
+				t.Run(fmt.Sprint(e.name, ", ", c.name, ", of ", speaker, ", port ", port), func(t *testing.T) {
+					before, after := pair{speaker, w.came.dst}, pair{speaker, w.went.dst}
+					if speaker == w.came.src {
+						after = w.went
+					}
+					in := w.in(before.ip(64, e.layer, w.quoted(tr, came, c.options...))...)
+					w.check(t, in, w.first(after.ip(64-w.hops, e.layer, w.quotedAfter(tr, went, c.options...))))
+				})
+			}
 		}
 	}
-	n.wantFlows(t, flows...) // errors are no flows
+	w.wantFlows(t, flows...) // errors are no flows
 }
 
-// ends are the two source ports of a translated flow.
-type ends struct{ inside, outside uint16 }
+// errorsOf are the errors to try about a transport: under a policy each about one.
+func (w passage) errorsOf(tr transport) []icmpError {
+	if w.policy != nil && tr.name != "UDP" {
+		return icmpErrors()[2:3]
+	}
+	return icmpErrors()
+}
+
+// testUnaskedErrors: who has sent nothing is told nothing.
+func testUnaskedErrors(t *testing.T, w passage) {
+	tr := transports()[1]
+	came, _ := w.begin(t, tr, low)
+	strange := func(name string, quote packet.Layer) {
+		t.Run(name, func(t *testing.T) {
+			in, end := w.frames(64, []packet.Layer{packet.TTLExceeded(), quote}, []packet.Layer{packet.TTLExceeded(), quote})
+			w.check(t, in, w.or(w.others.unasked, end))
+		})
+	}
+	strange("another port", w.quoted(tr, came+1))
+	strange("another protocol", w.quoted(transports()[4], came))
+	strange("of others", w.quote(pair{w.came.src, w.neighbour}, w.dialled.came, tr, came))
+	strange("7 bytes of transport", w.quoted(tr, came, packet.L4Bytes(7)))
+	strange("no transport", w.quoted(tr, came, packet.L4Bytes(0)))
+	whole := packet.New(append([]packet.Layer{packet.Eth(routerMAC(), routerMAC())}, w.came.swapped().ip(9, says(bulky()[0], came, !w.answers)...)...)...)
+	strange("later fragment", packet.Quote(packet.Fragment(whole, 400)[1]))
+}
 
 // spoils says that without its checksum the quote is one that no host sends: only that of
 // UDP may be absent.
@@ -93,35 +144,23 @@ func spoils(tr transport, c cut) bool {
 	return len(c.options) > 0 && c.options[len(c.options)-1] == packet.QuoteOption(packet.NoChecksum) && tr.name != "UDP"
 }
 
-// testErrorIn: a router speaks of a packet that a sent.
-func testErrorIn(t *testing.T, n *node, f family, tr transport, ports ends, e icmpError, c cut) {
-	outside := n.left(ip(f.host, f.world, 3, tr.there(ports.outside)...)...)
-	within := n.left(ip(f.a, f.world, 3, tr.there(ports.inside)...)...)
-	in := n.fromWorld(ip(f.router, f.host, 58, e.layer, packet.Quote(outside, c.options...))...)
-	out := delivered(n.a, ip(f.router, f.a, 57, e.layer, packet.Quote(within, c.options...))...)
-	n.check(t, in, deliveredAs(out, "decided"))
-}
-
-// testErrorOut: a speaks of a packet that the world sent.
-func testErrorOut(t *testing.T, n *node, f family, tr transport, ports ends, e icmpError, c cut) {
-	outside := n.arrived(ip(f.world, f.host, 57, tr.back(ports.outside)...)...)
-	within := n.arrived(ip(f.world, f.a, 57, tr.back(ports.inside)...)...)
-	in := n.fromA(ip(f.a, f.world, 64, e.layer, packet.Quote(within, c.options...))...)
-	out := sent(n.a, ip(f.host, f.world, 63, e.layer, packet.Quote(outside, c.options...))...)
-	n.check(t, in, forwarded(out, "decided"))
-	// The same, when the stack forwards it.
-	in = n.toWorld(seenDecided, ip(f.a, f.world, 63, e.layer, packet.Quote(within, c.options...))...)
-	out = n.left(ip(f.host, f.world, 63, e.layer, packet.Quote(outside, c.options...))...)
-	n.check(t, in, leaves(out))
-}
-
-// testErrorOfStack: the host cannot forward to a what it got translated.
-func testErrorOfStack(t *testing.T, n *node, f family, tr transport, ports ends, e icmpError, c cut) {
-	outside := n.arrived(ip(f.world, f.host, 57, tr.back(ports.outside)...)...)
-	within := n.arrived(ip(f.world, f.a, 57, tr.back(ports.inside)...)...)
-	in := n.toWorld(seenNot, ip(f.host, f.world, 64, e.layer, packet.Quote(within, c.options...))...)
-	out := n.left(ip(f.host, f.world, 64, e.layer, packet.Quote(outside, c.options...))...)
-	n.check(t, in, leaves(out))
+// testErrorsOfStack: the host cannot forward to a what it got translated.
+func testErrorsOfStack(t *testing.T, n *node, f family, tr transport, from uint16) {
+	n.forget(t)
+	outside := n.open(t, f, tr, from)
+	for _, e := range icmpErrors() {
+		for _, c := range cuts() {
+			if spoils(tr, c) {
+				continue
+			}
+			t.Run(fmt.Sprint(e.name, ", ", c.name, ", port ", from), func(t *testing.T) {
+				outside := n.arrived(ip(f.world, f.host, 57, tr.back(outside)...)...)
+				within := n.arrived(ip(f.world, f.a, 57, tr.back(from)...)...)
+				in := n.toWorld(seenNot, ip(f.host, f.world, 64, e.layer, packet.Quote(within, c.options...))...)
+				n.check(t, in, leaves(n.left(ip(f.host, f.world, 64, e.layer, packet.Quote(outside, c.options...))...)))
+			})
+		}
+	}
 }
 
 // testPlainErrors: where nothing was translated, nothing is.

@@ -3,58 +3,149 @@
 package datapath
 
 import (
+	"bytes"
 	"encoding/binary"
+	"net"
 	"net/netip"
+	"slices"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
 )
 
-// TestNonLinear has programs meet packets of which they can read nothing but the Ethernet header, unless
-// they ask: they do with them what they do with others, to the byte.
+// nonLinear are packets of which programs can read nothing but the Ethernet header, unless they ask, when
+// they come by a ring.
+func nonLinear() map[string]func(src, dst uint16) []packet.Layer {
+	return map[string]func(src, dst uint16) []packet.Layer{
+		"UDP": func(src, dst uint16) []packet.Layer {
+			return []packet.Layer{packet.UDP(src, dst), packet.Payload(700)}
+		},
+		"TCP": func(src, dst uint16) []packet.Layer { return tcp(src, dst, packet.SYN, packet.MSS(1460)) },
+		"ICMP": func(src, _ uint16) []packet.Layer {
+			return []packet.Layer{packet.Echo(src, 1), packet.Payload(700)}
+		},
+	}
+}
+
+// sendNonLinear has somebody in a namespace send a frame by a ring.
+func sendNonLinear(t *testing.T, ns *nstest.NS, device string, frame []byte) {
+	t.Helper()
+	sendByRing(t, ns, device, binary.BigEndian.Uint16(frame[12:]), nil, frame)
+}
+
+// wantHeard waits for a frame, among those that the stacks answer, and for none that is not to come before it.
+func (l rawListener) wantHeard(t *testing.T, way string, want []byte, f family, unwanted ...[]byte) {
+	t.Helper()
+	l.hearLike(t, way, want[:6], f, func([]byte) []byte { return want }, unwanted...)
+}
+
+// hearLike is wantHeard for a frame of which the one that is heard has to tell something.
+func (l rawListener) hearLike(t *testing.T, way string, of net.HardwareAddr, f family, want func(got []byte) []byte, unwanted ...[]byte) []byte {
+	t.Helper()
+	for {
+		got := l.hear(t, of, f)
+		diff := packet.Diff(want(got), got)
+		if diff == "" {
+			return got
+		}
+		if slices.ContainsFunc(unwanted, func(frame []byte) bool { return bytes.Equal(frame, got) }) {
+			t.Errorf("%s came: %s", way, packet.Summary(got))
+		}
+		t.Logf("%s, heard before:\n%s", way, diff)
+	}
+}
+
+// TestNonLinear has programs meet packets that are not linear: they do with them what they do with
+// others, to the byte.
 func TestNonLinear(t *testing.T) {
 	nstest.Halve(t, 0)
 	s := newSite(t, "")
 	d := s.open(t)
 	t.Cleanup(func() { _ = d.Close() })
 	a, b := s.ends[0], s.ends[1]
-	router := s.device(t, s.world, "eth0").Attrs().HardwareAddr
-	inB, inWorld := listenRaw(t, s.b), listenRaw(t, s.world)
+	world := s.device(t, s.world, "eth0").Attrs().HardwareAddr
+	inA, inB, inWorld := listenRaw(t, s.a), listenRaw(t, s.b), listenRaw(t, s.world)
+	ofWorld := func(layers ...packet.Layer) []byte { return frame(world, s.uplink.MAC, layers...) }
 	bothFamilies(t, func(t *testing.T, f family) {
-		for name, layers := range map[string]func(port uint16) []packet.Layer{
-			"UDP": func(port uint16) []packet.Layer {
-				return []packet.Layer{packet.UDP(port, server), packet.Payload(700)}
-			},
-			"TCP": func(port uint16) []packet.Layer { return tcp(port, server, packet.SYN, packet.MSS(1460)) },
-			"ICMP": func(port uint16) []packet.Layer {
-				return []packet.Layer{packet.Echo(port, 1), packet.Payload(700)}
-			},
-		} {
+		for name, layers := range nonLinear() {
 			t.Run(name, func(t *testing.T) {
-				send := func(to netip.Addr) {
-					frame := sent(a, ip(f.a, to, 64, layers(inside)...)...)
-					protocol := uint16(unix.ETH_P_IP)
-					if f.v6() {
-						protocol = unix.ETH_P_IPV6
+				sendNonLinear(t, s.a, "eth0", sent(a, ip(f.a, f.b, 64, layers(inside, server)...)...))
+				inB.wantHeard(t, "to a container", delivered(b, ip(f.a, f.b, 63, layers(inside, server)...)...), f)
+				sendNonLinear(t, s.a, "eth0", sent(a, ip(f.a, f.router, 64, layers(inside, server)...)...))
+				outside := f.sourceOf(inWorld.hearLike(t, "to the world", world, f, func(got []byte) []byte {
+					return frame(s.uplink.MAC, world, ip(f.host, f.router, 63, layers(f.sourceOf(got, name), server)...)...)
+				}), name)
+				answer := func(port uint16) []packet.Layer { return layers(server, port) }
+				if name == "ICMP" {
+					answer = func(port uint16) []packet.Layer {
+						return []packet.Layer{packet.EchoReply(port, 1), packet.Payload(700)}
 					}
-					sendByRing(t, s.a, "eth0", protocol, nil, frame)
 				}
-				compare := func(way string, want, got []byte) {
-					if diff := packet.Diff(want, got); diff != "" {
-						t.Errorf("%s:\n%s", way, diff)
-					}
-				}
-				send(f.b)
-				compare("to a container", packet.New(append([]packet.Layer{packet.Eth(b.HostMAC, b.MAC)}, ip(f.a, f.b, 63, layers(inside)...)...)...), inB.hear(t, b.MAC, f))
-				send(f.router)
-				got := inWorld.hear(t, router, f)
-				compare("to the world", packet.New(append([]packet.Layer{packet.Eth(s.uplink.MAC, router)}, ip(f.host, f.router, 63, layers(f.sourceOf(got, name))...)...)...), got)
+				sendNonLinear(t, s.world, "eth0", ofWorld(ip(f.router, f.host, 64, answer(outside)...)...))
+				inA.wantHeard(t, "answer of the world", delivered(a, ip(f.router, f.a, 63, answer(inside)...)...), f)
+				sendNonLinear(t, s.world, "eth0", ofWorld(ip(f.router, f.b, 64, layers(low, server)...)...))
+				inB.wantHeard(t, "of the world", delivered(b, ip(f.router, f.b, 63, layers(low, server)...)...), f)
 			})
 		}
 	})
+	// Without an uplink it is the stack that forwards, which reads no more than it needs.
+	s.node.Do(t, func() { must(t, d.ReconcileUplinks(nil)) })
+	policy := Policy{
+		Active: true, Subjects: map[uint16]Subject{a.ID: {Identity: ofA}, b.ID: {Identity: ofB, Ingress: setOne}},
+		Identities: map[netip.Prefix]uint32{}, Entries: map[PolicyPair][]PolicyRange{},
+	}
+	must(t, d.ReconcilePolicy(policy.services(0)))
+	bothFamilies(t, func(t *testing.T, f family) {
+		for _, name := range []string{"UDP", "TCP"} {
+			t.Run(name+" by the stack", func(t *testing.T) {
+				layers := nonLinear()[name]
+				for _, port := range []uint16{server + 1, server} {
+					sendNonLinear(t, s.world, "eth0", ofWorld(ip(f.router, f.b, 64, layers(low, port)...)...))
+				}
+				arrives := func(port uint16) []byte { return delivered(b, ip(f.router, f.b, 63, layers(low, port)...)...) }
+				inB.wantHeard(t, "what policy lets in", arrives(server), f, arrives(server+1))
+			})
+		}
+	})
+}
+
+// testNonLinearChildren: the same by the programs of a parent, in both directions.
+func testNonLinearChildren(t *testing.T, w *wired) {
+	x, y := w.endpoints["x"], w.endpoints["y"]
+	neighbour, err := w.neighbour.Handle.LinkByName("p0")
+	must(t, err)
+	inX, inY, onWire := listenRaw(t, w.containers["x"]), listenRaw(t, w.containers["y"]), listenAt(t, w.neighbour, "p0")
+	stranger := neighbour.Attrs().HardwareAddr
+	policy := Policy{
+		Active:     true,
+		Subjects:   map[uint16]Subject{x.ID: {Identity: ofX, Ingress: setOne}, y.ID: {Identity: ofX + 1, Ingress: setOne}, w.endpoints["z"].ID: {Identity: ofX + 2}},
+		Identities: map[netip.Prefix]uint32{}, Entries: map[PolicyPair][]PolicyRange{},
+	}
+	must(t, w.ReconcilePolicy(policy.services(0)))
+	defer func() { must(t, w.ReconcilePolicy(Policy{})) }()
+	for i, f := range []family{v4(), v6()} {
+		ofX, ofY, outside := wiredAddresses(2)[i], wiredAddresses(3)[i], wiredAddresses(9)[i]
+		for _, name := range []string{"UDP", "TCP"} {
+			t.Run(f.name+" "+name, func(t *testing.T) {
+				layers := nonLinear()[name]
+				toY := func(port uint16) []byte { return frame(x.MAC, y.MAC, ip(ofX, ofY, 64, layers(low, port)...)...) }
+				toX := func(port uint16) []byte {
+					return frame(stranger, x.MAC, ip(outside, ofX, 64, layers(low, port)...)...)
+				}
+				toWire := frame(x.MAC, stranger, ip(ofX, outside, 64, layers(low, server)...)...)
+				sendNonLinear(t, w.containers["x"], "eth0", toY(server+1))
+				sendNonLinear(t, w.containers["x"], "eth0", toY(server))
+				inY.wantHeard(t, "to a sibling", toY(server), f, toY(server+1))
+				sendNonLinear(t, w.containers["x"], "eth0", toWire)
+				onWire.wantHeard(t, "to the wire", toWire, f)
+				for _, port := range []uint16{server + 1, server} {
+					sendNonLinear(t, w.neighbour, "p0", toX(port))
+				}
+				inX.wantHeard(t, "of the wire", toX(server), f, toX(server+1))
+			})
+		}
+	}
 }
 
 // sourceOf is the source port, or the identifier of an echo, of a frame that was masqueraded.

@@ -63,12 +63,18 @@ func sendByRing(t *testing.T, ns *nstest.NS, device string, protocol uint16, hea
 	}
 }
 
-// rawListener hears all frames of eth0 in a namespace.
+// rawListener hears all frames of a device.
 type rawListener int
 
+// listenRaw hears those of eth0 in a namespace.
 func listenRaw(t *testing.T, ns *nstest.NS) rawListener {
 	t.Helper()
-	fd, ifindex := packetSocket(t, ns, "eth0")
+	return listenAt(t, ns, "eth0")
+}
+
+func listenAt(t *testing.T, ns *nstest.NS, device string) rawListener {
+	t.Helper()
+	fd, ifindex := packetSocket(t, ns, device)
 	timeout := unix.NsecToTimeval(patience.Nanoseconds())
 	must(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout))
 	must(t, unix.Bind(fd, linkAddress(ifindex, unix.ETH_P_ALL)))

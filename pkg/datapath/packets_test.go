@@ -28,6 +28,7 @@ func TestPackets(t *testing.T) {
 		{"translations", testTranslations},
 		{"spoofing", testSpoofing},
 		{"parsing", testParsing},
+		{"passages", testNodePassages},
 	} {
 		t.Run(table.name, func(t *testing.T) { table.test(t, n) })
 	}

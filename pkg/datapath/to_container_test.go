@@ -21,6 +21,7 @@ func testToContainer(t *testing.T, n *node) {
 		}
 		t.Run("local service", func(t *testing.T) { n.forget(t); testLocalService(t, n, f) })
 		t.Run("nothing to remember", func(t *testing.T) { testNothingToRemember(t, n, f) })
+		t.Run("forwarded groups", func(t *testing.T) { testForwardedGroups(t, n, f) })
 	})
 }
 
@@ -112,4 +113,26 @@ func testNothingToRemember(t *testing.T, n *node, f family) {
 			n.wantFlows(t)
 		})
 	}
+}
+
+// testForwardedGroups: who may not speak to all, or be spoken to, has no part in what the stack forwards
+// to groups.
+func testForwardedGroups(t *testing.T, n *node, f family) {
+	message := ip(f.b, f.multicast, 8, udp(low, server)...)
+	ofB, ofWorld := n.toA(n.b.IfIndex, message...), n.toA(n.uplink.IfIndex, ip(f.world, f.multicast, 8, udp(low, server)...)...)
+	membership := n.toA(n.uplink.IfIndex, igmp(v4().world, v4().multicast)...)
+	n.table(t, step{"no policy", ofB, passed(seenNot)})
+	n.enforce(t, n.policy().restrict(n.b, egress).allow(setOne, 0))
+	n.table(t,
+		step{"sender that may not", ofB, denied("policy_egress")},
+		step{"another", ofWorld, passed(seenNot)},
+		step{"at the sender's port", n.from(n.b, message...), passed(seenNot, "decided")},
+	)
+	n.enforce(t, n.policy().restrict(n.a, ingress).allow(setOne, 0))
+	n.table(t,
+		step{"receiver that may not", ofB, denied("policy_ingress")},
+		step{"of the world", ofWorld, denied("policy_ingress")},
+		step{"group membership", membership, passed(seenNot)},
+		step{"of the host", n.toA(0, ip(f.host, f.multicast, 8, udp(low, server)...)...), want{verdict: passOn, counters: []string{"host"}}},
+	)
 }

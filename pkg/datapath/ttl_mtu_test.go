@@ -3,57 +3,19 @@
 package datapath
 
 import (
+	"fmt"
+	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/packet"
 )
 
 func testTTL(t *testing.T, n *node) {
 	eachFamily(t, func(t *testing.T, f family) {
-		for _, tr := range transports() {
-			t.Run(tr.name, func(t *testing.T) { testShortLives(t, n, f, tr) })
-		}
 		t.Run("errors", func(t *testing.T) { testErrorTTL(t, n, f) })
 	})
-}
-
-// testShortLives: who would send the packet on with nothing left tells its sender.
-func testShortLives(t *testing.T, n *node, f family, tr transport) {
-	for _, ttl := range []uint8{0, 1} {
-		world := n.fromA(ip(f.a, f.world, ttl, tr.there(inside)...)...)
-		between := n.fromA(ip(f.a, f.b, ttl, tr.there(inside)...)...)
-		n.table(t,
-			step{"to world", world, passed(seenDecided, "decided")},
-			step{"to container", between, passed(seenDecided, "decided")},
-			step{"to host", n.fromA(ip(f.a, f.host, ttl, tr.there(inside)...)...), passed(seenDecided, "decided")},
-			step{"to container from world", n.fromWorld(ip(f.world, f.b, ttl, tr.there(low)...)...), passed(seenDecided, "decided")},
-		)
-		n.forget(t)
-		n.open(t, f, tr, inside)
-		n.check(t, world, passed(seenDecided))
-		n.check(t, n.fromWorld(ip(f.world, f.host, ttl, tr.back(inside)...)...), drops("decided", "ttl"))
-		n.forget(t)
-		n.story(t,
-			step{
-				"known flow", n.fromA(ip(f.a, f.b, 2, tr.there(inside)...)...),
-				deliveredAs(delivered(n.b, ip(f.a, f.b, 1, tr.there(inside)...)...), "decided"),
-			},
-			step{"at its end in a known flow", between, passed(seenDecided)},
-		)
-	}
-	n.forget(t)
-	n.open(t, f, tr, inside)
-	n.story(t,
-		step{
-			"known answer", n.fromWorld(ip(f.world, f.host, 255, tr.back(inside)...)...),
-			deliveredAs(delivered(n.a, ip(f.world, f.a, 254, tr.back(inside)...)...), "decided"),
-		},
-		step{"answer at its end", n.fromWorld(ip(f.world, f.host, 1, tr.back(inside)...)...), drops("ttl")},
-		step{
-			"answer with two left", n.fromWorld(ip(f.world, f.host, 2, tr.back(inside)...)...),
-			deliveredAs(delivered(n.a, ip(f.world, f.a, 1, tr.back(inside)...)...)),
-		},
-	)
 }
 
 func testErrorTTL(t *testing.T, n *node, f family) {
@@ -179,4 +141,81 @@ func testLocalMTU(t *testing.T, n *node, f family) {
 		step{"too big", to(1401), tooBig(nil)},
 		step{"from world too big", n.fromWorld(ip(f.world, f.c, 60, f.sized(1401, low, server)...)...), tooBig(nil, "decided")},
 	)
+}
+
+// testLastHops: a TTL of 1, and of 0, which nobody sends, in a new flow and in one that is known.
+func testLastHops(t *testing.T, w passage) {
+	for _, tr := range w.those(transports()[:4]) {
+		for _, ttl := range []uint8{0, 1} {
+			t.Run(fmt.Sprint(tr.name, ", ", ttl), func(t *testing.T) {
+				came, went := w.begin(t, tr, low)
+				last := w.in(w.came.ip(ttl, w.comes(tr, came)...)...)
+				stays := w.went.ip(ttl, w.leaves(tr, went)...) // where it is no matter
+				first := w.or(w.others.lastHop, w.first(stays))
+				w.check(t, last, first)
+				came, went = w.begin(t, tr, low)
+				good, end := w.frames(2, w.comes(tr, came), w.leaves(tr, went))
+				last.in, stays = w.in(w.came.ip(ttl, w.comes(tr, came)...)...).in, w.went.ip(ttl, w.leaves(tr, went)...)
+				known := w.or(w.others.lastHopKnown, w.again(tr, stays))
+				if w.asks != nil && w.asks(tr) {
+					known = w.or(w.others.lastHop, known)
+				}
+				w.story(t,
+					step{"with two left", good, end},
+					step{"in a known flow", last, known},
+				)
+			})
+		}
+	}
+}
+
+// large are transports with payloads of three segments.
+func large() []transport { return served(largeAt) }
+
+const segment = 1000
+
+func largeAt(server uint16) []transport {
+	return []transport{
+		{
+			name: "TCP", protocol: number(unix.IPPROTO_TCP),
+			there: func(port uint16) []packet.Layer {
+				return []packet.Layer{packet.TCP(port, server, packet.ACK), packet.Payload(3 * segment)}
+			},
+			back: func(port uint16) []packet.Layer {
+				return []packet.Layer{packet.TCP(server, port, packet.ACK), packet.Payload(3 * segment)}
+			},
+		},
+		{
+			name: "UDP", protocol: number(unix.IPPROTO_UDP),
+			there: func(port uint16) []packet.Layer {
+				return []packet.Layer{packet.UDP(port, server), packet.Payload(3 * segment)}
+			},
+			back: func(port uint16) []packet.Layer {
+				return []packet.Layer{packet.UDP(server, port), packet.Payload(3 * segment)}
+			},
+		},
+	}
+}
+
+// testSegments: packets that are to be cut into segments, which a later fragment cannot be.
+func testSegments(t *testing.T, w passage) {
+	gso := func(r run, size uint32) run {
+		r.gsoSize, r.gsoSegs = size, 3
+		return r
+	}
+	for _, tr := range w.those(large()) {
+		t.Run(tr.name, func(t *testing.T) {
+			small := slices.IndexFunc(transports(), func(small transport) bool { return small.name == tr.name })
+			came, went := w.begin(t, transports()[small], low)
+			good, end := w.frames(64, w.comes(tr, came), w.leaves(tr, went))
+			big := w.or(w.others.tooBig, w.again(tr, w.went.ip(64-w.hops, w.leaves(tr, went)...)))
+			if w.stays != nil {
+				big.out = w.stays(w.went.ip(64, w.leaves(tr, went)...)...)
+			}
+			w.story(t, step{"that fit", gso(good, segment), end}, step{"too big", gso(good, 1500), big})
+			w.forget(t)
+			good.in = packet.Fragment(good.in, 1400)[1]
+			w.check(t, gso(good, segment), *w.others.senseless)
+		})
+	}
 }

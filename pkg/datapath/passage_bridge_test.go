@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/tendril-net/tendril/internal/packet"
+)
+
+// ofPort are the ends of what a port of a bridge sends to another station that its program knows better than to
+// carry.
+func ofPort() ends {
+	e := ofContainer()
+	left := as(passed(seenOwn, "decided"))
+	e.lastHop, e.lastHopKnown = nil, nil // no hop on a link
+	e.inTag, e.toGroup, e.toAll = as(passed(seenOwn)), left, left
+	return e
+}
+
+// bridgePassages are those between the ports of a bridge, and to and from its other stations.
+func bridgePassages(n *node, f family) []passage {
+	toStation := func(e Endpoint, to Endpoint) func(...packet.Layer) run {
+		return func(layers ...packet.Layer) run { return n.onBridge(e, to.MAC, layers...) }
+	}
+	station := Endpoint{MAC: stationMAC()}
+	byStation := func(layers ...packet.Layer) run { return n.byBridge(n.b, layers...) }
+	straight := passage{
+		name: "port to port", node: n, family: f, came: pair{f.a, f.b}, went: pair{f.a, f.b},
+		in: toStation(n.a, n.b), back: toStation(n.b, n.a), good: across(), decided: []string{"decided"}, others: ofPort(),
+	}
+	straight.others.tooBig = as(want{verdict: passOn, counters: []string{"too_big"}, seen: seenOwn})
+	out := passage{
+		name: "port to station", node: n, family: f, came: pair{f.a, f.unknown}, went: pair{f.a, f.unknown},
+		in: toStation(n.a, station), back: func(layers ...packet.Layer) run { return n.byBridge(n.a, layers...) },
+		good: passed(seenOwn), decided: []string{"decided"}, others: ofPort(),
+	}
+	out.others.tooBig = nil
+	return []passage{straight, out, {
+		name: "station to port", node: n, family: f, came: pair{f.unknown, f.b}, went: pair{f.unknown, f.b},
+		in: byStation, back: toStation(n.b, station), good: passed(seenNot), others: ends{senseless: as(passed(seenNot))},
+	}}
+}
+
+// policedBridgePassages are those of which a policy has a say.
+func policedBridgePassages(n *node, f family) []passage {
+	all := bridgePassages(n, f)
+	straight, out, in := all[0], all[1], all[2]
+	answer, answerOut, answerIn := straight, out, in
+	answer.name, answer.answers = "answer of a port", true
+	answerOut.name, answerOut.answers = "answer to a station", true
+	answerIn.name, answerIn.answers = "answer of a station", true
+	restrict := func(e Endpoint, change func(*Subject)) func() Policy {
+		return func() Policy { return n.policy().restrict(e, change) }
+	}
+	allow := func(e Endpoint, identity uint32) func() Policy {
+		return func() Policy { return restrict(e, ingress)().services(identity) }
+	}
+	refused, lacking := drops("policy_ingress"), drops("fragment")
+	for _, w := range []*passage{&in, &answerIn} {
+		w.others = ends{senseless: as(drops("invalid")), inTag: &refused, toMartian: &refused, toGroup: &refused, toAll: &refused}
+	}
+	answerIn.others.ofMartian, answerIn.others.ofGroup, answerIn.others.ofNobody = &refused, &refused, &refused
+	unsent := as(drops("decided", "policy_egress"))
+	out.others.inTag, out.others.toGroup, out.others.toAll = as(drops("policy_egress")), unsent, unsent
+	unasked, outLacking := drops("decided", "policy_ingress"), drops("decided", "fragment")
+	return []passage{
+		straight.kept(restrict(n.b, ingress), refused, outLacking),
+		out.kept(restrict(n.a, egress), drops("policy_egress"), outLacking),
+		in.kept(restrict(n.b, ingress), refused, lacking),
+		straight.letIn(allow(n.b, ofA), unasked, outLacking),
+		answer.letIn(allow(n.b, ofC), unasked, outLacking),
+		answerIn.letIn(allow(n.b, ofC), refused, lacking),
+	}
+}
+
+func testBridgePassages(t *testing.T, n *node, f family) {
+	for _, w := range slices.Concat(bridgePassages(n, f), policedBridgePassages(n, f)) {
+		t.Run(w.name, func(t *testing.T) { testPassage(t, w) })
+	}
+}
