@@ -22,10 +22,10 @@
 SEC("tc")
 int pacer_out(struct __sk_buff *skb)
 {
-	__u32 bytes, packets = segments(skb);
 	struct limit_key key;
 	enum journey journey;
 	struct limit *limit;
+	struct wire wire;
 	__u64 at, price, departure = 0, *busy;
 	__s64 wait, horizon;
 	bool late = false;
@@ -35,8 +35,8 @@ int pacer_out(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	limit = bpf_map_lookup_elem(&bandwidth, &key);
 	if (limit) {
-		bytes = wire_bytes(skb);
-		price = price_of(limit, bytes);
+		wire = on_wire(skb);
+		price = price_of(limit, wire.bytes);
 		horizon = (__u64)limit->horizon * NSEC_PER_USEC;
 		busy = &limit->busy[bpf_get_hash_recalc(skb) % LIMIT_FLOWS];
 		at = bpf_ktime_get_ns();
@@ -46,22 +46,22 @@ int pacer_out(struct __sk_buff *skb)
 		if (wait <= 0) /* all has left, or was lost with its queue */
 			limit->waiting = 0;
 		if (wait > 0 &&
-		    ((__s64)(*busy - at) > 0 || !small_passes(limit, bytes, price, at))) {
+		    ((__s64)(*busy - at) > 0 || !small_passes(limit, wire.bytes, price, at))) {
 			late = wait > horizon || (__s64)limit->waiting >= (__s64)limit->room;
 			departure = limit->empty;
 		}
 		if (late) {
-			limit->dropped += packets;
+			limit->dropped += wire.packets;
 		} else {
 			if (departure) {
 				*busy = departure;
-				limit->held += packets;
+				limit->held += wire.packets;
 				/* pacer_in takes it back without the lock, and perhaps as segments.
 				 */
-				__sync_fetch_and_add(&limit->waiting, packets);
+				__sync_fetch_and_add(&limit->waiting, wire.packets);
 				skb->tc_index |= PACED_HELD;
 			}
-			account_limit(limit, price, packets, bytes);
+			account_limit(limit, price, &wire);
 		}
 		bpf_spin_unlock(&limit->lock);
 		if (late)

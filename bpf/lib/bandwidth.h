@@ -30,6 +30,7 @@
 #include "address.h"
 #include "count.h"
 #include "maps.h"
+#include "segments.h"
 
 #define BANDWIDTH_COST_SHIFT 20
 #define NSEC_PER_USEC 1000
@@ -47,8 +48,12 @@
 #define BANDWIDTH_SMALL 256
 #define BANDWIDTH_SMALL_CREDIT 10000000ULL
 
-/* Of a packet, for the price: no more than a container can make of one by GSO. */
+/*
+ * Bytes of a packet whose price has room in 63 bits. Only one of tiny segments has more: its price
+ * is right to BANDWIDTH_BYTES_SHIFT bits.
+ */
 #define BANDWIDTH_BYTES_MAX (1U << 20)
+#define BANDWIDTH_BYTES_SHIFT 12
 
 /*
  * EtherType of the frame. What a macvlan child sends by AF_PACKET says something else in
@@ -83,34 +88,6 @@ static __always_inline bool is_for_link(const struct __sk_buff *skb)
 	    bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(struct ipv6hdr), &type, sizeof(type)))
 		return false;
 	return type >= 133 && type <= 137; /* RFC 4861, section 4 */
-}
-
-/* Bytes of headers in front of each segment of a GSO packet. */
-static __always_inline __u32 segment_headers(const struct __sk_buff *skb)
-{
-	__u8 version, protocol = 0, offset = 0;
-	__u32 transport = ETH_HLEN + sizeof(struct ipv6hdr);
-
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &version, sizeof(version)))
-		return 0;
-	if (version >> 4 == 4) {
-		transport = ETH_HLEN + (version & 0xf) * 4;
-		bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct iphdr, protocol), &protocol,
-				   sizeof(protocol));
-	} else {
-		bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, nexthdr), &protocol,
-				   sizeof(protocol));
-	}
-	if (protocol != IPPROTO_TCP)
-		return transport + 8;
-	bpf_skb_load_bytes(skb, transport + 12, &offset, sizeof(offset));
-	return transport + (offset >> 4) * 4;
-}
-
-/* Bytes of the frames that the packet will be on a wire. */
-static __always_inline __u32 wire_bytes(const struct __sk_buff *skb)
-{
-	return skb->gso_segs > 1 ? skb->len + (skb->gso_segs - 1) * segment_headers(skb) : skb->len;
 }
 
 /* Whether the endpoint's limit does not count for whom it speaks with. */
@@ -187,8 +164,10 @@ static __always_inline int drop_beyond(const struct __sk_buff *skb, __u32 direct
 /* The price of bytes, as time. */
 static __always_inline __u64 price_of(const struct limit *limit, __u32 bytes)
 {
-	return (bytes < BANDWIDTH_BYTES_MAX ? bytes : BANDWIDTH_BYTES_MAX) * limit->cost >>
-	       BANDWIDTH_COST_SHIFT;
+	if (bytes <= BANDWIDTH_BYTES_MAX)
+		return bytes * limit->cost >> BANDWIDTH_COST_SHIFT;
+	return (bytes >> BANDWIDTH_BYTES_SHIFT) * limit->cost >>
+	       (BANDWIDTH_COST_SHIFT - BANDWIDTH_BYTES_SHIFT);
 }
 
 /* Whether a small packet may go although there is no credit, which pays for it. Under the lock. */
@@ -211,12 +190,11 @@ static __always_inline void bound_credit(struct limit *limit, __u64 at, __u64 cr
 		limit->empty = at - credit;
 }
 
-static __always_inline void account_limit(struct limit *limit, __u64 price, __u32 packets,
-					  __u32 bytes)
+static __always_inline void account_limit(struct limit *limit, __u64 price, const struct wire *wire)
 {
 	limit->empty += price;
-	limit->packets += packets;
-	limit->bytes += bytes;
+	limit->packets += wire->packets;
+	limit->bytes += wire->bytes;
 }
 
 /* Only a packet whose sender understands it is marked (RFC 3168). */
@@ -232,8 +210,8 @@ static __always_inline void mark_congestion(struct __sk_buff *skb, struct limit 
  */
 static __always_inline bool is_beyond(struct __sk_buff *skb, struct limit *limit)
 {
-	__u32 bytes = wire_bytes(skb), packets = segments(skb);
-	__u64 at, price = price_of(limit, bytes), credit = limit->burst;
+	struct wire wire = on_wire(skb);
+	__u64 at, price = price_of(limit, wire.bytes), credit = limit->burst;
 	__s64 overdrawn, most = limit->pacer ? (__u64)limit->horizon * NSEC_PER_USEC : 0;
 	bool beyond, mark;
 
@@ -245,13 +223,13 @@ static __always_inline bool is_beyond(struct __sk_buff *skb, struct limit *limit
 		credit = BANDWIDTH_RECOVERY;
 	bound_credit(limit, at, credit);
 	overdrawn = limit->empty - at;
-	beyond = overdrawn > most && !small_passes(limit, bytes, price, at);
+	beyond = overdrawn > most && !small_passes(limit, wire.bytes, price, at);
 	mark = !beyond && overdrawn > -(__s64)(limit->burst / 2);
 	if (beyond) {
 		limit->dropped_at = at;
-		limit->dropped += packets;
+		limit->dropped += wire.packets;
 	} else {
-		account_limit(limit, price, packets, bytes);
+		account_limit(limit, price, &wire);
 	}
 	bpf_spin_unlock(&limit->lock);
 	if (mark)
