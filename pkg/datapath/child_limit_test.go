@@ -134,4 +134,5 @@ func TestChildLimitForged(t *testing.T) {
 	if value.Dropped != uint64(len(protocols)) {
 		t.Errorf("%d of %d frames beyond the limit are dropped", value.Dropped, len(protocols))
 	}
+	t.Run("segments", func(t *testing.T) { testForgedSegments(t, w, x) })
 }

@@ -138,7 +138,9 @@ func TestLimits(t *testing.T) {
 					t.Errorf("before %+v, after %+v", before, got)
 				}
 			})
-			t.Run("segments", func(t *testing.T) { testLimitSegments(t, n, way.program, way.direction) })
+			t.Run("segments", func(t *testing.T) {
+				testSegments(t, n, way.direction, run{program: way.program, device: n.a.IfIndex}, untouched())
+			})
 			t.Run("credit", func(t *testing.T) { testLimitCredit(t, n, way.program, way.direction) })
 			t.Run("marks", func(t *testing.T) { testLimitMarks(t, n, way.program, way.direction) })
 		})
@@ -146,40 +148,6 @@ func TestLimits(t *testing.T) {
 	t.Run("delivered", func(t *testing.T) { testLimitDelivered(t, n) })
 	t.Run("changes", func(t *testing.T) { testLimitChanges(t, n) })
 	t.Run("unshaped", func(t *testing.T) { testUnshaped(t, n) })
-}
-
-// testLimitSegments: a GSO packet costs what its segments will, headers and all.
-func testLimitSegments(t *testing.T, n *node, program string, direction uint32) {
-	eachFamily(t, func(t *testing.T, f family) {
-		headers := 14 + 20
-		if f.v6() {
-			headers = 14 + 40
-		}
-		for name, test := range map[string]struct {
-			layer   packet.Layer
-			headers int
-		}{
-			"TCP": {packet.TCP(low, server), headers + 20},
-			"UDP": {packet.UDP(low, server), headers + 8},
-		} {
-			t.Run(name, func(t *testing.T) {
-				n.credit(t, direction, time.Minute)
-				before := n.bucket(t, direction, nil)
-				r := run{
-					program: program, device: n.a.IfIndex, in: sent(n.a, packet.IP(f.a, f.world), test.layer, packet.Payload(600)),
-					gsoSize: 200, gsoSegs: 3,
-				}
-				n.check(t, r, untouched())
-				after := n.bucket(t, direction, nil)
-				bytes := 600 + 3*test.headers
-				want := bound(before)
-				want.Empty, want.Packets, want.Bytes = before.Empty+priceOf(bytes), 3, uint64(bytes)
-				if diff := gocmp.Diff(want, after, cmpopts.IgnoreUnexported(maps.Limit{})); diff != "" {
-					t.Errorf("limit (-want +got):\n%s", diff)
-				}
-			})
-		}
-	})
 }
 
 // testLimitCredit: a silence gives the burst; after a loss there is credit for what a sender

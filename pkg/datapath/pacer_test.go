@@ -226,6 +226,11 @@ func TestPacerDeparture(t *testing.T) {
 			})
 		})
 	}
+	t.Run("segments", func(t *testing.T) {
+		a := uint32(n.a.IfIndex)
+		testSegments(t, n, maps.LimitEgress, run{program: pacerOut, device: n.other.Attrs().Index, mark: a, seen: pacedSent},
+			want{verdict: passOn, mark: a, seen: pacedSent})
+	})
 	t.Run("without a limit any more", func(t *testing.T) {
 		f := v4()
 		frame := sent(n.c, ip(f.c, f.world, 64, udp(low, server)...)...)
