@@ -197,9 +197,16 @@ static __always_inline void account_limit(struct limit *limit, __u64 price, cons
 	limit->bytes += wire->bytes;
 }
 
-/* Only a packet whose sender understands it is marked (RFC 3168). */
+/*
+ * Only a packet whose sender understands it is marked (RFC 3168). The helper believes
+ * skb->protocol, and would write into a tag that is in the frame, and into what follows it.
+ */
 static __always_inline void mark_congestion(struct __sk_buff *skb, struct limit *limit)
 {
+	__be16 protocol = frame_protocol(skb);
+
+	if (is_tag(protocol) || protocol != skb->protocol)
+		return;
 	if (bpf_skb_ecn_set_ce(skb) > 0)
 		__sync_fetch_and_add(&limit->marked, segments(skb));
 }
