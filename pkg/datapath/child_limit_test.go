@@ -134,5 +134,22 @@ func TestChildLimitForged(t *testing.T) {
 	if value.Dropped != uint64(len(protocols)) {
 		t.Errorf("%d of %d frames beyond the limit are dropped", value.Dropped, len(protocols))
 	}
-	t.Run("segments", func(t *testing.T) { testForgedSegments(t, w, x) })
+	shaped := x
+	shaped.Unshaped = nil
+	w.node.Do(t, func() { err = w.SetLimits(x, shaped) })
+	must(t, err)
+	t.Run("segments", func(t *testing.T) { testForgedSegments(t, w, shaped) })
+
+	// Read as IPv4, the first words of this understand marks, and its source address is the checksum.
+	marked := packet.New(packet.Eth(x.MAC, routerMAC()), packet.IP(x.Addresses[1], wiredAddresses(9)[1], packet.TOS(2), packet.FlowLabel(0x20000)), packet.UDP(low, server), packet.Payload(300))
+	for protocol, want := range map[uint16]uint64{unix.ETH_P_IPV6: 1, unix.ETH_P_IP: 0} {
+		value = slow.value(false, 0)
+		value.Empty = monotonic(t) - uint64(time.Second)
+		must(t, w.maps.Bandwidth.Put(key, value))
+		must(t, unix.Sendto(fd, marked, 0, linkAddress(ifindex, protocol)))
+		must(t, w.maps.Bandwidth.Lookup(key, &value))
+		if value.Packets != 1 || value.Marked != want {
+			t.Errorf("as protocol %#x %d of %d are marked, not %d of 1", protocol, value.Marked, value.Packets, want)
+		}
+	}
 }

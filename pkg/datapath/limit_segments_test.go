@@ -112,11 +112,6 @@ const (
 // testForgedSegments: a child pays for the segments of what its packet socket writes, which nobody but the
 // kernel's last device would count.
 func testForgedSegments(t *testing.T, w *wired, x Endpoint) {
-	shaped := x
-	shaped.Unshaped = nil
-	var err error
-	w.node.Do(t, func() { err = w.SetLimits(x, shaped) })
-	must(t, err)
 	options := packet.DestinationOptions(24)
 	for i, test := range []struct {
 		name    string

@@ -141,6 +141,11 @@ func TestLimits(t *testing.T) {
 			t.Run("segments", func(t *testing.T) {
 				testSegments(t, n, way.direction, run{program: way.program, device: n.a.IfIndex}, untouched())
 			})
+			t.Run("frames", func(t *testing.T) { testLimitFrames(t, n, way.program, way.direction, way.drop) })
+			t.Run("marked frames", func(t *testing.T) {
+				passes := untouched()
+				testMarkedFrames(t, n, way.direction, meets, &passes, func() { n.credit(t, way.direction, 10*time.Minute) })
+			})
 			t.Run("credit", func(t *testing.T) { testLimitCredit(t, n, way.program, way.direction) })
 			t.Run("marks", func(t *testing.T) { testLimitMarks(t, n, way.program, way.direction) })
 		})
@@ -345,7 +350,12 @@ func testUnshaped(t *testing.T, n *node) {
 		return run{program: limitIngress, device: n.a.IfIndex, in: delivered(n.a, ip(from, f.a, 64, udp(low, server)...)...)}
 	}
 	f4, f6 := v4(), v6()
+	beside, behind := sends(f4, f4.world), sends(f6, f6.world)
+	beside.vlan = 5
+	behind.in = sent(n.a, append([]packet.Layer{packet.VLAN(5)}, ip(f6.a, f6.world, 64, udp(low, server)...)...)...)
 	n.story(t,
+		step{"with a tag beside it", beside, untouched()},
+		step{"behind a tag", behind, drops("from_container bandwidth_egress")},
 		step{"to one of them", sends(f4, f4.world), untouched()},
 		step{"to another", sends(f4, f4.neighbour), drops("from_container bandwidth_egress")},
 		step{"of IPv6", sends(f6, f6.world), untouched()},

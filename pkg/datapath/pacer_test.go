@@ -226,6 +226,7 @@ func TestPacerDeparture(t *testing.T) {
 			})
 		})
 	}
+	t.Run("frames", func(t *testing.T) { testPacerFrames(t, n) })
 	t.Run("segments", func(t *testing.T) {
 		a := uint32(n.a.IfIndex)
 		testSegments(t, n, maps.LimitEgress, run{program: pacerOut, device: n.other.Attrs().Index, mark: a, seen: pacedSent},
