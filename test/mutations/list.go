@@ -299,6 +299,8 @@ func mutations() []mutation {
 		{"parent in a container speaks as its child", "master_egress.c", "	if (!child || !is_here(skb, child))\n", "	if (1)\n"},
 		{"parent in a container speaks by a tag", "master_egress.c", "	if (inner.tags)\n		return drop(skb, FROM_CONTAINER, DROP_VLAN);\n", ""},
 		{"tag of a process not looked behind", "lib/inside.h", "		if (!is_tag(inner.protocol))\n			break;\n", "		break;\n"},
+		{"second tag of a process not looked behind", "lib/inside.h", "i <= TAGS_MAX; i++", "i < TAGS_MAX; i++"},
+		{"tag beside a frame is none", "lib/inside.h", "{ .tags = !!skb->vlan_present };", "{};"},
 		{"parent in a container claims another's address", "master_egress.c", "return !is_here(skb, endpoint) ||", "return"},
 		{"child in a container that is gone speaks", "to_parent.c", "	if (!child && is_inside(skb->ifindex))\n", "	if (0)\n"},
 		{"child in a container that is gone is told", "from_parent.c", "	if (inside && !children_of(skb->ifindex, 0))\n", "	if (0)\n"},
