@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -100,15 +101,30 @@ func (d *delegate) run(ctx context.Context, command string) error {
 	return err
 }
 
+// maxPrinted bounds, in bytes, what a plugin prints on stdout, and the same for stderr. A result
+// has a few hundred, one with 5,000 routes half of this; the runtime keeps all of stderr in memory.
+const maxPrinted = 1 << 20
+
+// printedGrace is how long a process that the plugin has left behind may keep its stdout or stderr
+// open after it ended. What the plugin itself has printed is in the pipe by then.
+const printedGrace = 2 * time.Second
+
 func (d *delegate) output(ctx context.Context, command string) ([]byte, error) {
+	ctx, kill := context.WithCancelCause(ctx)
+	defer kill(nil)
 	var out bytes.Buffer
 	process := exec.CommandContext(ctx, d.binary)
 	process.Env = append(slices.Clone(d.environ), "CNI_COMMAND="+command)
 	process.Stdin = bytes.NewReader(d.config)
-	process.Stdout, process.Stderr = &out, d.stderr
+	process.Stdout = &bounded{name: "stdout", to: &out, kill: kill}
+	process.Stderr = &bounded{name: "stderr", to: d.stderr, kill: kill}
+	process.WaitDelay = printedGrace
 	err := process.Run()
+	var excess *excessError
 	switch {
-	case err == nil:
+	case errors.As(context.Cause(ctx), &excess):
+		return nil, faultf(types.ErrIOFailure, "ipam %s: %s: %v", d.name, command, excess)
+	case err == nil, errors.Is(err, exec.ErrWaitDelay):
 		return out.Bytes(), nil
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("ipam %s: %s: %w", d.name, command, ctx.Err())
@@ -121,4 +137,31 @@ func (d *delegate) output(ctx context.Context, command string) ([]byte, error) {
 		return nil, answer
 	}
 	return nil, faultf(types.ErrInternal, "ipam %s: %s: %v, and it said %q", d.name, command, err, clip(bytes.TrimSpace(out.Bytes())))
+}
+
+// bounded passes on what a plugin prints, and has it killed when that is more than maxPrinted.
+type bounded struct {
+	name    string
+	to      io.Writer
+	printed int
+	kill    context.CancelCauseFunc
+}
+
+// Write does not mind when nobody reads the diagnostics any more: the command goes on without.
+func (b *bounded) Write(text []byte) (int, error) {
+	if len(text) > maxPrinted-b.printed {
+		err := &excessError{stream: b.name}
+		b.kill(err)
+		return 0, err
+	}
+	b.printed += len(text)
+	_, _ = b.to.Write(text)
+	return len(text), nil
+}
+
+// excessError says that a plugin was killed for what it printed.
+type excessError struct{ stream string }
+
+func (e *excessError) Error() string {
+	return fmt.Sprintf("killed, because it printed more than %d bytes on %s", maxPrinted, e.stream)
 }

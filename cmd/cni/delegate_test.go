@@ -3,12 +3,101 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"github.com/tendril-net/tendril/pkg/api"
 )
+
+// An IPAM plugin may print a MiB on each of stdout and stderr, and not a byte more. Nothing of the run is left.
+func TestBoundOfDelegate(t *testing.T) {
+	type outcome struct {
+		Out, Diagnostics int
+		Err              string
+	}
+	const printed = 1 << 20
+	for _, tt := range []struct {
+		name        string
+		out, errors int
+		want        outcome
+	}{
+		{name: "both at the bound", out: printed, errors: printed, want: outcome{Out: printed, Diagnostics: printed}},
+		{name: "stdout", out: printed + 1, want: outcome{Err: "ipam theirs: ADD: killed, because it printed more than 1048576 bytes on stdout"}},
+		{name: "stderr", errors: printed + 1, want: outcome{Err: "ipam theirs: ADD: killed, because it printed more than 1048576 bytes on stderr"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+			script := fmt.Sprintf("#!/bin/sh\nhead -c %d /dev/zero\nhead -c %d /dev/zero >&2\n", tt.out, tt.errors)
+			binary := filepath.Join(t.TempDir(), "theirs")
+			if err := os.WriteFile(binary, []byte(script), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			var diagnostics bytes.Buffer
+			d := &delegate{name: "theirs", binary: binary, environ: os.Environ(), stderr: &diagnostics}
+			out, err := d.output(t.Context(), "ADD")
+			got := outcome{Out: len(out)}
+			if err != nil {
+				got.Err = err.Error()
+			} else {
+				got.Diagnostics = diagnostics.Len()
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if diagnostics.Len() > printed {
+				t.Errorf("%d bytes were passed on", diagnostics.Len())
+			}
+		})
+	}
+}
+
+// A runtime that has gone reads no diagnostics. A DEL without an agent has some, before it leaves its note.
+func TestDelOutlivesRuntime(t *testing.T) {
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "agent.sock")
+	config := filepath.Join(dir, "net.json")
+	text := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"pods","socket":%q,"ipam":{"type":"tendril"}}`, socket)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stdin, err := os.Open(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = stdin.Close() }()
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = write.Close() }()
+	if err := read.Close(); err != nil {
+		t.Fatal(err)
+	}
+	process := exec.CommandContext(t.Context(), "tendril-cni")
+	process.Env = append(os.Environ(), "CNI_COMMAND=DEL", "CNI_CONTAINERID=nobody", "CNI_IFNAME=eth0")
+	process.Stdin, process.Stderr = stdin, write
+	if out, err := process.Output(); err != nil {
+		t.Errorf("DEL: %v, and it said %q", err, out)
+	}
+	ended, err := api.EndedBeside(socket).Ended()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]api.Attachment{{ContainerID: "nobody", IfName: "eth0"}}, slices.Collect(maps.Keys(ended))); diff != "" {
+		t.Errorf("notes (-want +got):\n%s", diff)
+	}
+}
 
 // What an IPAM plugin prints is refused where it is no result, and an item of it that is null is named.
 func TestResultOfDelegate(t *testing.T) {

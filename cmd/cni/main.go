@@ -35,6 +35,8 @@ func main() {
 	// A runtime that gives up sends SIGTERM before SIGKILL, if anything: use
 	// the time to undo.
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	// When it has gone, and nobody reads stderr, the call is still to be brought to its end.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	env := environment{ctx: ctx, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, environ: os.Environ()}
 	if info, err := os.Stdin.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
 		env.stdin = bytes.NewReader(nil) // a person at a terminal, who has nothing to say
