@@ -38,30 +38,38 @@ func (e *Error) Is(target error) bool {
 // and an error that is ErrUnavailable when there is no agent. It is safe for
 // concurrent use.
 type Client struct {
-	http   *http.Client
-	socket string
+	transport *http.Transport
+	socket    string
+	// maxAnswer is the constant, but in tests.
+	maxAnswer int64
 }
+
+// What is read of an answer at most, in bytes. The longest, 100,000 flows or 65,535 endpoints, have
+// less than 100 MB.
+const (
+	maxAnswer = 256 << 20
+	maxHeader = 64 << 10
+)
 
 // NewClient returns a client of the agent that listens on socket, a path. It
 // connects with the first call. Close it after use.
 func NewClient(socket string) *Client {
 	dialer := &net.Dialer{}
 	return &Client{
-		socket: socket,
-		http: &http.Client{
-			Timeout: callTimeout,
-			Transport: &http.Transport{
-				DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-					return dialer.DialContext(ctx, "unix", socket)
-				},
-				DisableCompression: true,
+		socket:    socket,
+		maxAnswer: maxAnswer,
+		transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return dialer.DialContext(ctx, "unix", socket)
 			},
+			DisableCompression:     true,
+			MaxResponseHeaderBytes: maxHeader,
 		},
 	}
 }
 
 // Close drops idle connections.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 // Prepare asks for an endpoint: leases, names and numbers.
 func (c *Client) Prepare(ctx context.Context, req PrepareRequest) (Endpoint, error) {
@@ -198,9 +206,9 @@ type none struct{}
 // yamlText is a body that is sent as it is.
 type yamlText []byte
 
-// call sends one request; body is nil, a yamlText, or what is sent as JSON.
-func call[T any](ctx context.Context, c *Client, method, path string, body any) (T, error) {
-	var answer T
+// call sends one request; body is nil, a yamlText, or what is sent as JSON. With an error there is
+// no answer, not even a part of one.
+func call[T any](ctx context.Context, c *Client, method, path string, body any) (answer T, err error) {
 	var sent io.Reader
 	kind := "application/json"
 	if text, asItIs := body.(yamlText); asItIs {
@@ -212,29 +220,41 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 		}
 		sent = bytes.NewReader(text)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://tendril"+path, sent)
+	bounded, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(bounded, method, "http://tendril"+path, sent)
 	if err != nil {
 		return answer, fmt.Errorf("build request %s %s: %w", method, path, err)
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", kind)
 	}
-	resp, err := c.http.Do(req)
+	// Not by an http.Client, which would go where a redirect leads: an agent sends nobody elsewhere.
+	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
 		return answer, c.transportError(ctx, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode >= http.StatusBadRequest {
+	if resp.StatusCode < http.StatusOK || resp.StatusCode >= http.StatusMultipleChoices {
 		return answer, decodeError(resp)
 	}
-	if _, empty := any(answer).(none); empty || resp.StatusCode == http.StatusNoContent {
-		_, _ = io.Copy(io.Discard, resp.Body) // so that the connection is used again
+	limited := io.LimitReader(resp.Body, c.maxAnswer+1)
+	if _, empty := any(answer).(none); empty {
+		_, _ = io.Copy(io.Discard, limited) // so that the connection is used again
 		return answer, nil
 	}
-	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-		return answer, fmt.Errorf("decode answer to %s %s: %w", method, path, c.transportError(ctx, err))
+	text, err := io.ReadAll(limited)
+	switch {
+	case err != nil:
+		return answer, fmt.Errorf("read answer to %s %s: %w", method, path, c.transportError(ctx, err))
+	case int64(len(text)) > c.maxAnswer:
+		return answer, fmt.Errorf("read answer to %s %s: it is longer than %d bytes", method, path, c.maxAnswer)
 	}
-	return answer, nil
+	var decoded T
+	if err := json.Unmarshal(text, &decoded); err != nil {
+		return answer, fmt.Errorf("decode answer to %s %s: %w", method, path, err)
+	}
+	return decoded, nil
 }
 
 // transportError tells an agent that is not there from one that is slow: only
@@ -242,20 +262,12 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 // as DEL does, because an agent looks around when it starts; a slow one will
 // not.
 func (c *Client) transportError(ctx context.Context, err error) error {
-	var syntax *json.SyntaxError
-	var kind *json.UnmarshalTypeError
 	var timeout net.Error
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("call agent at %s: %w", c.socket, ctx.Err())
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return fmt.Errorf("call agent at %s: no answer within %v", c.socket, callTimeout)
-	case errors.As(err, &syntax), errors.As(err, &kind):
-		return err
-	}
-	var outer *url.Error
-	if errors.As(err, &outer) {
-		err = outer.Err // without `Post "http://tendril/v1/..."`
 	}
 	return fmt.Errorf("call agent at %s: %w: %w", c.socket, ErrUnavailable, err)
 }
@@ -269,7 +281,7 @@ func decodeError(resp *http.Response) error {
 	if err == nil {
 		err = json.Unmarshal(text, answer)
 	}
-	if err == nil && answer.Code != "" {
+	if err == nil && answer.Code != "" && answer.Message != "" {
 		return answer
 	}
 	// Whoever answered is not an agent of ours, or its handler broke.
@@ -277,5 +289,6 @@ func decodeError(resp *http.Response) error {
 	if resp.StatusCode == http.StatusServiceUnavailable {
 		code = CodeUnavailable
 	}
-	return &Error{Code: code, Message: fmt.Sprintf("agent answered %s: %q", resp.Status, bytes.TrimSpace(text))}
+	status := strings.TrimSpace(strconv.Itoa(resp.StatusCode) + " " + http.StatusText(resp.StatusCode))
+	return &Error{Code: code, Message: fmt.Sprintf("agent answered %s: %q", status, bytes.TrimSpace(text))}
 }

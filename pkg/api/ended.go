@@ -30,11 +30,14 @@ func EndedBeside(socket string) Ended {
 }
 
 // Note notes that an attachment has ended. Where no agent has ever been, there is nobody to
-// tell, which is no error.
+// tell, which is no error. What could not be read again is not noted.
 func (e Ended) Note(a Attachment) error {
 	text, err := json.Marshal(a)
 	if err != nil {
 		return fmt.Errorf("note the end of an attachment: %w", err)
+	}
+	if again, ok := decodeEnded(HostIfName(a), text); !ok || again != a {
+		return fmt.Errorf("note the end of an attachment: no endpoint is named %.64q, interface %.64q", a.ContainerID, a.IfName)
 	}
 	if err := os.Mkdir(e.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -61,33 +64,42 @@ func (e Ended) Ended() (map[Attachment]time.Time, error) {
 	}
 	ended := make(map[Attachment]time.Time)
 	for _, entry := range entries {
-		a, at, err := read(filepath.Join(e.dir, entry.Name()))
+		if !entry.Type().IsRegular() {
+			continue
+		}
+		text, at, err := read(filepath.Join(e.dir, entry.Name()))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("read what ended without the agent: %w", err)
 		}
-		if err == nil && HostIfName(a) == entry.Name() {
+		if a, ok := decodeEnded(entry.Name(), text); err == nil && ok {
 			ended[a] = at
 		}
 	}
 	return ended, nil
 }
 
-func read(path string) (a Attachment, at time.Time, err error) {
+// read returns at most one byte more than a note can have.
+func read(path string) (text []byte, at time.Time, err error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return a, at, err
+		return nil, at, err
 	}
 	defer func() { _ = file.Close() }()
 	info, err := file.Stat()
 	if err != nil {
-		return a, at, err
+		return nil, at, err
 	}
-	text, err := io.ReadAll(io.LimitReader(file, maxEnded))
-	if err != nil {
-		return a, at, err
+	text, err = io.ReadAll(io.LimitReader(file, maxEnded+1))
+	return text, info.ModTime(), err
+}
+
+// decodeEnded reads a note in a file of that name. A note is all of the file, and about whom the name
+// is of.
+func decodeEnded(name string, text []byte) (a Attachment, ok bool) {
+	if len(text) > maxEnded || json.Unmarshal(text, &a) != nil || HostIfName(a) != name {
+		return Attachment{}, false
 	}
-	_ = json.Unmarshal(text, &a) // of what is none, the name tells
-	return a, info.ModTime(), nil
+	return a, true
 }
 
 // Forget forgets those that have not ended again since.
