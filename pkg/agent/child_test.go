@@ -565,6 +565,7 @@ func TestHostChild(t *testing.T) {
 	t.Cleanup(func() { must(t, db.Close()) })
 	known := api.Endpoint{
 		Attachment: api.Attachment{ContainerID: "c", IfName: "mv0"}, ID: 1, Driver: "macvlan", Parent: "lan0", NetNS: container.Path,
+		State: api.Ready, MAC: "02:00:00:00:00:01", HostMAC: "02:00:00:00:00:02",
 	}
 	gone := known
 	gone.Attachment.ContainerID, gone.ID, gone.NetNS = "d", 2, "/run/netns/nobody"

@@ -225,6 +225,23 @@ func (s *Settings) write(path, value string) error {
 	return nil
 }
 
+// decodeSetting reads what record wrote. Half of it is nothing to put back.
+func decodeSetting(path string, value []byte) (*setting, error) {
+	var text struct {
+		Previous, Written *string
+	}
+	err := json.Unmarshal(value, &text)
+	switch {
+	case err != nil:
+		return nil, err
+	case text.Previous == nil || text.Written == nil:
+		return nil, errors.New("previous or written is missing")
+	case !filepath.IsLocal(path):
+		return nil, errors.New("no setting is there")
+	}
+	return &setting{Previous: *text.Previous, Written: *text.Written}, nil
+}
+
 // recorded returns what is written down of a setting, nil when nothing is.
 func (s *Settings) recorded(path string) (old *setting, err error) {
 	err = s.DB.View(func(tx *bbolt.Tx) error {
@@ -232,8 +249,8 @@ func (s *Settings) recorded(path string) (old *setting, err error) {
 		if value == nil {
 			return nil
 		}
-		old = &setting{}
-		return json.Unmarshal(value, old)
+		old, err = decodeSetting(path, value)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read record of setting %s: %w", path, err)

@@ -50,7 +50,8 @@ func TestReservePorts(t *testing.T) {
 
 	// 4. The next agent begins with what the state file says of endpoints.
 	next := &Settings{DB: s.DB, Root: s.Root, Logger: s.Logger}
-	r := &record{Endpoint: api.Endpoint{Attachment: request("c1").Attachment, ID: 1, Ports: []api.PortMapping{mapped("", 33002, 80, "tcp")}}}
+	r := stored("c1", 1)
+	r.Ports = []api.PortMapping{mapped("", 33002, 80, "tcp")}
 	must(t, s.DB.Update(func(tx *bbolt.Tx) error { return putRecord(tx, r) }))
 	must(t, next.Apply(nil, 40960, 65535))
 	next.mustReserve(t, "80,90,33000,33002,40960-65535")

@@ -122,6 +122,54 @@ func (r *record) leased() bool { return len(r.Origin.Ranges) > 0 }
 
 func recordKey(a api.Attachment) []byte { return []byte(a.ContainerID + "/" + a.IfName) }
 
+// decodeRecord reads what putRecord wrote. The error names the endpoint.
+func decodeRecord(key, value []byte) (*record, error) {
+	r := &record{}
+	if err := json.Unmarshal(value, r); err != nil {
+		return nil, fmt.Errorf("read endpoint %q: %w", key, err)
+	}
+	if fault := r.fault(key); fault != "" {
+		return nil, fmt.Errorf("read endpoint %q: %s", key, fault)
+	}
+	return r, nil
+}
+
+// fault says why no agent can have written a record, of the parts that are taken at their
+// word: a device by this name is removed. It is empty for one that an agent can have written.
+func (r *record) fault(key []byte) string {
+	if string(recordKey(r.Attachment)) != string(key) || r.ID == 0 {
+		return "the record is another's"
+	}
+	if r.State != api.Pending && r.State != api.Ready {
+		return fmt.Sprintf("state %.64q is none", r.State)
+	}
+	name := api.HostIfName(r.Attachment)
+	switch r.Driver {
+	case api.DriverRouted, api.DriverBridge:
+	case api.DriverMacvlan:
+		name = "" // nothing on the host
+	default:
+		return fmt.Sprintf("driver %.64q is none", r.Driver)
+	}
+	if r.HostIfName != name {
+		return fmt.Sprintf("device %.64q is not its", r.HostIfName)
+	}
+	if (r.Driver == api.DriverBridge) != (r.Bridge != "") {
+		return fmt.Sprintf("bridge %.64q with driver %s", r.Bridge, r.Driver)
+	}
+	for _, text := range []string{r.MAC, r.HostMAC} {
+		if len(parsedMAC(text)) != 6 {
+			return fmt.Sprintf("%.64q is no ethernet address", text)
+		}
+	}
+	for i, a := range r.Addresses {
+		if !a.Address.IsValid() {
+			return fmt.Sprintf("addresses[%d] is none", i)
+		}
+	}
+	return ""
+}
+
 func putRecord(tx *bbolt.Tx, r *record) error {
 	value, err := json.Marshal(r)
 	if err != nil {
@@ -166,15 +214,17 @@ func Empty(db *bbolt.DB) (bool, error) {
 
 // loadState reads all endpoints and the ids that wait to be purged.
 func loadState(db *bbolt.DB) (records []*record, draining []uint16, err error) {
+	numbered := make(map[uint16]api.Attachment)
 	err = db.View(func(tx *bbolt.Tx) error {
 		err := tx.Bucket(bucketEndpoints).ForEach(func(key, value []byte) error {
-			r := &record{}
-			if err := json.Unmarshal(value, r); err != nil {
-				return fmt.Errorf("read endpoint %s: %w", key, err)
+			r, err := decodeRecord(key, value)
+			if err != nil {
+				return err
 			}
-			if string(recordKey(r.Attachment)) != string(key) || r.ID == 0 {
-				return fmt.Errorf("read endpoint %s: the record is another's", key)
+			if other, ok := numbered[r.ID]; ok {
+				return fmt.Errorf("read endpoint %q: its number %d is that of %q", key, r.ID, recordKey(other))
 			}
+			numbered[r.ID] = r.Attachment
 			records = append(records, r)
 			return nil
 		})
@@ -183,7 +233,7 @@ func loadState(db *bbolt.DB) (records []*record, draining []uint16, err error) {
 		}
 		return tx.Bucket(bucketDraining).ForEach(func(key, _ []byte) error {
 			if len(key) != 2 {
-				return fmt.Errorf("read draining endpoint id: key of %d bytes", len(key))
+				return fmt.Errorf("read draining endpoint id %q: it has %d bytes", key, len(key))
 			}
 			draining = append(draining, binary.BigEndian.Uint16(key))
 			return nil

@@ -60,31 +60,65 @@ func TestStateFileOfAnotherFormat(t *testing.T) {
 	}
 }
 
+// stored is a record as the state file of an agent may have it.
+func stored(container string, id uint16) *record {
+	a := api.Attachment{ContainerID: container, IfName: "eth0"}
+	return &record{Endpoint: api.Endpoint{
+		Attachment: a, ID: id, Driver: api.DriverRouted, State: api.Ready, HostIfName: api.HostIfName(a),
+		MAC: "02:00:00:00:00:01", HostMAC: "02:00:00:00:00:02", MTU: 1500,
+	}}
+}
+
+// A record that no agent can have written is named, with what is wrong with it.
 func TestStartRefusesWrongRecords(t *testing.T) {
-	tests := map[string]func(tx *bbolt.Tx) error{
-		"not JSON":      func(tx *bbolt.Tx) error { return tx.Bucket(bucketEndpoints).Put([]byte("c1/eth0"), []byte("{")) },
-		"another's key": func(tx *bbolt.Tx) error { return tx.Bucket(bucketEndpoints).Put([]byte("c1/eth0"), []byte(`{"id":1}`)) },
-		"one number for two": func(tx *bbolt.Tx) error {
-			for _, name := range []string{"c1", "c2"} {
-				r := &record{Endpoint: api.Endpoint{Attachment: api.Attachment{ContainerID: name, IfName: "eth0"}, ID: 7}}
-				if err := putRecord(tx, r); err != nil {
-					return err
-				}
-			}
-			return nil
-		},
-		"draining key": func(tx *bbolt.Tx) error { return tx.Bucket(bucketDraining).Put([]byte("xyz"), []byte{}) },
+	spoiled := func(spoil func(r *record)) func(*bbolt.Tx) error {
+		return func(tx *bbolt.Tx) error {
+			r := stored("c1", 7)
+			spoil(r)
+			return putRecord(tx, r)
+		}
 	}
-	for name, spoil := range tests {
+	put := func(bucket []byte, key, value string) func(*bbolt.Tx) error {
+		return func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Put([]byte(key), []byte(value)) }
+	}
+	tests := map[string]struct {
+		spoil func(tx *bbolt.Tx) error
+		want  string
+	}{
+		"not JSON":       {put(bucketEndpoints, "c1/eth0", "{"), `read endpoint "c1/eth0": unexpected end of JSON input`},
+		"another's key":  {put(bucketEndpoints, "c1/eth0", `{"id":1}`), `read endpoint "c1/eth0": the record is another's`},
+		"no number":      {spoiled(func(r *record) { r.ID = 0 }), `read endpoint "c1/eth0": the record is another's`},
+		"no state":       {spoiled(func(r *record) { r.State = "" }), `read endpoint "c1/eth0": state "" is none`},
+		"no driver":      {spoiled(func(r *record) { r.Driver = "ipvlan" }), `read endpoint "c1/eth0": driver "ipvlan" is none`},
+		"node's device":  {spoiled(func(r *record) { r.HostIfName = "eth0" }), `read endpoint "c1/eth0": device "eth0" is not its`},
+		"child's device": {spoiled(func(r *record) { r.Driver = api.DriverMacvlan }), `read endpoint "c1/eth0": device "tdld72e032fedd9" is not its`},
+		"no bridge":      {spoiled(func(r *record) { r.Driver = api.DriverBridge }), `read endpoint "c1/eth0": bridge "" with driver bridge`},
+		"routed bridge":  {spoiled(func(r *record) { r.Bridge = "br0" }), `read endpoint "c1/eth0": bridge "br0" with driver routed`},
+		"MAC":            {spoiled(func(r *record) { r.MAC = "02:00:00:00:00" }), `read endpoint "c1/eth0": "02:00:00:00:00" is no ethernet address`},
+		"long MAC":       {spoiled(func(r *record) { r.HostMAC = "02:00:00:00:00:00:00:01" }), `read endpoint "c1/eth0": "02:00:00:00:00:00:00:01" is no ethernet address`},
+		"no address":     {spoiled(func(r *record) { r.Addresses = make([]api.Address, 1) }), `read endpoint "c1/eth0": addresses[0] is none`},
+		"one number for two": {
+			func(tx *bbolt.Tx) error {
+				return errors.Join(putRecord(tx, stored("c1", 7)), putRecord(tx, stored("c2", 7)))
+			},
+			`read endpoint "c2/eth0": its number 7 is that of "c1/eth0"`,
+		},
+		"draining key": {put(bucketDraining, "xyz", ""), `read draining endpoint id "xyz": it has 3 bytes`},
+	}
+	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			db, err := OpenState(filepath.Join(w.dir, "state.db"))
 			must(t, err)
 			defer func() { must(t, db.Close()) }()
-			must(t, db.Update(spoil))
+			must(t, db.Update(tt.spoil))
 			err = w.service(t, db).Start(uplink.Found{})
-			if wrong := (*StateError)(nil); !errors.As(err, &wrong) {
-				t.Errorf("error %v", err)
+			wrong := (*StateError)(nil)
+			if !errors.As(err, &wrong) {
+				t.Fatalf("error %v", err)
+			}
+			if d := cmp.Diff(StateError{Path: db.Path(), Reason: "damaged: " + tt.want}, StateError{Path: wrong.Path, Reason: wrong.Reason + ": " + wrong.Err.Error()}); d != "" {
+				t.Errorf("error (-want +got):\n%s", d)
 			}
 		})
 	}
