@@ -22,6 +22,25 @@ func KernelVersion(tb testing.TB) (version [2]int) {
 	return version
 }
 
+// NeedKernel skips a test of what older kernels lack.
+func NeedKernel(tb testing.TB, feature string, major, minor int) {
+	tb.Helper()
+	have := KernelVersion(tb)
+	if slices.Compare(have[:], []int{major, minor}) < 0 {
+		tb.Skipf("%s needs Linux %d.%d, this is %d.%d", feature, major, minor, have[0], have[1])
+	}
+}
+
+// NotBuilt skips a test of what this kernel could have, and was built without. All of the matrix
+// were built with it: there it is a failure.
+func NotBuilt(tb testing.TB, feature, option string) {
+	tb.Helper()
+	tb.Skipf("%s needs a kernel with %s", feature, option)
+}
+
+// LeftTo is in the reason of a skip by which a test is dealt to others: their versions follow it.
+const LeftTo = "left to other kernels of the matrix: "
+
 // Emulated tells whether this is one of the machines that other kernels are tried in, where
 // all takes many times as long. They have no compiler.
 func Emulated() bool {
@@ -55,7 +74,7 @@ func Halve(tb testing.TB, half int) {
 	tb.Helper()
 	share, shares := Share(tb)
 	if shares > 1 && share%2 != half {
-		tb.Skip("where all is emulated, left to " + []string{"Linux 5.10 and 6.12", "Linux 6.1 and 7"}[half])
+		tb.Skip(LeftTo + []string{"5.10, 6.12", "6.1, 7"}[half])
 	}
 }
 
@@ -66,6 +85,6 @@ func Deal(tb testing.TB, test int) {
 	tb.Helper()
 	share, shares := Share(tb)
 	if shares > 1 && (share+1)/2%2 != test {
-		tb.Skip("where all is emulated, left to " + []string{"Linux 5.10 and 7", "Linux 6.1 and 6.12"}[test])
+		tb.Skip(LeftTo + []string{"5.10, 7", "6.1, 6.12"}[test])
 	}
 }

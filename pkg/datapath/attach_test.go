@@ -159,7 +159,7 @@ func TestTraffic(t *testing.T) {
 	for name, attach := range attachments(t) {
 		t.Run(name, func(t *testing.T) {
 			if attach != "clsact" {
-				requireKernel(t, "tcx", 6, 6) // without it, clsact is the best
+				nstest.NeedKernel(t, "tcx", 6, 6) // without it, clsact is the best
 			}
 			s := newSite(t, attach)
 			d := s.open(t)

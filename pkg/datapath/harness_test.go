@@ -15,6 +15,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
 	"github.com/tendril-net/tendril/pkg/maps"
 )
@@ -108,7 +109,7 @@ type step struct {
 func (r run) require(t *testing.T) {
 	t.Helper()
 	if r.ingress != 0 {
-		requireKernel(t, "ingress_ifindex in BPF_PROG_TEST_RUN", 5, 16)
+		nstest.NeedKernel(t, "ingress_ifindex in BPF_PROG_TEST_RUN", 5, 16)
 	}
 }
 

@@ -60,9 +60,9 @@ func segmentedOf(f family) []segmented {
 	)
 }
 
-// testSegments: a GSO packet costs what its segments will, headers and all, whether the kernel has counted
+// testSegmentsCost: a GSO packet costs what its segments will, headers and all, whether the kernel has counted
 // them or not. The run is what else a program is shown of the packet.
-func testSegments(t *testing.T, n *node, direction uint32, r run, w want) {
+func testSegmentsCost(t *testing.T, n *node, direction uint32, r run, w want) {
 	eachFamily(t, func(t *testing.T, f family) {
 		charged := func(t *testing.T, headers, segments, payload, paid int) {
 			t.Helper()

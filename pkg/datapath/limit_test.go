@@ -139,7 +139,7 @@ func TestLimits(t *testing.T) {
 				}
 			})
 			t.Run("segments", func(t *testing.T) {
-				testSegments(t, n, way.direction, run{program: way.program, device: n.a.IfIndex}, untouched())
+				testSegmentsCost(t, n, way.direction, run{program: way.program, device: n.a.IfIndex}, untouched())
 			})
 			t.Run("frames", func(t *testing.T) { testLimitFrames(t, n, way.program, way.direction, way.drop) })
 			t.Run("marked frames", func(t *testing.T) {

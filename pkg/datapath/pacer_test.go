@@ -229,7 +229,7 @@ func TestPacerDeparture(t *testing.T) {
 	t.Run("frames", func(t *testing.T) { testPacerFrames(t, n) })
 	t.Run("segments", func(t *testing.T) {
 		a := uint32(n.a.IfIndex)
-		testSegments(t, n, maps.LimitEgress, run{program: pacerOut, device: n.other.Attrs().Index, mark: a, seen: pacedSent},
+		testSegmentsCost(t, n, maps.LimitEgress, run{program: pacerOut, device: n.other.Attrs().Index, mark: a, seen: pacedSent},
 			want{verdict: passOn, mark: a, seen: pacedSent})
 	})
 	t.Run("without a limit any more", func(t *testing.T) {
@@ -271,7 +271,7 @@ func TestPacerPair(t *testing.T) {
 	open()
 	t.Cleanup(func() { _ = d.Close() })
 	if !d.pacer.able {
-		t.Skip("needs a kernel with fq (CONFIG_NET_SCH_FQ)")
+		nstest.NotBuilt(t, "fq", "CONFIG_NET_SCH_FQ")
 	}
 	do := func(f func() error) {
 		t.Helper()

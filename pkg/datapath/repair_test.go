@@ -32,7 +32,7 @@ type damaged struct {
 func newDamaged(t *testing.T, attach string) *damaged {
 	t.Helper()
 	if attach != "clsact" {
-		requireKernel(t, "tcx", 6, 6)
+		nstest.NeedKernel(t, "tcx", 6, 6)
 	}
 	s := &damaged{site: newSite(t, attach)}
 	s.cfg.Logger = slog.New(slog.NewTextHandler(&s.log, &slog.HandlerOptions{Level: slog.LevelWarn}))

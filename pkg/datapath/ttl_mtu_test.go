@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
 )
 
@@ -124,7 +125,7 @@ func testGSOSizes(t *testing.T, n *node, f family, from uint16) {
 
 // testRouteMTU: a route may be narrower than its device.
 func testRouteMTU(t *testing.T, n *node, f family) {
-	requireKernel(t, "the route's MTU in bpf_fib_lookup", 5, 12)
+	nstest.NeedKernel(t, "the route's MTU in bpf_fib_lookup", 5, 12)
 	to := func(size int) run { return n.fromA(ip(f.a, f.narrow, 64, f.sized(size, inside, server)...)...) }
 	n.table(t,
 		step{"fits", to(1300), forwarded(sent(n.a, ip(f.host, f.narrow, 63, f.sized(1300, inside, server)...)...), "decided")},

@@ -229,15 +229,6 @@ func (n *node) do(t testing.TB, f func() error) {
 	must(t, err)
 }
 
-// requireKernel skips a test of what older kernels lack.
-func requireKernel(t *testing.T, feature string, major, minor int) {
-	t.Helper()
-	have := nstest.KernelVersion(t)
-	if have[0] < major || have[0] == major && have[1] < minor {
-		t.Skipf("%s needs Linux %d.%d, this is %d.%d", feature, major, minor, have[0], have[1])
-	}
-}
-
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

@@ -24,7 +24,7 @@ var vlan50 = wiring.Bridge{Name: bridgeName, MTU: 1400, VLAN: 50}
 func needBridgeVLAN(t *testing.T, err error) {
 	t.Helper()
 	if errors.Is(err, wiring.ErrBridgeVLAN) && strings.Contains(err.Error(), "CONFIG_BRIDGE_VLAN_FILTERING") {
-		t.Skip("needs a kernel with VLANs of bridges (CONFIG_BRIDGE_VLAN_FILTERING)")
+		nstest.NotBuilt(t, "a VLAN of a bridge", "CONFIG_BRIDGE_VLAN_FILTERING")
 	}
 	must(t, err)
 }

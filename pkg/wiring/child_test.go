@@ -366,7 +366,7 @@ func TestDefaultDevice(t *testing.T) {
 func needVLAN(t *testing.T, err error) {
 	t.Helper()
 	if errors.Is(err, wiring.ErrNoVLAN) {
-		t.Skip("needs a kernel with 802.1Q VLANs (CONFIG_VLAN_8021Q)")
+		nstest.NotBuilt(t, "a VLAN device", "CONFIG_VLAN_8021Q")
 	}
 	must(t, err)
 }

@@ -74,11 +74,8 @@ func TestBridgeLodger(t *testing.T) {
 			settle(t, lodger)
 			make := append([]string{"link", "add", "lodger0", "link", "tendril0", "type"}, kind...)
 			out, err := g.Command("ip", make...).CombinedOutput()
-			switch {
-			case err != nil && kind[0] == "ipvlan":
-				t.Skipf("needs a kernel with ipvlan (CONFIG_IPVLAN): %s", out)
-			case err != nil:
-				t.Fatalf("%v: %s", err, out)
+			if err != nil {
+				notBuilt(t, out, kind[0], "CONFIG_"+strings.ToUpper(kind[0]))
 			}
 			g.Run(t, "ip", "link", "set", "lodger0", "netns", lodger.Name)
 			lodger.Run(t, "ip", "link", "set", "lodger0", "up")

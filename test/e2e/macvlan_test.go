@@ -196,7 +196,7 @@ func addVLAN(t *testing.T, ns *nstest.NS, id int) {
 	t.Helper()
 	name, number := fmt.Sprintf("eth0.%d", id), strconv.Itoa(id)
 	if out, err := ns.Command("ip", "link", "add", "link", "eth0", "name", name, "up", "type", "vlan", "id", number).CombinedOutput(); err != nil {
-		t.Skipf("needs a kernel with 802.1Q VLANs (CONFIG_VLAN_8021Q): %s", out)
+		notBuilt(t, out, "a VLAN device", "CONFIG_VLAN_8021Q")
 	}
 }
 

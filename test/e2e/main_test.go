@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
@@ -91,6 +92,16 @@ func newSite(t *testing.T, flags ...string) *site {
 func settle(t *testing.T, ns *nstest.NS) {
 	t.Helper()
 	ns.Run(t, "sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad")
+}
+
+// notBuilt skips a test when ip or tc has said in out that the kernel does not have a kind of device or of
+// queue. Whatever else they said is a failure.
+func notBuilt(t *testing.T, out []byte, feature, option string) {
+	t.Helper()
+	if !bytes.Contains(out, []byte("Unknown device type")) && !bytes.Contains(out, []byte("qdisc kind is unknown")) {
+		t.Fatalf("make %s: %s", feature, out)
+	}
+	nstest.NotBuilt(t, feature, option)
 }
 
 // drivenBy is a site whose agent serves, and attaches to the network "pods" by a driver.

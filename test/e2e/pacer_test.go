@@ -44,7 +44,7 @@ func testPacer(t *testing.T, d driver) {
 	nstest.Halve(t, map[driver]int{api.DriverBridge: 0, api.DriverRouted: 1}[d]) // the ways by the pacer differ in one call
 	s := drivenBy(t, d)
 	if out, err := s.world.Command("tc", "qdisc", "add", "dev", "lo", "root", "fq").CombinedOutput(); err != nil {
-		t.Skipf("needs a kernel with fq (CONFIG_NET_SCH_FQ): %s", out)
+		notBuilt(t, out, "fq", "CONFIG_NET_SCH_FQ")
 	}
 	if got := s.Status(t).Bandwidth; got != "fq" {
 		t.Fatalf("limits are held by %s, not by fq", got)
@@ -176,7 +176,7 @@ func bbrInTime(t *testing.T, s *site, c *nodetest.Container, to netip.Addr) {
 			return nil
 		})
 		if errors.Is(missing, unix.ENOENT) {
-			t.Skip("needs a kernel with BBR (CONFIG_TCP_CONG_BBR)")
+			nstest.NotBuilt(t, "BBR", "CONFIG_TCP_CONG_BBR")
 		}
 		deadline := time.Now().Add(nodetest.Patience)
 		if err := errors.Join(missing, conn.SetDeadline(deadline), peer.SetDeadline(deadline)); err != nil {

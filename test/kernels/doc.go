@@ -13,11 +13,13 @@
 //
 // What a kernel lacks, a test skips, naming the feature and the version that
 // has it. A skip that names no version is a failure here, and so is a test
-// that skips on every kernel of the matrix.
+// that skips on every kernel of the matrix. So what a kernel of the matrix was built
+// without (nstest.NotBuilt) fails.
 //
 // What takes long is dealt to the kernels (nstest.Share, Halve and Deal): a test to half of them,
 // so that one has tcx and one has not, a table's families to two each, of many like cases a quarter. With
-// -whole each kernel runs all of it.
+// -whole each kernel runs all of it. Such a skip has words of its own (nstest.LeftTo), with the
+// kernels that the test is left to; one that is here and has not tried the test is a failure.
 //
 // With -wire two machines of different kernels run the same binary at a time, with a
 // wire between their cards, for tests of two nodes: TENDRIL_TEST_WIRE is a in one of

@@ -4,7 +4,7 @@ package main
 
 import (
 	"bytes"
-	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/tendril-net/tendril/internal/nstest"
 )
 
 // What a test binary prints with -test.v=test2json; the marks before its own
@@ -23,6 +26,9 @@ const (
 		"\x16=== RUN   TestB\n\x16--- PASS: TestB (0.00s)\n\x16=== NAME  \n\x16FAIL\n"
 	skips = "\x16=== RUN   TestA\n    a_test.go:1: tcx needs Linux 6.6\n\x16--- SKIP: TestA (0.01s)\n\x16=== NAME  \n" +
 		"\x16=== RUN   TestB\n    a_test.go:2: needs\n        podman\n\x16--- SKIP: TestB (0.01s)\n\x16=== NAME  \n\x16PASS\n"
+	dealt = "\x16=== RUN   TestA\n    a_test.go:1: left to other kernels of the matrix: 5.10, 6.12\n\x16--- SKIP: TestA (0.01s)\n\x16=== NAME  \n" +
+		"\x16=== RUN   TestB\n    a_test.go:2: left to other kernels of the matrix: 6.1, 8.5\n\x16--- SKIP: TestB (0.01s)\n\x16=== NAME  \n" +
+		"\x16=== RUN   TestC\n    a_test.go:3: left to Linux 5.10 and 6.12\n\x16--- SKIP: TestC (0.01s)\n\x16=== NAME  \n\x16PASS\n"
 	cutOff = "\x16=== RUN   TestA\n    a_test.go:1: said\n"
 )
 
@@ -58,6 +64,21 @@ func TestResult(t *testing.T) {
 			wantShow: "--- SKIP: TestA: a_test.go:1: tcx needs Linux 6.6\n--- SKIP: TestB: a_test.go:2: needs podman\n",
 		},
 		{
+			name: "dealt to others, to itself, and without saying so", output: dealt,
+			want: result{
+				skipped: map[string]string{"TestC": "a_test.go:3: left to Linux 5.10 and 6.12"},
+				left:    map[string][]string{"TestA": {"5.10", "6.12"}, "TestB": {"6.1", "8.5"}},
+				problems: []string{
+					"TestB was left to Linux 6.1, which is no other kernel of the matrix",
+					"TestB was left to Linux 8.5, which is no other kernel of the matrix",
+					"TestC was skipped without naming the kernel that it needs: a_test.go:3: left to Linux 5.10 and 6.12",
+				},
+			},
+			wantShow: "--- SKIP: TestA: a_test.go:1: left to other kernels of the matrix: 5.10, 6.12\n" +
+				"--- SKIP: TestB: a_test.go:2: left to other kernels of the matrix: 6.1, 8.5\n" +
+				"--- SKIP: TestC: a_test.go:3: left to Linux 5.10 and 6.12\n",
+		},
+		{
 			name: "all pass, the process fails", output: passing, err: exitError(3),
 			want: result{passed: []string{"TestA"}, problems: []string{"exit status 3"}},
 		},
@@ -78,17 +99,14 @@ func TestResult(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var got result
+			got := result{kernel: "6.1"}
 			var show strings.Builder
 			if err := got.read(bytes.NewReader(events), &show, tt.verbose); err != nil {
 				t.Fatal(err)
 			}
 			got.end(tt.err, time.Second)
-			tt.want.elapsed = time.Second
-			if tt.want.skipped == nil {
-				tt.want.skipped = map[string]string{}
-			}
-			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(result{})); diff != "" {
+			tt.want.kernel, tt.want.elapsed = "6.1", time.Second
+			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(result{}), cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("result (-want +got):\n%s", diff)
 			}
 			if diff := cmp.Diff(tt.wantShow, show.String()); diff != "" {
@@ -96,6 +114,78 @@ func TestResult(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What nstest says when it skips is told apart here.
+func TestSkips(t *testing.T) {
+	t.Setenv("PATH", t.TempDir()) // no compiler, as in the machines
+	here := nstest.KernelVersion(t)
+	newer := fmt.Sprintf("%d.%d", here[0], here[1]+1)
+	for _, tt := range []struct {
+		name string
+		skip func(tb testing.TB)
+		want result
+	}{
+		{
+			"too old", func(tb testing.TB) { nstest.NeedKernel(tb, "tcx", here[0], here[1]+1) },
+			result{skipped: map[string]string{"TestA": fmt.Sprintf("tcx needs Linux %s, this is %d.%d", newer, here[0], here[1])}},
+		},
+		{"new enough", func(tb testing.TB) { nstest.NeedKernel(tb, "tcx", here[0], here[1]) }, result{}},
+		{
+			"built without", func(tb testing.TB) { nstest.NotBuilt(tb, "a VLAN device", "CONFIG_VLAN_8021Q") },
+			result{
+				skipped:  map[string]string{"TestA": "a VLAN device needs a kernel with CONFIG_VLAN_8021Q"},
+				problems: []string{"TestA was skipped without naming the kernel that it needs: a VLAN device needs a kernel with CONFIG_VLAN_8021Q"},
+			},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := result{skipped: map[string]string{}, left: map[string][]string{}}
+			if reason, ok := skipOf(t, tt.skip); ok {
+				got.skip("TestA", reason)
+			}
+			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(result{}), cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("result (-want +got):\n%s", diff)
+			}
+		})
+	}
+	// Whatever kernel this is, it leaves each test or its counterpart to two others.
+	for name, deal := range map[string]func(testing.TB, int){"halve": nstest.Halve, "deal": nstest.Deal} {
+		t.Run(name, func(t *testing.T) {
+			got := result{kernel: "this", skipped: map[string]string{}, left: map[string][]string{}}
+			for i, test := range []string{"TestA", "TestB"} {
+				if reason, ok := skipOf(t, func(tb testing.TB) { deal(tb, i) }); ok {
+					got.skip(test, reason)
+				}
+			}
+			if len(got.left) != 1 || len(got.skipped)+len(got.problems) != 0 {
+				t.Errorf("one of two was not left to others: %+v", got)
+			}
+			for test, kernels := range got.left {
+				if len(kernels) != 2 {
+					t.Errorf("%s is left to %v", test, kernels)
+				}
+			}
+		})
+	}
+}
+
+// skipper is a test that takes a skip down, and is not skipped itself.
+type skipper struct {
+	testing.TB
+	reason  string
+	skipped bool
+}
+
+func (s *skipper) Skip(args ...any) { s.reason, s.skipped = fmt.Sprint(args...), true }
+
+func (s *skipper) Skipf(format string, args ...any) { s.Skip(fmt.Sprintf(format, args...)) }
+
+func skipOf(t *testing.T, skip func(testing.TB)) (reason string, skipped bool) {
+	t.Helper()
+	s := &skipper{TB: t}
+	skip(s)
+	return s.reason, s.skipped
 }
 
 func TestSummarize(t *testing.T) {
@@ -110,31 +200,60 @@ package   5.10               7
 a         ok 1 (2 skipped)   ok 2 (1 skipped)
 b/c       FAIL               ok 1
 `
-	for _, tt := range []struct {
-		name  string
-		whole bool
-		want  string
-		err   error
-	}{
-		{"part of the matrix", false, table + "\nkernels: 4 passed, 1 failed, 3 skipped\n", errors.New("1 failed")},
+	// Each test of dealt is left to the other kernel.
+	to7, to510 := []string{"6.1", "7"}, []string{"5.10", "6.12"}
+	dealt := []*result{
 		{
-			"whole matrix", true, table + "a TestC: skipped on every kernel\n\nkernels: 4 passed, 2 failed, 3 skipped\n",
-			errors.New("2 failed"),
+			kernel: "5.10", pkg: "a", passed: []string{"TestA"}, skipped: map[string]string{"TestNew": ""},
+			left: map[string][]string{"TestB": to7, "TestNobody": to7, "TestHere": {"6.1", "6.12"}, "TestA/part": to7},
+		},
+		{
+			kernel: "7", pkg: "a", passed: []string{"TestB", "TestNew"}, skipped: map[string]string{},
+			left: map[string][]string{"TestA": to510, "TestNew/part": to510},
+		},
+	}
+	const dealtTable = `
+package   5.10                       7
+a         ok 1 (1 skipped, 4 left)   ok 2 (2 left)
+`
+	for _, tt := range []struct {
+		name    string
+		results []*result
+		whole   bool
+		want    string
+		err     string
+	}{
+		{"part of the matrix", results, false, table + "\nkernels: 4 passed, 1 failed, 3 skipped, 0 left to others\n", "1 failed"},
+		{
+			"whole matrix", results, true, table + "a TestC: skipped on every kernel\n\nkernels: 4 passed, 2 failed, 3 skipped, 0 left to others\n",
+			"2 failed",
+		},
+		{"nothing failed", results[:2], false, table[:strings.Index(table, "b/c")] + "\nkernels: 3 passed, 0 failed, 3 skipped, 0 left to others\n", ""},
+		{
+			"left to one that is here", dealt, false,
+			dealtTable + "a TestNobody: left by Linux 5.10 to 7, which did not run it\n\nkernels: 3 passed, 1 failed, 1 skipped, 6 left to others\n",
+			"1 failed",
+		},
+		{
+			"left to all others", dealt, true, dealtTable + "a TestNobody: left by Linux 5.10 to 7, which did not run it\n" +
+				"a TestA/part: skipped on every kernel\na TestHere: skipped on every kernel\na TestNew/part: skipped on every kernel\na TestNobody: skipped on every kernel\n" +
+				"\nkernels: 3 passed, 5 failed, 1 skipped, 6 left to others\n",
+			"5 failed",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var got strings.Builder
-			err := summarize(&got, results, tt.whole)
-			if err == nil || err.Error() != tt.err.Error() {
-				t.Errorf("got error %v, want %v", err, tt.err)
+			message := ""
+			if err := summarize(&got, tt.results, tt.whole); err != nil {
+				message = err.Error()
+			}
+			if message != tt.err {
+				t.Errorf("got error %q, want %q", message, tt.err)
 			}
 			if diff := cmp.Diff(tt.want, got.String()); diff != "" {
 				t.Errorf("summary (-want +got):\n%s", diff)
 			}
 		})
-	}
-	if err := summarize(&strings.Builder{}, results[:2], false); err != nil {
-		t.Errorf("nothing failed: got %v", err)
 	}
 }
 
