@@ -348,6 +348,12 @@ func mutations() []mutation {
 		{"connected socket led away from its peer", "from_host.c", "	if (same_peer(&dialled, &ends->peer))\n		return false;\n", ""},
 		{"note of what was dialled before kept", "from_host.c", "		bpf_map_delete_elem(&sockets, key);\n", "		;\n"},
 		{"container shown in the place of what was dialled", "from_host.c", "	*address = dialled->address;\n	ctx->user_port = dialled->port;\n", ""},
+		{"peer of once shown in the place of who answers", "from_host.c", "	if (link && same_peer(&link->to, &to))\n		dialled = &link->dialled;", "	if (link)\n		dialled = &link->dialled;"},
+		{"sweep of half of the slots", "reclaim.c", "#define SLOTS_PER_RUN 64", "#define SLOTS_PER_RUN 32"},
+		{"sweep of the same slots each time", "reclaim.c", "skb->mark + i", "i"},
+		{"sweep of what has closed", "reclaim.c", "NEED_DEAD", "NEED_CLOSED"},
+		{"sweep that counts what was free", "reclaim.c", "		if (slot == 1)\n", "		if (slot)\n"},
+		{"sweep that ends at what lives", "reclaim.c", "		if (slot < 0)\n", "		if (slot <= 0)\n"},
 		{"what is not linear never read", "lib/frame.h", "	if (!skb->gso_size && linear < wanted && bpf_skb_pull_data(skb, wanted))\n		return PARSE_INVALID;\n", ""},
 	}
 }

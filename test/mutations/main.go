@@ -34,6 +34,7 @@ const (
 var ownTests = map[string]string{
 	"from_host.c":  "TestSocketHooks$",
 	"lib/frame.h":  "TestNonLinear",
+	"reclaim.c":    "TestReclaim",
 	"lib/policy.h": firewallTests, "lib/track.h": firewallTests,
 	"to_parent.c": childTests, "from_parent.c": childTests, "lib/child.h": childTests, "lib/inside.h": childTests,
 	"child_ingress.c": childTests, "child_egress.c": childTests, "master_ingress.c": childTests, "master_egress.c": childTests,
