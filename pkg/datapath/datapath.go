@@ -45,7 +45,7 @@ type Config struct {
 	Logger *slog.Logger
 
 	// verifierLog is how much the kernel is to say of each program that it takes, for tests.
-	verifierLog ebpf.LogLevel
+	verifierLog ebpf.ProgramOptions
 }
 
 // Datapath is the loaded datapath. Its methods may be called from several

@@ -47,7 +47,7 @@ var hostPrograms = map[string]ebpf.AttachType{
 type programs struct {
 	byName, host map[string]*ebpf.Program
 	settings     map[string]any
-	verifierLog  ebpf.LogLevel
+	verifierLog  ebpf.ProgramOptions
 }
 
 func (p *programs) close() error {
@@ -178,7 +178,7 @@ func (p *programs) loadObject(name string, load func() (*ebpf.CollectionSpec, er
 	}
 	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 		MapReplacements: replacements,
-		Programs:        ebpf.ProgramOptions{LogLevel: p.verifierLog},
+		Programs:        p.verifierLog,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load program %s: %w", name, err)
