@@ -5,12 +5,15 @@ package nodetest
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/api"
@@ -127,20 +130,33 @@ func (n *Node) Drops(tb testing.TB) map[string]uint64 {
 // kernel makes the local route of an IPv6 address a moment after it has said yes.
 func Address(tb testing.TB, ns *nstest.NS, link string, prefixes ...string) {
 	tb.Helper()
-	for _, p := range prefixes {
-		ns.Run(tb, "ip", "address", "add", p, "dev", link, "nodad")
+	// Not by ip(8): where all is emulated, a process takes longer than most of what a test tries.
+	device, err := ns.Handle.LinkByName(link)
+	if err != nil {
+		tb.Fatalf("%s in %s: %v", link, ns.Name, err)
 	}
+	var local []*netlink.Route
 	for _, p := range prefixes {
-		address, _, _ := strings.Cut(p, "/")
-		Eventually(tb, "local route of "+address, func() error {
-			family := "-4"
-			if strings.Contains(address, ":") {
-				family = "-6"
+		address, err := netlink.ParseAddr(p)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		address.Flags, address.Broadcast = unix.IFA_F_NODAD, net.IPv4zero // which is none
+		if err := ns.Handle.AddrAdd(device, address); err != nil {
+			tb.Fatalf("give %s of %s address %s: %v", link, ns.Name, p, err)
+		}
+		_, bits := address.Mask.Size()
+		local = append(local, &netlink.Route{
+			Dst: &net.IPNet{IP: address.IP, Mask: net.CIDRMask(bits, bits)}, Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL,
+		})
+	}
+	for _, route := range local {
+		Eventually(tb, "local route of "+route.Dst.String(), func() error {
+			found, err := ns.Handle.RouteListFiltered(netlink.FAMILY_ALL, route, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+			if err == nil && len(found) == 0 {
+				err = errors.New("not there yet")
 			}
-			if !strings.HasPrefix(ns.Run(tb, "ip", family, "route", "show", "table", "local", address), "local "+address+" ") {
-				return errors.New("not there yet")
-			}
-			return nil
+			return err
 		})
 	}
 }

@@ -91,7 +91,11 @@ func newSite(t *testing.T, flags ...string) *site {
 // duplicate address detection takes its second, neighbours are not asked for.
 func settle(t *testing.T, ns *nstest.NS) {
 	t.Helper()
-	ns.Run(t, "sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad")
+	ns.Do(t, func() {
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // notBuilt skips a test when ip or tc has said in out that the kernel does not have a kind of device or of
