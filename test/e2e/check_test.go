@@ -24,11 +24,17 @@ func checked(c *nodetest.Container) nodetest.Call {
 }
 
 // CHECK finds whatever of an attachment is not as ADD left it.
-func TestCheck(t *testing.T) { eachDriver(t, testCheck) }
-
-func testCheck(t *testing.T, d driver) {
+func TestCheck(t *testing.T) {
 	nstest.Halve(t, 1)
-	s := drivenBy(t, d)
+	s := running(t)
+	eachDriver(t, func(t *testing.T, d driver) {
+		s.lend(t, d)
+		testCheck(t, s, d)
+	})
+	t.Run("ports", func(t *testing.T) { testCheckPorts(t, s) })
+}
+
+func testCheck(t *testing.T, s *site, d driver) {
 	index := func(c *nodetest.Container) int { return must(s.Handle.LinkByName(c.HostIfName))(t).Attrs().Index }
 	type tampering struct {
 		name string

@@ -13,17 +13,21 @@ import (
 
 // Whoever is on the node or behind its uplink reaches whoever should be
 // reachable, and is seen there with the address that it should have.
-func TestConnectivity(t *testing.T) { eachDriver(t, testConnectivity) }
+func TestConnectivity(t *testing.T) {
+	s := running(t)
+	nodetest.Route(t, s.world, []string{pods4, "via", uplink4.String()}, []string{pods6, "via", uplink6.String()})
+	eachDriver(t, func(t *testing.T, d driver) {
+		if d == api.DriverMacvlan { // whose traffic pkg/datapath tries
+			nstest.Halve(t, 0)
+		}
+		s.lend(t, d)
+		testConnectivity(t, s, d)
+	})
+}
 
-func testConnectivity(t *testing.T, d driver) {
-	if d == api.DriverMacvlan { // whose traffic pkg/datapath tries
-		nstest.Halve(t, 0)
-	}
-	s := drivenBy(t, d)
+func testConnectivity(t *testing.T, s *site, d driver) {
+	before := s.Drops(t)
 	a, b := s.Attach(t, "a", s.pods), s.Attach(t, "b", s.pods)
-	if d != api.DriverMacvlan { // whose containers it knows
-		nodetest.Route(t, s.world, []string{pods4, "via", uplink4.String()}, []string{pods6, "via", uplink6.String()})
-	}
 	eachFamily(t, func(t *testing.T, f family) {
 		for _, way := range []struct {
 			name     string
@@ -45,7 +49,7 @@ func testConnectivity(t *testing.T, d driver) {
 			t.Run(way.name, func(t *testing.T) { testWay(t, way.from, way.to, way.at, way.seen) })
 		}
 	})
-	if drops := s.Drops(t); len(drops) != 0 {
+	if drops := s.dropsSince(t, before); len(drops) != 0 {
 		t.Errorf("packets were dropped: %v", drops)
 	}
 }

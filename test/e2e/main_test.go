@@ -125,6 +125,36 @@ func (s *site) drive(t *testing.T, d driver) {
 	s.pods = d.of(s.pods)
 }
 
+// lend is drive until the test ends, for tests of one driver after the other on a node that serves:
+// nothing that one attached, or attached to, is there for the next.
+func (s *site) lend(t *testing.T, d driver) {
+	t.Helper()
+	undriven := s.pods
+	s.drive(t, d)
+	t.Cleanup(func() {
+		none := s.pods.With("cni.dev/valid-attachments", []any{})
+		if got := refusalOf(s.Call(t, nodetest.Call{Command: "GC", Network: none})); got != (refusal{}) {
+			t.Errorf("GC of all: %+v", got)
+		}
+		if device, made := map[driver]string{api.DriverBridge: "tendril0", api.DriverMacvlan: "lan0"}[d]; made {
+			_ = s.Command("ip", "link", "del", device).Run() // the test may have done it
+		}
+		s.pods = undriven
+	})
+}
+
+// dropsSince are the packets that were dropped since, by reason.
+func (s *site) dropsSince(t *testing.T, before map[string]uint64) map[string]uint64 {
+	t.Helper()
+	drops := s.Drops(t)
+	for reason, n := range before {
+		if drops[reason] -= n; drops[reason] == 0 {
+			delete(drops, reason)
+		}
+	}
+	return drops
+}
+
 // running is a site whose agent serves.
 func running(t *testing.T, flags ...string) *site {
 	t.Helper()

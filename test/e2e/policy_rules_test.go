@@ -21,11 +21,15 @@ import (
 
 // Who is allowed reaches an isolated container at the ports that it may, and nobody
 // else does. The host always does, and answers come back.
-func TestPolicyIngress(t *testing.T) { dealDrivers(t, 1, testPolicyIngress) }
-
-func testPolicyIngress(t *testing.T, d driver) {
+func TestPolicyIngress(t *testing.T) {
 	g := newGuarded(t)
-	g.drive(t, d)
+	dealDrivers(t, 1, func(t *testing.T, d driver) {
+		g.lend(t, d)
+		testPolicyIngress(t, g)
+	})
+}
+
+func testPolicyIngress(t *testing.T, g *guarded) {
 	web, client, other := g.dress(t, "web"), g.dress(t, "client"), g.dress(t, "other")
 	g.apply(t, networkPolicy("web", "{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], "+
 		"ports: [{port: 80}, {port: 53, protocol: UDP}]}]}"))

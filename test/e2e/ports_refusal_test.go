@@ -162,8 +162,7 @@ func reservedPorts(t *testing.T, s *site) string {
 }
 
 // CHECK finds a mapping that is missing in the map, or leads elsewhere.
-func TestCheckPorts(t *testing.T) {
-	s := running(t)
+func testCheckPorts(t *testing.T, s *site) {
 	c := s.publish(t, "c", s.pods, both()...)
 	if got := refusalOf(s.Call(t, checked(c))); got != (refusal{}) {
 		t.Errorf("CHECK before: %+v", got)

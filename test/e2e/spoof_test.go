@@ -130,11 +130,15 @@ func (w *watch) await(t *testing.T, where string, mark []byte) {
 // its link, is heard by nobody, and each frame is counted.
 func TestSpoofing(t *testing.T) {
 	nstest.Halve(t, 0)
-	eachDriver(t, testSpoofing)
+	s := running(t)
+	eachDriver(t, func(t *testing.T, d driver) {
+		s.lend(t, d)
+		testSpoofing(t, s, d)
+	})
 }
 
-func testSpoofing(t *testing.T, d driver) {
-	s := drivenBy(t, d)
+func testSpoofing(t *testing.T, s *site, d driver) {
+	start := s.Drops(t)
 	a, b := s.Attach(t, "a", s.pods), s.Attach(t, "b", s.pods)
 	wire := openLink(t, a.NS, "eth0")
 	watches := map[string]*watch{"node": openWatch(t, s.NS), "world": openWatch(t, s.world), "b": openWatch(t, b.NS)}
@@ -229,9 +233,8 @@ func testSpoofing(t *testing.T, d driver) {
 	for name := range honest {
 		watches[whereOf(name)].await(t, name, []byte("before "+name))
 	}
-	before := s.Drops(t)
-	if len(before) != 0 {
-		t.Errorf("packets were dropped before anything was forged: %v", before)
+	if drops := s.dropsSince(t, start); len(drops) != 0 {
+		t.Errorf("packets were dropped before anything was forged: %v", drops)
 	}
 	neighbours := nodetest.Lines(t, s.NS, "ip", "neigh", "show")
 	want := make(map[string]uint64)
@@ -239,7 +242,6 @@ func testSpoofing(t *testing.T, d driver) {
 		wire.send(t, f.frame)
 		want[f.reason]++
 	}
-	drops := func() map[string]uint64 { return s.Drops(t) }
 	// What was sent behind them has arrived, so they would have, too.
 	for name, to := range honest {
 		wire.send(t, udp(a.MAC, ownOf(a, to), to, []byte("after "+name)))
@@ -247,7 +249,7 @@ func testSpoofing(t *testing.T, d driver) {
 	for name := range honest {
 		watches[whereOf(name)].await(t, name, []byte("after "+name))
 	}
-	if diff := cmp.Diff(want, drops()); diff != "" {
+	if diff := cmp.Diff(want, s.dropsSince(t, start)); diff != "" {
 		t.Errorf("drops (-want +got):\n%s", diff)
 	}
 	for _, f := range all {
