@@ -45,6 +45,7 @@ type limited struct {
 func TestBandwidth(t *testing.T) { eachDriver(t, testBandwidth) }
 
 func testBandwidth(t *testing.T, d driver) {
+	nstest.Halve(t, 0)
 	s := drivenBy(t, d)
 	s.Delete(t, s.Attach(t, "first", s.pods)) // what the first one leaves stays
 	b := s.Attach(t, "b", s.pods)
@@ -64,7 +65,7 @@ func testBandwidth(t *testing.T, d driver) {
 	paced := s.Status(t).Bandwidth == "fq"
 	sends, gets := &limited{drop: "bandwidth_egress", paced: paced}, &limited{drop: "bandwidth_ingress", paced: paced}
 	floods := func(t *testing.T) {
-		eachFamily(t, func(t *testing.T, f family) {
+		dealFamilies(t, func(t *testing.T, f family) {
 			for _, way := range []struct {
 				name     string
 				from, to *nstest.NS
@@ -127,6 +128,10 @@ func testBandwidth(t *testing.T, d driver) {
 	t.Run("limited again", floods)
 
 	s.Delete(t, a)
+	if paced { // The pacer's devices go with the second look of the agent, or when another starts.
+		s.Stop(t)
+		s.Start(t)
+	}
 	s.BecomesRecorded(t, before)
 }
 
@@ -171,7 +176,7 @@ func (l *limited) flood(t *testing.T, s *site, from, to *nstest.NS, at netip.Add
 	}
 	var ended time.Time
 	passed, sent := pour(t, from, to, at, func(passed, sent uint64) error {
-		if ended.IsZero() {
+		if ended.IsZero() || l.paced { // what is held back comes later
 			ended = time.Now()
 		}
 		return nodetest.Unlike(passed, sent-(s.dropped(t, l.drop)-before))
@@ -189,7 +194,8 @@ func (l *limited) flood(t *testing.T, s *site, from, to *nstest.NS, at netip.Add
 	if most := limitedBurst + limitedRate*(ended.Sub(began).Seconds()+0.4) + frame; float64(passed)*frame > most {
 		t.Errorf("%.0f bits have passed in one flood, at most %.0f may", float64(passed)*frame, most)
 	}
-	if least := 0.8 * limitedRate * floodTime.Seconds(); float64(passed)*frame < least {
+	// Where all is emulated, nobody sends that much.
+	if least := 0.8 * limitedRate * floodTime.Seconds(); float64(passed)*frame < least && !nstest.Emulated() {
 		t.Errorf("%.0f bits have passed, at least %.0f may", float64(passed)*frame, least)
 	}
 	if sent == passed && !l.paced {
