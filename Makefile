@@ -31,9 +31,11 @@ SOAKFLAGS   ?=
 # journeys that do: an agent takes a while to start there. Some are left to half of the
 # kernels each, by nstest.Halve.
 KERNEL_DIRS := test/kernels/selftest pkg/datapath pkg/maps pkg/wiring pkg/uplink
-KERNEL_JOURNEYS := TestConnectivity|TestCheck|TestStatus|TestChained|TestAgentKilled|TestRestart|TestPluginCrash|TestSpoofing|TestPathMTU|TestTraceroute|TestTwoUplinks|TestDefaultRouteMoves|TestNothingLeavesUnhidden|TestPortsFromWorld|TestPortsFromHost|TestPortsFromContainers|TestPolicyIngress|TestPolicyEgress|TestPolicyWhileTraffic|TestPolicyAgentKilled|TestNetworkIsolation|TestBridgeStation|TestBridgeVLAN|TestBridgeTrunk|TestMacvlanOnVLAN|TestMacvlanInContainer|TestMacvlanTwoNodes|TestBridgeLodger|TestPacer
+KERNEL_JOURNEYS := TestConnectivity|TestCheck|TestStatus|TestChained|TestAgentKilled|TestRestart|TestPluginCrash|TestSpoofing|TestPathMTU|TestTraceroute|TestTwoUplinks|TestDefaultRouteMoves|TestNothingLeavesUnhidden|TestPortsFromWorld|TestPortsFromHost|TestPortsFromContainers|TestPolicyIngress|TestPolicyEgress|TestPolicyWhileTraffic|TestPolicyAgentKilled|TestNetworkIsolation|TestBridgeStation|TestBridgeVLAN|TestBridgeTrunk|TestMacvlanOnVLAN|TestMacvlanInContainer|TestMacvlanTwoNodes|TestMacvlanDHCP|TestBridgeLodger|TestPacer
 # Of the drivers bridge and macvlan, what a kernel cannot change is left to the packet tables.
 KERNEL_JOURNEYS_LESS := TestCheck/(bridge|macvlan)|TestSpoofing/(bridge|macvlan)|TestPluginCrash/(bridge|macvlan)
+# What tests of journeys run besides the tools that each machine has: a DHCP server and a client for it.
+KERNEL_JOURNEYS_TOOLS := /usr/sbin/dnsmasq /usr/lib/cni/dhcp
 
 C_FILES := $(wildcard bpf/*.c bpf/*.h bpf/lib/*.h)
 SCRIPTS := $(wildcard .ci/run .ci/deps test/demo/run test/demo/story test/bench/run)
@@ -107,7 +109,7 @@ test-kernels: ## run the tests of the datapath on other kernels, in virtual mach
 .PHONY: test-kernels-journeys
 test-kernels-journeys: build-failpoint ## run tests of the whole, with agent and plugin, on other kernels
 	$(if $(VAGRANT),,$(DEPS) kernels)
-	$(GO) run ./test/kernels $(on-kernel) -run '^($(KERNEL_JOURNEYS))$$' -skip '$(KERNEL_JOURNEYS_LESS)' $(KERNELFLAGS) $(with-programs) ./test/e2e
+	$(GO) run ./test/kernels $(on-kernel) -run '^($(KERNEL_JOURNEYS))$$' -skip '$(KERNEL_JOURNEYS_LESS)' $(addprefix -tool ,$(KERNEL_JOURNEYS_TOOLS)) $(KERNELFLAGS) $(with-programs) ./test/e2e
 
 .PHONY: test-kernels-wire
 test-kernels-wire: build-failpoint ## run two nodes of different kernels on one wire, such as KERNEL=5.10+7

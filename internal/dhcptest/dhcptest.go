@@ -31,7 +31,7 @@ const startTimeout = 20 * time.Second
 func Need(tb testing.TB) {
 	tb.Helper()
 	for file, from := range map[string]string{
-		filepath.Join(Plugins, "host-local"): "containernetworking-plugins", dnsmasq: "dnsmasq-base",
+		filepath.Join(Plugins, "dhcp"): "containernetworking-plugins", dnsmasq: "dnsmasq-base",
 	} {
 		if _, err := os.Stat(file); err == nil {
 			continue

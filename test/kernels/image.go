@@ -65,7 +65,11 @@ func writeImage(ctx context.Context, file string, k *kernel, programs []program,
 		if err != nil {
 			return err
 		}
-		a.copy(path.Join("usr/bin", tool), files[0])
+		place := tool
+		if !path.IsAbs(tool) {
+			place = path.Join("usr/bin", tool)
+		}
+		a.copy(place, files[0])
 		for _, library := range files[1:] {
 			a.copy(library, library)
 		}

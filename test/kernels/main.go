@@ -64,7 +64,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	f.StringVar(&kernels, "kernel", "", "kernels to boot, separated by commas, with -wire pairs as in 5.10+7 (default all)")
 	f.BoolVar(&s.wire, "wire", false, "boot two machines at a time, of different kernels, with a wire between them")
 	f.BoolVar(&s.vagrant, "vagrant", false, "run in the machines of the Vagrantfile")
-	f.Func("tool", "take `program` along, with its libraries (repeatable, besides "+strings.Join(s.tools, ", ")+")",
+	f.Func("tool", "take `program` along, with its libraries, to /usr/bin or, of a path, there (repeatable, besides "+strings.Join(s.tools, ", ")+")",
 		func(v string) error { s.tools = append(s.tools, v); return nil })
 	f.Func("with", "take the file or folder at `path` of the module along (repeatable)",
 		func(v string) error { s.with = append(s.with, v); return nil })
