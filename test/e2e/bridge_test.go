@@ -59,6 +59,35 @@ func TestBridgeStation(t *testing.T) {
 		trials("egress", trial{"a to the station", toStation, byEgress}, trial{"the station to a", toA, ""})
 		g.delete(t, "shut")
 	})
+	t.Run("isolation", func(t *testing.T) { testBridgeIsolation(t, g.site, station) })
+}
+
+// Containers of an isolated network do not reach each other, whichever way frames take; they
+// reach the world, and a machine on the bridge that is not isolated.
+func testBridgeIsolation(t *testing.T, s *site, station *nstest.NS) {
+	isolated := s.pods.With("portIsolation", true)
+	a, b := s.Attach(t, "alone1", isolated), s.Attach(t, "alone2", isolated)
+	eachFamily(t, func(t *testing.T, f family) {
+		// Neighbours are known, so that the question itself is sent.
+		a.Run(t, "ip", "neigh", "replace", f.of(b).String(), "lladdr", b.MAC.String(), "dev", "eth0")
+		inside := serveUDP(t, b.NS, netip.AddrPortFrom(f.of(b), 0))
+		conn := dialUDP(t, a.NS, netip.AddrPort{}, inside)
+		_ = conn.SetDeadline(time.Now().Add(300 * time.Millisecond))
+		_, err := conn.Write(pattern(10))
+		if _, read := conn.Read(make([]byte, 64)); err != nil || !errors.Is(read, os.ErrDeadlineExceeded) {
+			t.Errorf("a reached b: %v, %v", err, read)
+		}
+		for _, at := range []netip.AddrPort{
+			serveUDP(t, s.world, netip.AddrPortFrom(f.world, 0)), serveUDP(t, station, netip.AddrPortFrom(f.station(), 0)),
+		} {
+			askUDP(t, dialUDP(t, a.NS, netip.AddrPort{}, at), pattern(10))
+		}
+	})
+	for _, c := range []*nodetest.Container{a, b} {
+		if got := refusalOf(s.Call(t, checked(c))); got != (refusal{}) {
+			t.Errorf("CHECK of %s: %+v", c.ContainerID, got)
+		}
+	}
 }
 
 // A macvlan or ipvlan device of other software on the bridge has its frames come to the ports as those
@@ -118,36 +147,6 @@ func TestBridgePortsBesideARouter(t *testing.T) {
 			t.Errorf("the container saw the world as %s", got)
 		}
 	})
-}
-
-// Containers of an isolated network do not reach each other, whichever way frames take; they
-// reach the world, and a machine on the bridge that is not isolated.
-func TestBridgeIsolation(t *testing.T) {
-	s := drivenBy(t, api.DriverBridge)
-	s.pods = s.pods.With("portIsolation", true)
-	a, b := s.Attach(t, "a", s.pods), s.Attach(t, "b", s.pods)
-	station := newStation(t, s)
-	eachFamily(t, func(t *testing.T, f family) {
-		// Neighbours are known, so that the question itself is sent.
-		a.Run(t, "ip", "neigh", "replace", f.of(b).String(), "lladdr", b.MAC.String(), "dev", "eth0")
-		inside := serveUDP(t, b.NS, netip.AddrPortFrom(f.of(b), 0))
-		conn := dialUDP(t, a.NS, netip.AddrPort{}, inside)
-		_ = conn.SetDeadline(time.Now().Add(300 * time.Millisecond))
-		_, err := conn.Write(pattern(10))
-		if _, read := conn.Read(make([]byte, 64)); err != nil || !errors.Is(read, os.ErrDeadlineExceeded) {
-			t.Errorf("a reached b: %v, %v", err, read)
-		}
-		for _, at := range []netip.AddrPort{
-			serveUDP(t, s.world, netip.AddrPortFrom(f.world, 0)), serveUDP(t, station, netip.AddrPortFrom(f.station(), 0)),
-		} {
-			askUDP(t, dialUDP(t, a.NS, netip.AddrPort{}, at), pattern(10))
-		}
-	})
-	for _, c := range []*nodetest.Container{a, b} {
-		if got := refusalOf(s.Call(t, checked(c))); got != (refusal{}) {
-			t.Errorf("CHECK of %s: %+v", c.ContainerID, got)
-		}
-	}
 }
 
 // What somebody took from a bridge and its ports, the agent puts back; meanwhile and later

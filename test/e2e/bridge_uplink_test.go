@@ -48,6 +48,7 @@ func (s *site) amongStations(name string, router4, router6 netip.Addr, first, la
 // The bridge is the node's uplink, and containers are stations beside it: those whose router is the
 // uplink's, and those whose router is the node, hidden or not.
 func TestBridgeOnUplink(t *testing.T) {
+	nstest.Halve(t, 0)
 	g := newGuarded(t)
 	s := g.site
 	s.bridgeUplink(t)
@@ -56,7 +57,7 @@ func TestBridgeOnUplink(t *testing.T) {
 	s.publish(t, "y", lan, both()...)
 	hidden := s.Attach(t, "hidden", s.amongStations("hidden", uplink4, uplink6, "70", "79").With("ipMasq", true).With("isGateway", true))
 	routed := s.Attach(t, "routed", s.pods)
-	eachFamily(t, func(t *testing.T, f family) {
+	dealFamilies(t, func(t *testing.T, f family) {
 		for _, w := range []portWay{
 			{name: "a station of the link", from: s.world, at: f.uplink, seen: f.world},
 			{name: "a neighbour", from: x.NS, at: f.uplink, seen: f.of(x)},
@@ -87,7 +88,7 @@ func TestBridgeOnUplink(t *testing.T) {
 			t.Run(w.name, func(t *testing.T) { testWay(t, w.from, w.to, w.at, w.seen) })
 		}
 	})
-	eachFamily(t, func(t *testing.T, f family) { g.testUplinkPolicy(t, f, x, routed) })
+	dealFamilies(t, func(t *testing.T, f family) { g.testUplinkPolicy(t, f, x, routed) })
 }
 
 // testUplinkPolicy: policy counts for a container on the uplink, whoever asks it, and by what way.

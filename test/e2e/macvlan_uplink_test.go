@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/tendril-net/tendril/internal/nodetest"
+	"github.com/tendril-net/tendril/internal/nstest"
 )
 
 // onUplink is a network of macvlan devices on the node's uplink, among the stations there.
@@ -23,6 +24,7 @@ func (s *site) onUplink() nodetest.Network {
 // The parent is an uplink: a port of the host leads to its child, whoever dials it, and
 // containers of another driver masquerade there as before.
 func TestMacvlanOnUplink(t *testing.T) {
+	nstest.Halve(t, 1)
 	s := running(t)
 	lan := s.onUplink()
 	x := s.Attach(t, "x", lan)

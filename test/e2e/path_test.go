@@ -83,6 +83,7 @@ func TestPathMTU(t *testing.T) {
 			t.Errorf("the far host saw %s, not %s", tcp.Seen.Addr(), f.uplink)
 		}
 	})
+	t.Run("mapped ports", func(t *testing.T) { testPortsPathMTU(t, s, far) })
 	if drops := s.Drops(t); len(drops) != 0 {
 		t.Errorf("packets were dropped: %v", drops)
 	}

@@ -73,13 +73,11 @@ func complaint(t *testing.T, from *nstest.NS, to netip.AddrPort) (got hop) {
 
 // A link on the way that is narrower than both ends know is found out by the
 // container: the router's complaint, which is to the host, reaches it.
-func TestPortsPathMTU(t *testing.T) {
-	s := running(t)
-	far := newFar(t, s, 1300)
+func testPortsPathMTU(t *testing.T, s *site, far *nstest.NS) {
 	// The client announces segments for which its own link is too narrow.
 	far.Run(t, "ip", "route", "change", "default", "via", "198.51.100.1", "advmss", "1460")
 	far.Run(t, "ip", "-6", "route", "change", "default", "via", "2001:db8:1::1", "advmss", "1440")
-	c := s.publish(t, "c", s.pods, both()...)
+	c := s.publish(t, "server", s.pods, both()...)
 	eachFamily(t, func(t *testing.T, f family) {
 		tcp, err := tryTCP(t, far, netip.AddrPort{}, netip.AddrPortFrom(f.uplink, hostTCP))
 		if err != nil {
