@@ -76,7 +76,5 @@ func policedBridgePassages(n *node, f family) []passage {
 }
 
 func testBridgePassages(t *testing.T, n *node, f family) {
-	for _, w := range slices.Concat(bridgePassages(n, f), policedBridgePassages(n, f)) {
-		t.Run(w.name, func(t *testing.T) { testPassage(t, w) })
-	}
+	testPassages(t, slices.Concat(bridgePassages(n, f), policedBridgePassages(n, f)))
 }

@@ -128,7 +128,5 @@ func childPortPassages(p *parent, f family) []passage {
 }
 
 func testParentPassages(t *testing.T, p *parent, f family) {
-	for _, w := range slices.Concat(parentPassages(p, f), policedParentPassages(p, f)) {
-		t.Run(w.name, func(t *testing.T) { testPassage(t, w) })
-	}
+	testPassages(t, slices.Concat(parentPassages(p, f), policedParentPassages(p, f)))
 }

@@ -223,9 +223,7 @@ func (p Policy) services(identity uint32) Policy {
 
 func testNodePassages(t *testing.T, n *node) {
 	eachFamily(t, func(t *testing.T, f family) {
-		for _, w := range slices.Concat(translatedPassages(n, f), plainPassages(n, f), policedPassages(n, f)) {
-			t.Run(w.name, func(t *testing.T) { testPassage(t, w) })
-		}
+		testPassages(t, slices.Concat(translatedPassages(n, f), plainPassages(n, f), policedPassages(n, f)))
 	})
 }
 

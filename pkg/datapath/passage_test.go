@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
 )
 
@@ -170,6 +171,17 @@ func (w passage) those(all []transport) []transport {
 func hasPorts(tr transport) bool { return !tr.echo }
 
 func isMapped(tr transport) bool { return !tr.echo && !tr.keeps }
+
+// testPassages shows packets of all kinds on some passages; where all is emulated, on half of them.
+func testPassages(t *testing.T, passages []passage) {
+	t.Helper()
+	for i, w := range passages {
+		t.Run(w.name, func(t *testing.T) {
+			nstest.Halve(t, i%2)
+			testPassage(t, w)
+		})
+	}
+}
 
 // testPassage shows packets of all kinds on a passage.
 func testPassage(t *testing.T, w passage) {
