@@ -172,12 +172,15 @@ func hasPorts(tr transport) bool { return !tr.echo }
 
 func isMapped(tr transport) bool { return !tr.echo && !tr.keeps }
 
-// testPassages shows packets of all kinds on some passages; where all is emulated, on half of them.
+// testPassages shows packets of all kinds on some passages; where all is emulated, on half of them and on those
+// that Linux 5.10 cannot run.
 func testPassages(t *testing.T, passages []passage) {
 	t.Helper()
 	for i, w := range passages {
 		t.Run(w.name, func(t *testing.T) {
-			nstest.Halve(t, i%2)
+			if w.in(w.came.ip(64, w.comes(transports()[1], low)...)...).ingress == 0 {
+				nstest.Halve(t, i%2)
+			}
 			testPassage(t, w)
 		})
 	}
