@@ -139,6 +139,21 @@ static __always_inline __u32 extension_length(__u8 type, const struct ipv6_exten
 	return type == IPPROTO_FRAGMENT ? sizeof(*header) : (header->length + 1) * 8;
 }
 
+#define JUMBO_OPTION 0xc204 /* type and length (RFC 2675) */
+#define JUMBO_FROM 0x10000
+
+/*
+ * Whether the first extension is that which Linux 5.19 and later writes before TCP of more than 64
+ * KiB, and takes away when it cuts that (ipv6_has_hopopt_jumbo): it is on no wire.
+ */
+static __always_inline bool is_jumbo(const struct __sk_buff *skb, __u8 type,
+				     const struct ipv6_extension *header)
+{
+	return skb->gso_size && skb->len > JUMBO_FROM && type == IPPROTO_HOPOPTS &&
+	       !header->length && header->offset == bpf_htons(JUMBO_OPTION) &&
+	       header->next == IPPROTO_TCP;
+}
+
 /*
  * Walks by offsets, which the verifier need not know: with pointers it follows each chain
  * by itself, and all that comes after.
@@ -156,6 +171,8 @@ static __always_inline int skip_extensions(struct __sk_buff *skb, struct cursor 
 			return PARSE_SHORT;
 		if (bpf_skb_load_bytes(skb, offset, &header, sizeof(header)))
 			return PARSE_SHORT;
+		if (i == 0 && is_jumbo(skb, next, &header))
+			packet->length -= sizeof(header);
 		offset += extension_length(next, &header);
 		if (next == IPPROTO_FRAGMENT) {
 			/* An atomic fragment (RFC 6946) is whole. */

@@ -49,7 +49,7 @@ __noinline int segment_headers(struct __sk_buff *skb)
 {
 	__u32 offset = network_offset(skb);
 	struct ipv6_extension extension;
-	__u8 version = 0, next = 0, words = 0;
+	__u8 version = 0, next = 0, words = 0, jumbo = 0;
 
 	bpf_skb_load_bytes(skb, offset, &version, sizeof(version));
 	if (version >> 4 == 4) {
@@ -64,6 +64,8 @@ __noinline int segment_headers(struct __sk_buff *skb)
 		for (int i = 0; i < IPV6_EXTENSIONS_MAX && is_extension(next); i++) {
 			if (bpf_skb_load_bytes(skb, offset, &extension, sizeof(extension)))
 				break;
+			if (i == 0 && is_jumbo(skb, next, &extension))
+				jumbo = sizeof(extension);
 			offset += extension_length(next, &extension);
 			next = extension.next;
 		}
@@ -71,7 +73,7 @@ __noinline int segment_headers(struct __sk_buff *skb)
 	switch (next) {
 	case IPPROTO_TCP:
 		bpf_skb_load_bytes(skb, offset + 12, &words, sizeof(words));
-		return offset + (words >> 4) * 4;
+		return offset - jumbo + (words >> 4) * 4;
 	case IPPROTO_SCTP:
 		return offset + SCTP_HEADER;
 	default:
