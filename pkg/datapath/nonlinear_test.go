@@ -89,6 +89,7 @@ func TestNonLinear(t *testing.T) {
 			})
 		}
 	})
+	t.Run("TCP beyond 64 KiB", func(t *testing.T) { testBigTCP(t, s, d) })
 	// Without an uplink it is the stack that forwards, which reads no more than it needs.
 	s.node.Do(t, func() { must(t, d.ReconcileUplinks(nil)) })
 	policy := Policy{
