@@ -277,7 +277,7 @@ func (l *load) fresh(t *testing.T, stop <-chan struct{}) {
 			return
 		}
 		l.asked.Add(1)
-		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = conn.SetDeadline(time.Now().Add(nodetest.Patience))
 		_, err = conn.Write([]byte("new"))
 		if err == nil {
 			_, err = conn.Read(make([]byte, 10))
