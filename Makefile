@@ -31,10 +31,9 @@ SOAKFLAGS   ?=
 # journeys that do: an agent takes a while to start there. Some are left to half of the
 # kernels each, by nstest.Halve.
 KERNEL_DIRS := test/kernels/selftest pkg/datapath pkg/maps pkg/wiring pkg/uplink
-KERNEL_JOURNEYS := TestConnectivity|TestCheck|TestGC|TestStatus|TestChained|TestAgentKilled|TestRestart|TestPluginCrash|TestSpoofing|TestPathMTU|TestTraceroute|TestTwoUplinks|TestDefaultRouteMoves|TestNothingLeavesUnhidden|TestPortsFromWorld|TestPortsFromHost|TestPortsFromContainers|TestPortsRestart|TestPolicyIngress|TestPolicyEgress|TestPolicyWhileTraffic|TestPolicyAgentKilled|TestNetworkIsolation|TestBridgeStation|TestBridgeOnUplink|TestBridgeVLAN|TestBridgeTrunk|TestMacvlanOnVLAN|TestMacvlanInContainer|TestMacvlanTwoNodes|TestMacvlanOnUplink|TestMacvlanDHCP|TestBridgeLodger|TestPacer|TestBandwidth
-# Of the drivers bridge and macvlan, what a kernel cannot change is left to the packet tables, and limits
-# of routed and bridge to TestPacer.
-KERNEL_JOURNEYS_LESS := TestCheck/(bridge|macvlan)|TestSpoofing/(bridge|macvlan)|TestPluginCrash/(bridge|macvlan)|TestBandwidth/(routed|bridge)
+KERNEL_JOURNEYS := TestConnectivity|TestCheck|TestGC|TestStatus|TestChained|TestAgentKilled|TestRestart|TestPluginCrash|TestSpoofing|TestPathMTU|TestTraceroute|TestTwoUplinks|TestDefaultRouteMoves|TestNothingLeavesUnhidden|TestPortsFromWorld|TestPortsFromHost|TestPortsFromContainers|TestPortsRestart|TestPolicyIngress|TestPolicyEgress|TestPolicyWhileTraffic|TestPolicyAgentKilled|TestNetworkIsolation|TestBridgeStation|TestBridgeOnUplink|TestBridgeVLAN|TestBridgeTrunk|TestMacvlanOnVLAN|TestMacvlanInContainer|TestMacvlanTwoNodes|TestMacvlanOnUplink|TestMacvlanDHCP|TestBridgeLodger|TestPacer
+# Of the drivers bridge and macvlan, what a kernel cannot change is left to the packet tables.
+KERNEL_JOURNEYS_LESS := TestCheck/(bridge|macvlan)|TestSpoofing/(bridge|macvlan)|TestPluginCrash/(bridge|macvlan)
 # What tests of journeys run besides the tools that each machine has: a DHCP server and a client for it.
 KERNEL_JOURNEYS_TOOLS := /usr/sbin/dnsmasq /usr/lib/cni/dhcp
 

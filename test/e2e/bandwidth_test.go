@@ -45,7 +45,6 @@ type limited struct {
 func TestBandwidth(t *testing.T) { eachDriver(t, testBandwidth) }
 
 func testBandwidth(t *testing.T, d driver) {
-	nstest.Halve(t, 0)
 	s := drivenBy(t, d)
 	s.Delete(t, s.Attach(t, "first", s.pods)) // what the first one leaves stays
 	b := s.Attach(t, "b", s.pods)
@@ -65,7 +64,7 @@ func testBandwidth(t *testing.T, d driver) {
 	paced := s.Status(t).Bandwidth == "fq"
 	sends, gets := &limited{drop: "bandwidth_egress", paced: paced}, &limited{drop: "bandwidth_ingress", paced: paced}
 	floods := func(t *testing.T) {
-		dealFamilies(t, func(t *testing.T, f family) {
+		eachFamily(t, func(t *testing.T, f family) {
 			for _, way := range []struct {
 				name     string
 				from, to *nstest.NS
