@@ -200,6 +200,12 @@ static __always_inline int apply(struct __sk_buff *skb, struct packet *packet, s
 		return action;
 	if (is_child(flow->out_ifindex))
 		return into_child(skb, journey, flow->out_ifindex);
+	/*
+	 * What answers past the node, from a port of a bridge, is sent to another station. Older
+	 * kernels leave the type as it is (seen on 5.10), and the stack there would drop it.
+	 */
+	if (skb->pkt_type != PACKET_HOST && bpf_skb_change_type(skb, PACKET_HOST))
+		return drop(skb, journey, DROP_REWRITE);
 	count(skb, journey, COUNTER_DELIVERED);
 	return bpf_redirect_peer(flow->out_ifindex, 0);
 }

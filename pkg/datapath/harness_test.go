@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf"
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
@@ -119,6 +120,15 @@ type result struct {
 	want
 	// counts are those of the program's journey that changed.
 	counts map[string]maps.Count
+	// kind is skb->pkt_type after.
+	kind uint32
+}
+
+// lost says whether the stack of the endpoint that a packet goes straight to drops it as another
+// station's.
+func (got result) lost() bool {
+	_, delivered := got.counts[got.program+" delivered"]
+	return delivered && (got.program == fromContainer || got.program == fromUplink) && got.want.mark != putBack && got.kind != unix.PACKET_HOST
 }
 
 // run shows a packet to its program.
@@ -147,7 +157,7 @@ func (n *node) execute(r run) (result, error) {
 		return result{}, err
 	}
 	counts, err := p.counts()
-	return result{r, want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen], mark: after.Mark, departure: after.Timestamp}, counts}, err
+	return result{r, want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen], mark: after.Mark, departure: after.Timestamp}, counts, after.CB[cbType]}, err
 }
 
 // compare compares verdict, frame, mark and all counters. Where a packet was right
@@ -179,6 +189,9 @@ func (got result) compare(t *testing.T, w want) {
 		if err := packet.Verify(got.out); err != nil && packet.Verify(got.in) == nil {
 			t.Errorf("packet out is wrong: %v\n%s", err, packet.Summary(got.out))
 		}
+	}
+	if got.lost() {
+		t.Errorf("it is given to an endpoint with the type %d", got.kind)
 	}
 	counts := make(map[string]maps.Count)
 	for _, name := range w.counters {

@@ -20,6 +20,7 @@ import (
 const (
 	cbSeen = iota // in and out: skb->tc_index
 	cbVLAN        // in: identifier of a tag to push; out: skb->vlan_present
+	cbType        // out: skb->pkt_type
 )
 
 // prelude prepares the packet in ways that BPF_PROG_TEST_RUN does not, calls a program as
@@ -87,6 +88,7 @@ func newPreludes(t testing.TB, d *Datapath) map[string]*prelude {
 func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journeys []int) asm.Instructions {
 	const (
 		offsetTCIndex     = 44
+		offsetType        = 4
 		offsetVLANPresent = 20
 		offsetCB          = 48
 	)
@@ -142,6 +144,8 @@ func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journeys []int
 			asm.StoreMem(asm.R6, offsetCB+4*cbSeen, asm.R2, asm.Word),
 			asm.LoadMem(asm.R2, asm.R6, offsetVLANPresent, asm.Word),
 			asm.StoreMem(asm.R6, offsetCB+4*cbVLAN, asm.R2, asm.Word),
+			asm.LoadMem(asm.R2, asm.R6, offsetType, asm.Word),
+			asm.StoreMem(asm.R6, offsetCB+4*cbType, asm.R2, asm.Word),
 		},
 		snapshot("after", journeysMax*snapshotPlaces*countSize),
 		asm.Instructions{

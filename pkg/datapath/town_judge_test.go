@@ -235,6 +235,9 @@ func (o *townJudge) changes(p *outcome) error {
 	if p.verdict == dropped {
 		return nil
 	}
+	if p.lost() {
+		return fmt.Errorf("it is given to an endpoint with the type %d", p.kind)
+	}
 	if len(before) != len(after) {
 		return fmt.Errorf("%d bytes have become %d", len(before), len(after))
 	}

@@ -212,6 +212,8 @@ func mutations() []mutation {
 		{"address believed at any device", "to_container.c", "	if (source && !is_at(source, skb->ingress_ifindex, skb->tc_index))\n		return DROP_MARTIAN;\n", ""},
 		{"what nobody can read forwarded", "to_container.c", "return !decided && is_restricted_device(skb) ? DROP_INVALID : 0;", "return 0;"},
 		{"fragment without its first counts as a flow", "lib/track.h", "s->forgotten && !lacks_ports(&s->packet);", "s->forgotten;"},
+		{"answer past the node taken for another station's", "lib/apply.h", "	if (skb->pkt_type != PACKET_HOST && bpf_skb_change_type(skb, PACKET_HOST))\n", "	if (0)\n"},
+		{"child's martian for a group", "to_parent.c", "	} else if (is_martian(&s->packet.key.destination)) {\n", "	} else if (0) {\n"},
 		{"what an endpoint sends not judged", "from_container.c", "	s->later = others && !s->bridge;\n	reason = judge(skb);\n", "	reason = 0;\n"},
 		{"what the world sends not judged", "from_uplink.c", "	reason = judge(skb);\n", "	reason = 0;\n"},
 		{"talk of the link passes the stack unasked", "from_container.c", "		/* Without a mark: should the stack forward it, policy is asked there. */\n", "		skb->tc_index = SEEN_DECIDED;\n"},
