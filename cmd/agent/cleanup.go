@@ -47,7 +47,7 @@ func cleanup(env environment, cfg config, log *slog.Logger, force bool) (err err
 	if err != nil {
 		return err
 	}
-	children, err := n.children()
+	children, err := n.children(force)
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func cleanup(env environment, cfg config, log *slog.Logger, force bool) (err err
 	if err := n.host.ReconcileUnreachable(nil); err != nil {
 		return err
 	}
-	if err := n.restore(mounts); err != nil {
+	if err := n.restore(mounts, force); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(filepath.Join(filepath.Dir(cfg.Socket), api.EndedName)); err != nil {
@@ -116,12 +116,17 @@ func (n *node) openOldState(force bool) (err error) {
 	return err
 }
 
-// children returns the macvlan devices of the containers.
-func (n *node) children() ([]wiring.ChildLink, error) {
+// children returns the macvlan devices of the containers, with force those whose records can be read.
+func (n *node) children(force bool) ([]wiring.ChildLink, error) {
 	if n.db == nil {
 		return nil, nil
 	}
-	return agent.ChildrenIn(n.db, n.host)
+	children, err := agent.ChildrenIn(n.db, n.host)
+	if damaged := (*agent.StateError)(nil); force && errors.As(err, &damaged) {
+		n.log.Warn("records of the state file given up: devices of these endpoints may stay", "error", err)
+		return children, nil
+	}
+	return children, err
 }
 
 // mounts returns the paths at which an agent has mounted a bpf file system.
@@ -132,14 +137,17 @@ func (n *node) mounts() ([]string, error) {
 	return agent.Mounts(n.db)
 }
 
-// restore puts settings and mounts back as the state file has them.
-func (n *node) restore(mounts []string) error {
+// restore puts settings and mounts back as the state file has them; with force, those that it can.
+func (n *node) restore(mounts []string, force bool) error {
 	if n.db == nil {
 		return nil
 	}
 	settings := &agent.Settings{DB: n.db, Root: agent.ProcSys, Logger: n.log}
 	if err := settings.Undo(); err != nil {
-		return err
+		if !force {
+			return fmt.Errorf("%w; with --force these settings stay as they are", err)
+		}
+		n.log.Warn("settings of the node given up: they stay as they are", "error", err)
 	}
 	for _, path := range mounts {
 		if err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW); err != nil {

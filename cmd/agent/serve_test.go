@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"go.etcd.io/bbolt"
 
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/api"
@@ -145,6 +146,18 @@ func TestLifeOfAnAgent(t *testing.T) {
 	must(t, os.Rename(state+".away", state))
 	if got := m.fails(t, append([]string{"cleanup"}, m.args()...)...); !strings.Contains(got, "1 endpoints still exist") {
 		t.Errorf("cleanup with an endpoint: %s", got)
+	}
+	// Records that nobody can read do not keep it from what can be.
+	db, err := bbolt.Open(state, 0o600, nil)
+	must(t, err)
+	must(t, db.Update(func(tx *bbolt.Tx) error {
+		return errors.Join(tx.Bucket([]byte("endpoints")).Put([]byte("c9/eth0"), []byte("{")), tx.Bucket([]byte("settings")).Put([]byte("kernel/none"), []byte("{}")))
+	}))
+	must(t, db.Close())
+	for _, args := range [][]string{m.args(), append([]string{"cleanup"}, m.args()...)} {
+		if got := m.fails(t, args...); !strings.Contains(got, `read endpoint "c9/eth0"`) || !strings.Contains(got, "cleanup --force") {
+			t.Errorf("with a damaged record: %s", got)
+		}
 	}
 	for range 2 {
 		cmd, log := m.command(append([]string{"cleanup", "--force"}, m.args()...)...)

@@ -101,8 +101,9 @@ func (d *delegate) run(ctx context.Context, command string) error {
 	return err
 }
 
-// maxPrinted bounds, in bytes, what a plugin prints on stdout, and the same for stderr. A result
-// has a few hundred, one with 5,000 routes half of this; the runtime keeps all of stderr in memory.
+// maxPrinted bounds, in bytes, what is taken of a plugin's stdout, and the same for stderr: a result
+// has a few hundred, one with 5,000 routes half of this. Without a bound it would be the memory of
+// the runtime, which keeps all that we print.
 const maxPrinted = 1 << 20
 
 // printedGrace is how long a process that the plugin has left behind may keep its stdout or stderr
@@ -112,56 +113,67 @@ const printedGrace = 2 * time.Second
 func (d *delegate) output(ctx context.Context, command string) ([]byte, error) {
 	ctx, kill := context.WithCancelCause(ctx)
 	defer kill(nil)
-	var out bytes.Buffer
+	result := &bounded{kill: kill}
+	var diagnostics bounded
 	process := exec.CommandContext(ctx, d.binary)
 	process.Env = append(slices.Clone(d.environ), "CNI_COMMAND="+command)
 	process.Stdin = bytes.NewReader(d.config)
-	process.Stdout = &bounded{name: "stdout", to: &out, kill: kill}
-	process.Stderr = &bounded{name: "stderr", to: d.stderr, kill: kill}
+	process.Stdout, process.Stderr = result, &diagnostics
 	process.WaitDelay = printedGrace
+	// A lease must not be taken by what the plugin has started after the DEL that undoes it.
+	process.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	process.Cancel = func() error {
+		err := unix.Kill(-process.Process.Pid, unix.SIGKILL)
+		if errors.Is(err, unix.ESRCH) {
+			return os.ErrProcessDone
+		}
+		return err
+	}
 	err := process.Run()
-	var excess *excessError
+	d.pass(&diagnostics)
+	out := result.text.Bytes()
 	switch {
-	case errors.As(context.Cause(ctx), &excess):
-		return nil, faultf(types.ErrIOFailure, "ipam %s: %s: %v", d.name, command, excess)
+	case result.dropped > 0:
+		return nil, faultf(types.ErrIOFailure, "ipam %s: %s: killed, because it printed more than %d bytes on stdout", d.name, command, maxPrinted)
 	case err == nil, errors.Is(err, exec.ErrWaitDelay):
-		return out.Bytes(), nil
+		return out, nil
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("ipam %s: %s: %w", d.name, command, ctx.Err())
 	case errors.Is(err, unix.ETXTBSY):
 		return nil, faultf(types.ErrTryAgainLater, "ipam %s: %s is being written", d.name, d.binary)
 	}
 	answer := &types.Error{}
-	if json.Unmarshal(out.Bytes(), answer) == nil && answer.Msg != "" {
+	if json.Unmarshal(out, answer) == nil && answer.Msg != "" {
 		answer.Msg = fmt.Sprintf("ipam %s: %s: %s", d.name, command, answer.Msg)
 		return nil, answer
 	}
-	return nil, faultf(types.ErrInternal, "ipam %s: %s: %v, and it said %q", d.name, command, err, clip(bytes.TrimSpace(out.Bytes())))
+	return nil, faultf(types.ErrInternal, "ipam %s: %s: %v, and it said %q", d.name, command, err, clip(bytes.TrimSpace(out)))
 }
 
-// bounded passes on what a plugin prints, and has it killed when that is more than maxPrinted.
+// pass prints what a plugin has said on stderr. Whoever does not read it any more does not mind.
+func (d *delegate) pass(said *bounded) {
+	_, _ = d.stderr.Write(said.text.Bytes())
+	if said.dropped > 0 {
+		_, _ = fmt.Fprintf(d.stderr, "\nipam %s: %d bytes more\n", d.name, said.dropped)
+	}
+}
+
+// bounded takes what a plugin prints up to maxPrinted. Of more it drops the rest, and ends the plugin
+// where it has kill.
 type bounded struct {
-	name    string
-	to      io.Writer
-	printed int
+	text    bytes.Buffer
+	dropped int
 	kill    context.CancelCauseFunc
 }
 
-// Write does not mind when nobody reads the diagnostics any more: the command goes on without.
 func (b *bounded) Write(text []byte) (int, error) {
-	if len(text) > maxPrinted-b.printed {
-		err := &excessError{stream: b.name}
-		b.kill(err)
-		return 0, err
+	room := min(len(text), maxPrinted-b.text.Len())
+	b.text.Write(text[:room])
+	if room < len(text) {
+		b.dropped += len(text) - room
+		if b.kill != nil {
+			b.kill(nil)
+		}
 	}
-	b.printed += len(text)
-	_, _ = b.to.Write(text)
 	return len(text), nil
-}
-
-// excessError says that a plugin was killed for what it printed.
-type excessError struct{ stream string }
-
-func (e *excessError) Error() string {
-	return fmt.Sprintf("killed, because it printed more than %d bytes on %s", maxPrinted, e.stream)
 }

@@ -233,7 +233,12 @@ func (s *Service) placeChild(r *record) error {
 	if err != nil {
 		return fmt.Errorf("read device %s: %w", r.Parent, err)
 	}
-	r.Parent, r.HostMAC = parent.Name, parent.MAC.String()
+	r.Parent = parent.Name
+	// A bridge has none while it has no port.
+	if len(parent.MAC) != 6 {
+		return nil
+	}
+	r.HostMAC = parent.MAC.String()
 	if r.Mode == api.ModePassthru {
 		r.MAC = r.HostMAC // they change as one
 	}
@@ -286,12 +291,10 @@ func (s *Service) LinksChanged() {
 	s.problem("macvlan devices", s.orphans())
 }
 
-// ChildrenIn returns the macvlan devices of a state file's endpoints that exist.
+// ChildrenIn returns the macvlan devices of a state file's endpoints that exist; with a StateError
+// those of the endpoints whose records can be read.
 func ChildrenIn(db *bbolt.DB, of *Host) ([]wiring.ChildLink, error) {
-	records, _, err := loadState(db)
-	if err != nil {
-		return nil, err
-	}
+	records, _, damaged := readState(db)
 	s := &Service{opts: Options{Children: of}, index: newIndex()}
 	var found []wiring.ChildLink
 	for _, r := range records {
@@ -304,7 +307,7 @@ func ChildrenIn(db *bbolt.DB, of *Host) ([]wiring.ChildLink, error) {
 		}
 		found = append(found, these...)
 	}
-	return found, nil
+	return found, damaged
 }
 
 // orphans names the parents that are gone while containers wait for a DEL whose devices

@@ -158,6 +158,9 @@ func (r *record) fault(key []byte) string {
 		return fmt.Sprintf("bridge %.64q with driver %s", r.Bridge, r.Driver)
 	}
 	for _, text := range []string{r.MAC, r.HostMAC} {
+		if r.Driver == api.DriverMacvlan && text == "" {
+			continue // a parent may have had none for a while
+		}
 		if len(parsedMAC(text)) != 6 {
 			return fmt.Sprintf("%.64q is no ethernet address", text)
 		}
@@ -212,17 +215,28 @@ func Empty(db *bbolt.DB) (bool, error) {
 	return len(records) == 0, err
 }
 
-// loadState reads all endpoints and the ids that wait to be purged.
+// loadState reads all endpoints and the ids that wait to be purged: whole, or not at all.
 func loadState(db *bbolt.DB) (records []*record, draining []uint16, err error) {
+	records, draining, err = readState(db)
+	if err != nil {
+		return nil, nil, err
+	}
+	return records, draining, nil
+}
+
+// readState is loadState that returns what can be read with the error, which is a StateError.
+func readState(db *bbolt.DB) (records []*record, draining []uint16, err error) {
 	numbered := make(map[uint16]api.Attachment)
+	var faults []error
 	err = db.View(func(tx *bbolt.Tx) error {
 		err := tx.Bucket(bucketEndpoints).ForEach(func(key, value []byte) error {
 			r, err := decodeRecord(key, value)
 			if err != nil {
-				return err
+				faults = append(faults, err)
+				return nil
 			}
 			if other, ok := numbered[r.ID]; ok {
-				return fmt.Errorf("read endpoint %q: its number %d is that of %q", key, r.ID, recordKey(other))
+				faults = append(faults, fmt.Errorf("read endpoint %q: its number %d is that of %q", key, r.ID, recordKey(other)))
 			}
 			numbered[r.ID] = r.Attachment
 			records = append(records, r)
@@ -233,14 +247,15 @@ func loadState(db *bbolt.DB) (records []*record, draining []uint16, err error) {
 		}
 		return tx.Bucket(bucketDraining).ForEach(func(key, _ []byte) error {
 			if len(key) != 2 {
-				return fmt.Errorf("read draining endpoint id %q: it has %d bytes", key, len(key))
+				faults = append(faults, fmt.Errorf("read draining endpoint id %q: it has %d bytes", key, len(key)))
+				return nil
 			}
 			draining = append(draining, binary.BigEndian.Uint16(key))
 			return nil
 		})
 	})
-	if err != nil {
-		return nil, nil, &StateError{Path: db.Path(), Reason: "damaged", Err: err}
+	if err = errors.Join(append(faults, err)...); err != nil {
+		return records, draining, &StateError{Path: db.Path(), Reason: "damaged", Err: err}
 	}
 	return records, draining, nil
 }
