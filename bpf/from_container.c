@@ -318,7 +318,8 @@ __noinline int slow_path(struct __sk_buff *skb)
 	if (!bridged && (skb->pkt_type != PACKET_HOST || is_multicast(&s->packet.key.destination) ||
 			 is_ipv6_link_local(&s->packet.key.destination) || s->packet.ttl <= 1)) {
 		/* Others on the bridge get it, too, and it speaks to nobody that policy knows. */
-		if (interface->bridge && skb->pkt_type != PACKET_HOST &&
+		if (interface->bridge &&
+		    (skb->pkt_type != PACKET_HOST || is_multicast(&s->packet.key.destination)) &&
 		    (!keeps_link(&s->packet) || answers_dhcp(&s->packet)) &&
 		    may_not_send_all(interface))
 			return drop(skb, FROM_CONTAINER, DROP_POLICY_EGRESS);

@@ -28,7 +28,7 @@ int pacer_out(struct __sk_buff *skb)
 	struct wire wire;
 	__u64 at, price, departure = 0, *busy;
 	__s64 wait, horizon;
-	bool late = false;
+	bool late;
 
 	/* What the host itself says here concerns nobody. */
 	if (!read_paced(skb, &key, &journey))
@@ -43,11 +43,13 @@ int pacer_out(struct __sk_buff *skb)
 		bpf_spin_lock(&limit->lock);
 		bound_credit(limit, at, limit->burst);
 		wait = limit->empty - at;
+		late = wire.bytes > BANDWIDTH_BYTES_MAX;
 		if (wait <= 0) /* all has left, or was lost with its queue */
 			limit->waiting = 0;
 		if (wait > 0 &&
 		    ((__s64)(*busy - at) > 0 || !small_passes(limit, wire.bytes, price, at))) {
-			late = wait > horizon || (__s64)limit->waiting >= (__s64)limit->room;
+			late = late || wait > horizon ||
+			       (__s64)limit->waiting >= (__s64)limit->room;
 			departure = limit->empty;
 		}
 		if (late) {

@@ -100,18 +100,21 @@ static __always_inline int judge_forwarded(struct __sk_buff *skb, struct scratch
 }
 
 /*
- * Policy for what the stack forwards to a group, which cannot be judged by address. Of a bridge the
- * sender's side was asked at its port. Returns 0, or the counter of a drop.
+ * Policy for what the stack forwards to a group (group), which cannot be judged by address, or what
+ * a bridge floods. The sender's side of a bridge was asked at its port. Returns 0, or the counter
+ * of a drop.
  */
-static __always_inline int judge_group(struct __sk_buff *skb, const struct interface *interface)
+static __always_inline int judge_group(struct __sk_buff *skb, const struct interface *interface,
+				       bool group)
 {
 	__u32 ifindex = skb->ingress_ifindex;
 	struct interface *sender;
 
 	if (!interface)
 		return 0;
-	sender = interface->bridge ? NULL : bpf_map_lookup_elem(&interfaces, &ifindex);
-	if (sender && sender->role == INTERFACE_ENDPOINT && may_not_send_all(sender))
+	sender = group ? bpf_map_lookup_elem(&interfaces, &ifindex) : NULL;
+	if (sender && sender->role == INTERFACE_ENDPOINT && !sender->bridge &&
+	    may_not_send_all(sender))
 		return DROP_POLICY_EGRESS;
 	return may_not_be_sent_all(interface) ? DROP_POLICY_INGRESS : 0;
 }
@@ -127,17 +130,18 @@ __noinline int note(struct __sk_buff *skb, __u32 decided)
 	struct flow *before;
 	struct interface *interface;
 	__u32 ifindex = skb->ifindex;
-	bool bridged, neighbour, outside;
+	bool bridged, group, neighbour, outside;
 	int reason;
 
 	if (!s)
 		return DROP_INVALID;
+	group = is_multicast(&s->packet.key.destination);
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
 	interface = bpf_map_lookup_elem(&interfaces, &ifindex);
 	bridged = interface && interface->bridge;
-	if ((bridged || is_multicast(&s->packet.key.destination)) &&
-	    (!endpoint || endpoint->ifindex != ifindex))
-		return keeps_link(&s->packet) ? 0 : judge_group(skb, interface);
+	/* What a link needs, nobody forwards to another. */
+	if ((bridged || group) && (!endpoint || endpoint->ifindex != ifindex))
+		return bridged && keeps_link(&s->packet) ? 0 : judge_group(skb, interface, group);
 	if (!endpoint || decided)
 		return 0;
 	/* A station's answer to a solicitation, and its own to see whether one is there still. */

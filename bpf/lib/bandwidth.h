@@ -49,11 +49,11 @@
 #define BANDWIDTH_SMALL_CREDIT 10000000ULL
 
 /*
- * Bytes of a packet whose price has room in 63 bits. Only one of tiny segments has more: its price
- * is right to BANDWIDTH_BYTES_SHIFT bits.
+ * Of a packet on its wire, so that its price has room in 63 bits. Only one of tiny segments has
+ * more, which no stack sends: it is beyond every limit, or one could keep all others waiting for
+ * minutes.
  */
 #define BANDWIDTH_BYTES_MAX (1U << 20)
-#define BANDWIDTH_BYTES_SHIFT 12
 
 /*
  * EtherType of the frame. What a macvlan child sends by AF_PACKET says something else in
@@ -164,10 +164,7 @@ static __always_inline int drop_beyond(const struct __sk_buff *skb, __u32 direct
 /* The price of bytes, as time. */
 static __always_inline __u64 price_of(const struct limit *limit, __u32 bytes)
 {
-	if (bytes <= BANDWIDTH_BYTES_MAX)
-		return bytes * limit->cost >> BANDWIDTH_COST_SHIFT;
-	return (bytes >> BANDWIDTH_BYTES_SHIFT) * limit->cost >>
-	       (BANDWIDTH_COST_SHIFT - BANDWIDTH_BYTES_SHIFT);
+	return bytes * limit->cost >> BANDWIDTH_COST_SHIFT;
 }
 
 /* Whether a small packet may go although there is no credit, which pays for it. Under the lock. */
@@ -230,7 +227,8 @@ static __always_inline bool is_beyond(struct __sk_buff *skb, struct limit *limit
 		credit = BANDWIDTH_RECOVERY;
 	bound_credit(limit, at, credit);
 	overdrawn = limit->empty - at;
-	beyond = overdrawn > most && !small_passes(limit, wire.bytes, price, at);
+	beyond = wire.bytes > BANDWIDTH_BYTES_MAX ||
+		 (overdrawn > most && !small_passes(limit, wire.bytes, price, at));
 	mark = !beyond && overdrawn > -(__s64)(limit->burst / 2);
 	if (beyond) {
 		limit->dropped_at = at;

@@ -149,7 +149,7 @@ static __always_inline __u32 extension_length(__u8 type, const struct ipv6_exten
 static __always_inline bool is_jumbo(const struct __sk_buff *skb, __u8 type,
 				     const struct ipv6_extension *header)
 {
-	return skb->gso_size && skb->len > JUMBO_FROM && type == IPPROTO_HOPOPTS &&
+	return skb->gso_size && skb->len - ETH_HLEN > JUMBO_FROM && type == IPPROTO_HOPOPTS &&
 	       !header->length && header->offset == bpf_htons(JUMBO_OPTION) &&
 	       header->next == IPPROTO_TCP;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What a GSO packet is on a wire: a frame for each of its segments, with all of its headers.
+ * What a GSO packet is on a wire: a frame for each of its segments, with all of its headers, but
+ * for those within a tunnel.
  * skb->wire_len does not say: where a packet comes in it is skb->len on most kernels.
  */
 #pragma once
@@ -89,6 +90,7 @@ static __always_inline struct wire on_wire(struct __sk_buff *skb)
 {
 	struct wire wire = { .packets = 1, .bytes = skb->len };
 	__u32 headers, size = skb->gso_size;
+	__u64 bytes;
 
 	if (!size)
 		return wire;
@@ -97,6 +99,7 @@ static __always_inline struct wire on_wire(struct __sk_buff *skb)
 		wire.packets = skb->gso_segs;
 	else if (headers < skb->len)
 		wire.packets = (skb->len - headers + size - 1) / size;
-	wire.bytes += (wire.packets - 1) * headers;
+	bytes = wire.bytes + (__u64)(wire.packets - 1) * headers;
+	wire.bytes = bytes < ~0U ? bytes : ~0U;
 	return wire;
 }

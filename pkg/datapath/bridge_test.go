@@ -326,6 +326,7 @@ func testBridgeGroupsPolicy(t *testing.T, n *node, f family) {
 		n.story(t,
 			step{"broadcast", n.onBridge(n.a, everybody, ip(f.a, f.unknown, 64, udp(low, server)...)...), denied("policy_egress", "decided")},
 			step{"multicast", n.onBridge(n.a, group, ip(f.a, f.multicast, 1, udp(low, server)...)...), denied("policy_egress", "decided")},
+			step{"multicast by the gateway", n.fromA(ip(f.a, f.multicast, 8, udp(low, server)...)...), denied("policy_egress", "decided")},
 			step{"link-local", n.onBridge(n.a, stationMAC(), ip(f.a, f.linkLocal, 64, udp(low, server)...)...), denied("policy_egress", "decided")},
 			step{"multicast of another", n.onBridge(n.b, group, ip(f.b, f.multicast, 1, udp(low, server)...)...), passed(seenOwn, "decided")},
 			step{"multicast that it hears", n.byBridge(n.a, ip(f.unknown, f.multicast, 1, udp(low, server)...)...), passed(seenNot)},

@@ -132,7 +132,7 @@ func testForwardedGroups(t *testing.T, n *node, f family) {
 	n.table(t,
 		step{"receiver that may not", ofB, denied("policy_ingress")},
 		step{"of the world", ofWorld, denied("policy_ingress")},
-		step{"group membership", membership, passed(seenNot)},
+		step{"group membership that is forwarded", membership, denied("policy_ingress")},
 		step{"of the host", n.toA(0, ip(f.host, f.multicast, 8, udp(low, server)...)...), want{verdict: passOn, counters: []string{"host"}}},
 	)
 }

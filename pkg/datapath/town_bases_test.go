@@ -85,6 +85,7 @@ func (n *town) linkTalk(f family, e Endpoint) (all []base) {
 		all = append(all, base{fmt.Sprintf("%s of endpoint %d", name, e.ID), run{program: program, device: device, in: frame(e.MAC, to, layers...)}})
 	}
 	own := e.addressOf(f)
+	add("group by the gateway", e.HostMAC, ip(own, f.multicast, 8, udp(low, server)...)...)
 	add("broadcast", everybody(), ip(own, f.unknown, 64, udp(low, server)...)...)
 	add("strange", everybody(), packet.Payload(46))
 	if !f.v6() {
@@ -117,6 +118,7 @@ func (n *town) hookBases(f family) (all []base) {
 		switch {
 		case e.Bridge != 0:
 			add("strange by the bridge", run{program: toContainer, device: e.IfIndex, ingress: n.other.Attrs().Index, in: strange(stationMAC(), e.MAC)})
+			add("group of a routed endpoint", n.toResident(&e, n.a.IfIndex, e.HostMAC, ip(f.a, f.multicast, 7, udp(low, server)...)))
 			add("group by the bridge", n.toResident(&e, n.other.Attrs().Index, stationMAC(), ip(f.unknown, f.multicast, 1, udp(low, server)...)))
 			continue
 		case e.Child == nil:

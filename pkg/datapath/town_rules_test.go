@@ -255,7 +255,7 @@ func (o *townJudge) speaksUp(p *outcome, from *Endpoint) bool {
 		return false
 	}
 	if from.Child == nil && p.verdict == passOn {
-		return from.Bridge != 0 && !sameMAC(p.in.dstMAC(), from.HostMAC)
+		return from.Bridge != 0 && (!sameMAC(p.in.dstMAC(), from.HostMAC) || multicast(p.in.dst))
 	}
 	return true
 }
