@@ -276,7 +276,12 @@ func (c *Client) transportError(ctx context.Context, err error) error {
 const maxErrorBody = 64 << 10
 
 func decodeError(resp *http.Response) error {
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	var text []byte
+	var err error
+	// Who changes the protocol has the connection itself for a body: no time ends a read of that.
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		text, err = io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	}
 	answer := &Error{}
 	if err == nil {
 		err = json.Unmarshal(text, answer)

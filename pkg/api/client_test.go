@@ -337,6 +337,30 @@ func TestClientNonsense(t *testing.T) {
 	}
 }
 
+// Who changes the protocol keeps nobody waiting for the end of its connection.
+func TestClientAnotherProtocol(t *testing.T) {
+	socket := serveFunc(t, func(w http.ResponseWriter, _ *http.Request) {
+		connection, text, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer func() { _ = connection.Close() }()
+		_, _ = text.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
+		_ = text.Flush()
+		_, _ = io.Copy(io.Discard, text) // until the client has gone
+	})
+	_, err := newClient(t, socket).Status(t.Context())
+	want := &api.Error{Code: api.CodeInternal, Message: `agent answered 101 Switching Protocols: ""`}
+	var got *api.Error
+	if !errors.As(err, &got) {
+		t.Fatalf("error %v", err)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("error (-want +got):\n%s", d)
+	}
+}
+
 func TestHostIfName(t *testing.T) {
 	for _, test := range []struct {
 		of   api.Attachment
