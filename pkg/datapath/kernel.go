@@ -9,6 +9,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
@@ -20,8 +21,7 @@ type Feature struct {
 	Name, Since string
 	// Required says that nothing works without.
 	Required bool
-	// probe is nil or ErrNotSupported when the kernel gives a clear answer. Without
-	// a probe the feature is known by its effect alone.
+	// probe returns nil or ErrNotSupported when the kernel gives a clear answer.
 	probe func() error
 }
 
@@ -47,7 +47,7 @@ func Features() []Feature {
 	}
 	return append(append(required, socketFeatures()...), []Feature{
 		{Name: "bpf_ktime_get_coarse_ns", Since: "5.11", probe: known(haveCoarseClock)},
-		{Name: "mtu_result of bpf_fib_lookup", Since: "5.12"},
+		{Name: "mtu_result of bpf_fib_lookup", Since: "5.12", probe: probeMTUResult},
 		{Name: "BPF_FIB_LOOKUP_SKIP_NEIGH", Since: "6.4", probe: known(func() bool { return fibFlags() == skipNeighbour })},
 		{Name: "tcx", Since: "6.6", probe: known(haveTCX)},
 	}...)
@@ -78,6 +78,36 @@ func probePeername() error {
 		return fmt.Errorf("load program for getpeername: %w", err)
 	}
 	return program.Close()
+}
+
+// probeMTUResult looks for the field where the kernel describes its types: what a lookup leaves
+// there depends on the routes.
+func probeMTUResult() error {
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return fmt.Errorf("read types of the kernel: %w", err)
+	}
+	var lookup *btf.Struct
+	if err := kernel.TypeByName("bpf_fib_lookup", &lookup); err != nil {
+		return fmt.Errorf("find struct bpf_fib_lookup: %w", err)
+	}
+	if !hasMember(lookup.Members, "mtu_result") {
+		return ebpf.ErrNotSupported
+	}
+	return nil
+}
+
+// hasMember looks into unions and structs without a name, too.
+func hasMember(members []btf.Member, name string) bool {
+	return slices.ContainsFunc(members, func(m btf.Member) bool {
+		switch inner := m.Type.(type) {
+		case *btf.Union:
+			return m.Name == name || m.Name == "" && hasMember(inner.Members, name)
+		case *btf.Struct:
+			return m.Name == name || m.Name == "" && hasMember(inner.Members, name)
+		}
+		return m.Name == name
+	})
 }
 
 // checkKernel names what the kernel lacks, before anything is changed.

@@ -18,9 +18,6 @@ func TestFeatures(t *testing.T) {
 	nstest.Root(t)
 	have := nstest.KernelVersion(t)
 	for _, f := range Features() {
-		if f.probe == nil {
-			continue
-		}
 		var since [2]int
 		if _, err := fmt.Sscanf(f.Since, "%d.%d", &since[0], &since[1]); err != nil {
 			t.Fatalf("%s: version %q: %v", f.Name, f.Since, err)

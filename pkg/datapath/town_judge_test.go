@@ -335,7 +335,7 @@ func (s *seenPacket) skeleton(frame []byte) []byte {
 	return b
 }
 
-// Values that skb->tc_index and skb->mark may have after a packet that was let through.
+// notes: skb->tc_index and skb->mark are what the next hook may be told.
 func (o *townJudge) notes(p *outcome) error {
 	if p.verdict == dropped {
 		return nil
