@@ -45,9 +45,9 @@ func (c call) readObjects() (text []byte, source string, err error) {
 		defer func() { _ = file.Close() }()
 		from, source = file, c.file
 	}
-	text, err = io.ReadAll(io.LimitReader(from, api.MaxPolicyBody+1))
-	if err == nil && len(text) > api.MaxPolicyBody {
-		err = fmt.Errorf("%s is larger than %d bytes", source, api.MaxPolicyBody)
+	text, err = io.ReadAll(io.LimitReader(from, api.MaxLargeBody+1))
+	if err == nil && len(text) > api.MaxLargeBody {
+		err = fmt.Errorf("%s is larger than %d bytes", source, api.MaxLargeBody)
 	}
 	return text, source, err
 }

@@ -47,7 +47,7 @@ func explain(err error) *Error {
 	)
 	switch {
 	case errors.As(err, &tooLong):
-		return &Error{Message: fmt.Sprintf("body is longer than %d bytes", MaxBody)}
+		return &Error{Message: fmt.Sprintf("body is longer than %d bytes", tooLong.Limit)}
 	case errors.Is(err, io.EOF):
 		return &Error{Message: "body is empty"}
 	case errors.Is(err, io.ErrUnexpectedEOF):

@@ -17,11 +17,12 @@ import (
 	"time"
 )
 
-// MaxBody is the length in bytes of the longest request body that is read.
-const MaxBody = 1 << 20
-
-// MaxPolicyBody is that of POST /v1/policies.
-const MaxPolicyBody = 16 << 20
+// MaxBody is the length in bytes of the longest request body that is read, MaxLargeBody that of POST
+// /v1/policies and of POST /v1/gc, which has some 100 bytes for each endpoint of the node.
+const (
+	MaxBody      = 1 << 20
+	MaxLargeBody = 16 << 20
+)
 
 // Limits of GET /v1/flows?limit=N and of GET /v1/drops?limit=N.
 const (
@@ -190,8 +191,8 @@ func refuse(mux *http.ServeMux, r *http.Request) (fault *Error, allow string) {
 // run serves one request. A nil answer is 204 No Content.
 func (h *handler) run(w http.ResponseWriter, r *http.Request, operation string, serve func(*http.Request) (any, error)) {
 	most := int64(MaxBody)
-	if r.Pattern == "POST /v1/policies" {
-		most = MaxPolicyBody
+	if r.Pattern == "POST /v1/policies" || r.Pattern == "POST /v1/gc" {
+		most = MaxLargeBody
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, most)
 	started := time.Now()
@@ -374,7 +375,7 @@ func (h *handler) applyPolicies(r *http.Request) (any, error) {
 	if req.Text, err = io.ReadAll(r.Body); err != nil {
 		message := err.Error()
 		if tooLong := (*http.MaxBytesError)(nil); errors.As(err, &tooLong) {
-			message = fmt.Sprintf("body is longer than %d bytes", MaxPolicyBody)
+			message = fmt.Sprintf("body is longer than %d bytes", tooLong.Limit)
 		}
 		return nil, &Error{Code: CodeInvalid, Message: "read request: " + message}
 	}

@@ -334,27 +334,35 @@ func TestHandlerErrors(t *testing.T) {
 }
 
 func TestHandlerBoundsBodies(t *testing.T) {
-	fits := `{"network":"n","valid":[]` + strings.Repeat(" ", MaxBody-len(`{"network":"n","valid":[]}`)) + `}`
-	if w := serve(&recorder{}, HandlerOptions{}, "POST", "/v1/gc", fits); w.Code != http.StatusOK {
-		t.Errorf("a body of %d bytes: status %d: %s", len(fits), w.Code, w.Body)
-	}
-	for _, body := range []string{
-		fits + " ",
-		`{"network":"` + strings.Repeat("n", MaxBody) + `"}`,
+	for _, one := range []struct {
+		path, body string
+		most       int
+	}{
+		{"/v1/networks/status", `{"name":"n","driver":"routed"}`, MaxBody},
+		{"/v1/gc", `{"network":"n","valid":[]}`, MaxLargeBody},
 	} {
-		w := serve(&recorder{}, HandlerOptions{}, "POST", "/v1/gc", body)
-		want := `{"code":"invalid","message":"read request: body is longer than 1048576 bytes"}`
-		if got := strings.TrimSpace(w.Body.String()); w.Code != http.StatusBadRequest || got != want {
-			t.Errorf("a body of %d bytes: status %d: %s", len(body), w.Code, got)
+		fits := one.body[:len(one.body)-1] + strings.Repeat(" ", one.most-len(one.body)) + `}`
+		if w := serve(&recorder{}, HandlerOptions{}, "POST", one.path, fits); w.Code/100 != 2 {
+			t.Errorf("%s of %d bytes: status %d: %s", one.path, len(fits), w.Code, w.Body)
+		}
+		for _, body := range []string{
+			fits + " ",
+			`{"name":"` + strings.Repeat("n", one.most) + `"}`,
+		} {
+			w := serve(&recorder{}, HandlerOptions{}, "POST", one.path, body)
+			want := fmt.Sprintf(`{"code":"invalid","message":"read request: body is longer than %d bytes"}`, one.most)
+			if got := strings.TrimSpace(w.Body.String()); w.Code != http.StatusBadRequest || got != want {
+				t.Errorf("%s of %d bytes: status %d: %s", one.path, len(body), w.Code, got)
+			}
 		}
 	}
-	if w := serve(&recorder{}, HandlerOptions{}, "POST", "/v1/policies", strings.Repeat("#", MaxPolicyBody)); w.Code != http.StatusOK {
-		t.Errorf("policies of %d bytes: status %d: %s", MaxPolicyBody, w.Code, w.Body)
+	if w := serve(&recorder{}, HandlerOptions{}, "POST", "/v1/policies", strings.Repeat("#", MaxLargeBody)); w.Code != http.StatusOK {
+		t.Errorf("policies of %d bytes: status %d: %s", MaxLargeBody, w.Code, w.Body)
 	}
-	w := serve(&recorder{}, HandlerOptions{}, "POST", "/v1/policies", strings.Repeat("#", MaxPolicyBody+1))
+	w := serve(&recorder{}, HandlerOptions{}, "POST", "/v1/policies", strings.Repeat("#", MaxLargeBody+1))
 	want := `{"code":"invalid","message":"read request: body is longer than 16777216 bytes"}`
 	if got := strings.TrimSpace(w.Body.String()); w.Code != http.StatusBadRequest || got != want {
-		t.Errorf("policies of %d bytes: status %d: %s", MaxPolicyBody+1, w.Code, got)
+		t.Errorf("policies of %d bytes: status %d: %s", MaxLargeBody+1, w.Code, got)
 	}
 }
 
