@@ -220,7 +220,7 @@ func (s *townTeller) show(t *testing.T, r run) (*outcome, error) {
 	if err != nil {
 		return nil, fmt.Errorf("run %s with %d bytes: %w", r.program, len(r.in), err)
 	}
-	s.say("%s on %d from %d, tc_index %#x, mark %#x: %s", r.program, r.device, r.ingress, r.seen, r.mark, packet.Summary(r.in))
+	s.say("%s on %d from %d, tc_index %#x, mark %#x, tag %d: %s", r.program, r.device, r.ingress, r.seen, r.mark, r.vlan, packet.Summary(r.in))
 	s.say("  %s, verdict %d, tc_index %#x, mark %#x: %s", strings.Join(names(got.counts), ", "), got.verdict, got.want.seen, got.want.mark, packet.Summary(got.out))
 	s.remember(t)
 	p := &outcome{result: got, in: see(got.in, got.gsoSize != 0), out: see(got.out, got.gsoSize != 0)}

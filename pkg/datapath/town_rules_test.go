@@ -80,7 +80,8 @@ func (o *townJudge) sender(p *outcome) error {
 		return (*oracle)(nil).arp(p, *e)
 	case !sameMAC(p.in.srcMAC(), e.MAC):
 		return fmt.Errorf("let through from the MAC %s", p.in.srcMAC())
-	case martian(p.in.dst) && p.in.icmp != linkICMP && !linkTalk(p.in):
+	// It may answer one that was let in: no stack forwards what is from there.
+	case martian(p.in.dst) && p.in.icmp != linkICMP && !linkTalk(p.in) && !o.heard(p.in, false):
 		return fmt.Errorf("let through to %s", p.in.dst)
 	case slices.Contains(e.Addresses, p.in.src):
 		return nil
@@ -101,6 +102,8 @@ func (o *townJudge) claimed(p *outcome) error {
 	case from == nil:
 		return nil
 	case p.program == fromUplink && p.run.mark == 0:
+	case p.program == fromParent && p.vlan != 0: // of a VLAN device, which is another link
+		return nil
 	case p.program == fromParent && !(from.Child != nil && from.Child.Reflected && sameMAC(p.in.srcMAC(), from.MAC)):
 	case p.program == childIngress:
 	case p.program == toContainer && p.run.seen == seenNot && p.ingress != 0 && p.ingress != from.IfIndex && o.judges(from, to):
@@ -234,18 +237,31 @@ func (o *townJudge) permitted(p *outcome) error {
 		}
 	}
 	if to := o.to(p); to != nil && o.isForOther(p, to) {
-		var from *Endpoint // of what makes no sense, nobody
-		if readable(p.in) {
-			from = o.owner(p.in.src)
-		}
-		if from == nil && (p.program == toContainer || p.program == toParent) { // whom the stack has hidden
-			from = resident(o.attached, func(e Endpoint) bool { return e.Child == nil && e.IfIndex == p.ingress })
-		}
-		if !o.mayPass(p, from, to) {
+		if !o.mayPass(p, o.sentBy(p, to), to) {
 			return fmt.Errorf("policy %d keeps endpoint %d from hearing it", o.policy, to.ID)
 		}
 	}
 	return nil
+}
+
+// sentBy is the resident whom a hook of the receiver's asks as the sender; nil for none. What is for
+// another address than the receiver's was asked on the sender's side, but for a group that the stack
+// forwards; of what makes no sense, nobody is.
+func (o *townJudge) sentBy(p *outcome, to *Endpoint) *Endpoint {
+	if !readable(p.in) || p.program == fromParent && p.vlan != 0 {
+		return nil
+	}
+	own := slices.Contains(to.Addresses, p.out.dst)
+	if from := o.owner(p.in.src); from != nil && own {
+		return from
+	}
+	if p.program != toContainer && p.program != toParent || !own && !multicast(p.in.dst) {
+		return nil
+	}
+	// Whom the stack has hidden.
+	return resident(o.attached, func(e Endpoint) bool {
+		return e.Child == nil && e.IfIndex == p.ingress && (own || e.Bridge == 0)
+	})
 }
 
 // speaksUp tells what a resident says to others than the host; what the stack may send on is
