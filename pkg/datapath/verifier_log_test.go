@@ -102,7 +102,8 @@ func busiest(log string, most int) []string {
 	return lines
 }
 
-// The whole log tells of each instruction that the numbers are of.
+// The whole log tells of each instruction that the numbers are of. Newer kernels name instructions of
+// some functions once more, before they walk them (seen on 7.2).
 func TestVerifierLog(t *testing.T) {
 	nstest.Root(t)
 	cfg := Config{
@@ -124,7 +125,7 @@ func TestVerifierLog(t *testing.T) {
 				visits++
 			}
 		}
-		if got := verified(t, name, log); got != want || visits != want.instructions {
+		if got := verified(t, name, log); got != want || visits < want.instructions {
 			t.Errorf("program %s: the log tells of %d instructions and sums up %s; the numbers are %s", name, visits, got, want)
 		}
 	}
