@@ -194,6 +194,28 @@ func (o *oracle) refused(c connection) string {
 	return o.refusedOf(c, o.hiddenAs(c.client.Addr()))
 }
 
+// isGroup tells what the stack forwards to a group, of which policy is not asked by address.
+func (o *oracle) isGroup(p *outcome) bool {
+	return p.program == toContainer && p.counter != "host" && p.in.kind == ipKind && p.in.fault == "" && multicast(p.in.dst) && o.owner(p.in.dst) == nil
+}
+
+// refusedGroup is the counter of what policy says of it: who may not begin all sends none, and who
+// is not to be begun all with gets none.
+func (o *oracle) refusedGroup(p *outcome) string {
+	w := o.firewall
+	if e, ok := o.attached[p.ingress]; ok {
+		if _, restricted := w.begins[e.ID]; restricted {
+			return "policy_egress"
+		}
+	}
+	if e, ok := o.attached[p.device]; ok {
+		if _, restricted := w.takes[e.ID]; restricted || w.noOthers[e.ID] || w.noOwn[e.ID] {
+			return "policy_ingress"
+		}
+	}
+	return ""
+}
+
 // hiddenAs is the endpoint whose address the stack has replaced by this in the packet at hand.
 func (o *oracle) hiddenAs(a netip.Addr) *Endpoint {
 	if a != o.hiding {

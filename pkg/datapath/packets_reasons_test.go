@@ -58,6 +58,10 @@ func (o *oracle) reason(p *outcome) error {
 	case "fragment":
 		ok = p.in.later && (hidden || o.denial(p) == nil)
 	case "policy_egress", "policy_ingress", "network_isolation":
+		if o.isGroup(p) {
+			ok = p.counter == o.refusedGroup(p)
+			break
+		}
 		return o.denial(p)
 	case "no_translation":
 		ok = hidden && (p.in.icmp == errorICMP || p.program == toUplink && (p.in.later || tcp && p.in.tcpFlags&0x12 != 0x02 || answers(p.in)))

@@ -169,6 +169,9 @@ func (o *oracle) toContainer(p *outcome) error {
 	if p.want.seen != p.run.seen {
 		return fmt.Errorf("tc_index %#x has become %#x", p.run.seen, p.want.seen)
 	}
+	if reason := o.refusedGroup(p); o.isGroup(p) && reason != "" {
+		return fmt.Errorf("let through, although it is for a group: %s", reason)
+	}
 	if p.ingress != 0 && p.in.kind == ipKind && p.in.fault == "" {
 		o.note(p.in, p.ingress)
 		if to := o.owner(p.in.dst); to != nil {
