@@ -28,29 +28,41 @@ type insider struct {
 func withInside(t *testing.T) *insider {
 	t.Helper()
 	n := &insider{parent: &parent{node: newNode(t, Config{Masquerade: true})}}
+	n.e = n.makeInside(t)
+	n.other = n.e
+	id := n.e.ID + 1
+	n.other.ID, n.other.IfIndex, n.other.MAC = id, ChildIndex(id), net.HardwareAddr{2, 0, 0, 0, 0xcd, byte(id)}
+	n.other.Child = &Child{Parent: n.e.Child.Parent + 1, InContainer: true, NetNS: n.e.Child.NetNS + 2}
+	n.other.Addresses = []netip.Addr{v4().child(8), v6().child(8)}
+	n.do(t, func() error {
+		return errors.Join(n.AttachEndpoint(n.e), n.AttachEndpoint(n.other), n.CheckEndpoint(n.e), n.ReconcileHostAddresses([]netip.Addr{v4().host, v6().host}))
+	})
+	n.preludes = newPreludes(t, n.Datapath)
+	return n
+}
+
+// makeInside has the programs of parents loaded for the hooks of a child in the container, and says
+// who the child is.
+func (p *parent) makeInside(t testing.TB) (e Endpoint) {
+	t.Helper()
 	const id = 77
 	index := insideIndex | id
-	n.ns.Run(t, "ip", "link", "add", "in0", "index", strconv.Itoa(index), "type", "bridge")
-	n.do(t, func() error {
+	p.ns.Run(t, "ip", "link", "add", "in0", "index", strconv.Itoa(index), "type", "bridge")
+	p.do(t, func() error {
 		inode, err := netnsInode()
 		if err != nil {
 			return err
 		}
-		n.loadParents(t, inode+1) // the node is another one
-		n.e = Endpoint{
+		p.loadParents(t, inode+1) // the node is another one
+		e = Endpoint{
 			ID: id, IfIndex: ChildIndex(id), IfName: "eth1", MAC: net.HardwareAddr{2, 0, 0, 0, 0xcd, id}, HostMAC: net.HardwareAddr{2, 0, 0, 0, 0xcd, id},
 			MTU: 1500, Child: &Child{Parent: index, InContainer: true, NetNS: inode},
 			Addresses: []netip.Addr{v4().child(7), v6().child(7)},
 		}
-		n.other = n.e
-		n.other.ID, n.other.IfIndex, n.other.MAC = id+1, ChildIndex(id+1), net.HardwareAddr{2, 0, 0, 0, 0xcd, id + 1}
-		n.other.Child = &Child{Parent: index + 1, InContainer: true, NetNS: inode + 2}
-		n.other.Addresses = []netip.Addr{v4().child(8), v6().child(8)}
-		_, hooksErr := n.HooksInContainer()
-		return errors.Join(n.AttachEndpoint(n.e), n.AttachEndpoint(n.other), n.CheckEndpoint(n.e), hooksErr, n.ReconcileHostAddresses([]netip.Addr{v4().host, v6().host}))
+		_, err = p.HooksInContainer()
+		return err
 	})
-	n.preludes = newPreludes(t, n.Datapath)
-	return n
+	return e
 }
 
 // at is a frame that meets a program at the child, or at its parent.

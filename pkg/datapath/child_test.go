@@ -41,6 +41,25 @@ func withChildren(t *testing.T, cfg Config) *parent {
 	t.Helper()
 	n := newNode(t, cfg)
 	p := &parent{node: n}
+	p.makeChildren(t)
+	p.do(t, func() error {
+		for _, e := range []Endpoint{p.x, p.y, p.z, p.w} {
+			if err := n.AttachEndpoint(e); err != nil {
+				return err
+			}
+			if err := n.CheckEndpoint(e); err != nil {
+				return err
+			}
+		}
+		return n.ReconcileHostAddresses([]netip.Addr{v4().host, v6().host})
+	})
+	n.preludes = newPreludes(t, n.Datapath)
+	return p
+}
+
+// makeChildren has the programs of parents loaded, and says who the children are.
+func (p *parent) makeChildren(t testing.TB) {
+	t.Helper()
 	p.do(t, func() error {
 		inode, err := netnsInode()
 		if err != nil {
@@ -58,23 +77,15 @@ func withChildren(t *testing.T, cfg Config) *parent {
 		} {
 			id := uint16(201 + i)
 			child := one.child
-			child.Parent, child.NetNS = n.uplink.IfIndex, inode
+			child.Parent, child.NetNS = p.uplink.IfIndex, inode
 			*one.endpoint = Endpoint{
-				ID: id, IfIndex: ChildIndex(id), IfName: n.uplink.Name, MAC: net.HardwareAddr{2, 0, 0, 0, 0xcd, byte(id)},
-				HostMAC: n.uplink.MAC, MTU: 1500, Child: &child,
+				ID: id, IfIndex: ChildIndex(id), IfName: p.uplink.Name, MAC: net.HardwareAddr{2, 0, 0, 0, 0xcd, byte(id)},
+				HostMAC: p.uplink.MAC, MTU: 1500, Child: &child,
 				Addresses: []netip.Addr{v4().child(byte(i + 1)), v6().child(byte(i + 1))},
 			}
-			if err := n.AttachEndpoint(*one.endpoint); err != nil {
-				return err
-			}
-			if err := n.CheckEndpoint(*one.endpoint); err != nil {
-				return err
-			}
 		}
-		return n.ReconcileHostAddresses([]netip.Addr{v4().host, v6().host})
+		return nil
 	})
-	n.preludes = newPreludes(t, n.Datapath)
-	return p
 }
 
 // loadParents has the programs of parents loaded for this node's namespace: what else is

@@ -20,7 +20,7 @@ func (s *teller) event(t *testing.T, kind int, story *script) error {
 	e := endpoints[int(how>>2)%len(endpoints)]
 	switch kind {
 	case stepElapse:
-		seconds := []uint32{1, 15, 36, 66, 126, 246, 306, 7446}[how%8]
+		seconds := secondsOf(how)
 		s.say("--- %d seconds later", seconds)
 		s.clock += seconds
 		n.elapse(t, seconds)
@@ -66,22 +66,11 @@ func (s *teller) event(t *testing.T, kind int, story *script) error {
 			s.say("--- policy: %q", s.firewall.name)
 			break
 		}
-		switch how % 4 {
-		case 0:
-			s.say("--- routes change")
-			must(t, n.Invalidate())
-		case 1:
-			s.say("--- endpoint %d has a new epoch", e.ID)
+		what := int(how % unsettlings)
+		if what == newEpoch {
 			s.shaken(e)
-			must(t, n.bumpEpoch(uint32(e.ID)))
-		case 2:
-			s.say("--- dead translations are swept")
-			_, err := n.Reclaim()
-			must(t, err)
-		case 3:
-			s.say("--- decisions are evicted")
-			clearMap[maps.FlowKey, maps.Flow](t, n.maps.Flows)
 		}
+		s.say("--- %s", n.unsettle(t, what, e))
 	}
 	s.after = n.entries(t)
 	return n.consistent(s.after)

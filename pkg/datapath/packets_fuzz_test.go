@@ -3,19 +3,15 @@
 package datapath
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
@@ -35,7 +31,7 @@ func FuzzPackets(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, input []byte) {
-		if err := teller.tell(t, input); err != nil {
+		if err := teller.n.tellStory(t, input, teller); err != nil {
 			t.Error(err)
 			for _, line := range teller.log {
 				t.Log(line)
@@ -59,7 +55,7 @@ func TestStories(t *testing.T) {
 			chance := rand.New(rand.NewPCG(20261121, uint64(shard)))
 			tellStories(t, count/storyShards, end, func() error {
 				input := stray(chance, seeds, len(teller.firewalls))
-				if err := teller.tell(t, input); err != nil {
+				if err := teller.n.tellStory(t, input, teller); err != nil {
 					return fmt.Errorf("story %q: %w\n%s", input, err, strings.Join(teller.log, "\n"))
 				}
 				return nil
@@ -201,30 +197,6 @@ func (s *script) next() (b byte) {
 
 func (s *script) word() uint16 { return uint16(s.next())<<8 | uint16(s.next()) }
 
-// tell runs a story in the node's namespace and returns what is wrong with it.
-func (s *teller) tell(t *testing.T, input []byte) (err error) {
-	s.n.ns.Do(t, func() {
-		defer func() {
-			// Here, where it would end the process with all that it has in the kernel.
-			if problem := recover(); problem != nil {
-				err = fmt.Errorf("panic: %v\n%s", problem, debug.Stack())
-			}
-		}()
-		s.begin(t)
-		story := script(input)
-		for range stepsMax {
-			if len(story) == 0 {
-				break
-			}
-			if err = s.step(t, &story); err != nil {
-				return
-			}
-		}
-		err = s.end(t)
-	})
-	return err
-}
-
 // begin makes the node as it was made.
 func (s *teller) begin(t *testing.T) {
 	n := s.n
@@ -254,7 +226,6 @@ func (s *teller) say(format string, args ...any) { s.log = append(s.log, fmt.Spr
 func (s *teller) step(t *testing.T, story *script) error {
 	op := story.next()
 	f := []family{v4(), v6()}[op>>4&1]
-	mutations := int(op>>5) % (mutationsMax + 1)
 	var r run
 	switch kind := int(op % stepKinds); {
 	case kind < stepAnswer:
@@ -292,29 +263,19 @@ func (s *teller) step(t *testing.T, story *script) error {
 	default:
 		return s.event(t, kind, story)
 	}
-	m := mutant{run: r, palette: s.palette}
-	m.in = append([]byte(nil), r.in...)
-	for range mutations {
-		m.mutate(story)
-	}
-	if len(m.in) < 14 || len(m.in) > frameMax {
+	r, ok := r.mutated(s.palette, op, story)
+	if !ok {
 		return nil
 	}
-	_, err := s.show(t, m.run)
+	_, err := s.show(t, r)
 	return err
 }
 
 // show shows a packet to its program, and judges what becomes of it.
 func (s *teller) show(t *testing.T, r run) (*outcome, error) {
-	if r.ingress != 0 && !s.n.ingressWorks(t) {
-		r.ingress = 0
-	}
-	got, err := s.n.execute(r)
-	if errors.Is(err, unix.EINVAL) && len(r.in) < 14+40 {
-		return nil, nil // some kernels take no frame without a whole IP header
-	}
-	if err != nil {
-		return nil, fmt.Errorf("run %s with %d bytes: %w", r.program, len(r.in), err)
+	got, shown, err := s.n.present(t, r)
+	if !shown || err != nil {
+		return nil, err
 	}
 	s.before, s.after = s.after, s.n.entries(t)
 	s.say("%s on %d, tc_index %#x: %s", r.program, r.device, r.seen, packet.Summary(r.in))

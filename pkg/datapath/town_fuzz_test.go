@@ -3,18 +3,14 @@
 package datapath
 
 import (
-	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
@@ -44,7 +40,7 @@ func FuzzTown(f *testing.F) {
 	f.Fuzz(func(t *testing.T, input []byte) {
 		story := script(input)
 		s := tellers[int(story.next())%len(tellers)]
-		if err := s.tell(t, story); err != nil {
+		if err := s.tellStory(t, story, s); err != nil {
 			t.Error(err)
 			for _, line := range s.log {
 				t.Log(line)
@@ -72,7 +68,7 @@ func TestTownStories(t *testing.T) {
 				number := chance.IntN(len(tellers))
 				s := tellers[number]
 				input := stray(chance, seeds[number], len(s.policies)+1)
-				if err := s.tell(t, input); err != nil {
+				if err := s.tellStory(t, input, s); err != nil {
 					return fmt.Errorf("story %q of the town %q: %w\n%s", input, s.name, err, strings.Join(s.log, "\n"))
 				}
 				return nil
@@ -111,30 +107,6 @@ func (s *townTeller) seeds() (all [][]byte) {
 		}
 	}
 	return all
-}
-
-// tell runs a story in the town's namespace and returns what is wrong with it.
-func (s *townTeller) tell(t *testing.T, input []byte) (err error) {
-	s.ns.Do(t, func() {
-		defer func() {
-			// Here, where it would end the process with all that it has in the kernel.
-			if problem := recover(); problem != nil {
-				err = fmt.Errorf("panic: %v\n%s", problem, debug.Stack())
-			}
-		}()
-		s.begin(t)
-		story := script(input)
-		for range stepsMax {
-			if len(story) == 0 {
-				break
-			}
-			if err = s.step(t, &story); err != nil {
-				return
-			}
-		}
-		err = s.end(t)
-	})
-	return err
 }
 
 func (s *townTeller) begin(t *testing.T) {
@@ -196,30 +168,21 @@ func (s *townTeller) step(t *testing.T, story *script) error {
 	default:
 		return s.event(t, kind, story)
 	}
-	m := mutant{run: r, palette: s.palette}
-	m.in = slices.Clone(r.in)
-	for range int(op>>5) % (mutationsMax + 1) {
-		m.mutate(story)
-	}
-	if len(m.in) < 14 || len(m.in) > frameMax {
+	r, ok := r.mutated(s.palette, op, story)
+	if !ok {
 		return nil
 	}
-	_, err := s.show(t, m.run)
+	_, err := s.show(t, r)
 	return err
 }
 
 // show shows a packet to its program, and judges what becomes of it.
 func (s *townTeller) show(t *testing.T, r run) (*outcome, error) {
-	if r.ingress != 0 && !s.ingressWorks(t) {
-		r.ingress = 0
+	got, shown, err := s.present(t, r)
+	if !shown || err != nil {
+		return nil, err
 	}
-	got, err := s.execute(r)
-	if errors.Is(err, unix.EINVAL) && len(r.in) < 14+40 {
-		return nil, nil // some kernels take no frame without a whole IP header
-	}
-	if err != nil {
-		return nil, fmt.Errorf("run %s with %d bytes: %w", r.program, len(r.in), err)
-	}
+	r = got.run
 	s.say("%s on %d from %d, tc_index %#x, mark %#x, tag %d: %s", r.program, r.device, r.ingress, r.seen, r.mark, r.vlan, packet.Summary(r.in))
 	s.say("  %s, verdict %d, tc_index %#x, mark %#x: %s", strings.Join(names(got.counts), ", "), got.verdict, got.want.seen, got.want.mark, packet.Summary(got.out))
 	s.remember(t)
@@ -315,7 +278,7 @@ func (s *townTeller) event(t *testing.T, kind int, story *script) error {
 	e := choose(n.residents, how>>2)
 	switch kind {
 	case stepElapse:
-		seconds := []uint32{1, 15, 36, 66, 126, 246, 306, 7446}[how%8]
+		seconds := secondsOf(how)
 		s.say("--- %d seconds later", seconds)
 		n.elapse(t, seconds)
 	case stepUplink:
@@ -352,21 +315,7 @@ func (s *townTeller) event(t *testing.T, kind int, story *script) error {
 			s.say("--- policy %d", s.policy)
 			break
 		}
-		switch how % 4 {
-		case 0:
-			s.say("--- routes change")
-			must(t, n.Invalidate())
-		case 1:
-			s.say("--- endpoint %d has a new epoch", e.ID)
-			must(t, n.bumpEpoch(uint32(e.ID)))
-		case 2:
-			s.say("--- dead translations are swept")
-			_, err := n.Reclaim()
-			must(t, err)
-		case 3:
-			s.say("--- decisions are evicted")
-			clearMap[maps.FlowKey, maps.Flow](t, n.maps.Flows)
-		}
+		s.say("--- %s", n.unsettle(t, int(how%unsettlings), e))
 	}
 	s.remember(t)
 	return nil

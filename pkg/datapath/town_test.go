@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -49,28 +48,13 @@ func townConfig() Config { return Config{Masquerade: true, FlowsMax: 1024, Trans
 func linkTown(tb testing.TB) *town {
 	p := &parent{node: newNodeBeside(tb, townConfig())}
 	n := &town{node: p.node, name: "link"}
+	p.makeChildren(tb)
+	p.y.Ports = mappedTo(onePort, p.y.Addresses...)
+	n.b.Bridge, n.c.Bridge = bridgeIndex, bridgeIndex
+	n.b.Ports = mappedTo(hostPort, v4().b, v6().b)
+	n.residents = []Endpoint{p.x, p.y, p.z, p.w}
 	n.do(tb, func() error {
-		inode, err := netnsInode()
-		if err != nil {
-			return err
-		}
-		p.loadParents(tb, inode)
-		n.b.Bridge, n.c.Bridge = bridgeIndex, bridgeIndex
-		n.b.Ports = mappedTo(hostPort, v4().b, v6().b)
-		errs := []error{n.load(limitIngress), n.load(limitEgress), n.load(pacerIn), n.load(pacerOut)}
-		for i, child := range []Child{{Bridged: true, HostAccess: true}, {Bridged: true, HostAccess: true}, {}, {Reflected: true, HostAccess: true}} {
-			id, at := uint16(201+i), byte(i+1)
-			child.Parent, child.NetNS = n.uplink.IfIndex, inode
-			e := Endpoint{
-				ID: id, IfIndex: ChildIndex(id), IfName: n.uplink.Name, MAC: net.HardwareAddr{2, 0, 0, 0, 0xcd, byte(id)},
-				HostMAC: n.uplink.MAC, MTU: 1500, Child: &child, Addresses: []netip.Addr{v4().child(at), v6().child(at)},
-			}
-			if i == 1 {
-				e.Ports = mappedTo(onePort, e.Addresses...)
-			}
-			n.residents = append(n.residents, e)
-		}
-		return errors.Join(errs...)
+		return errors.Join(n.load(limitIngress), n.load(limitEgress), n.load(pacerIn), n.load(pacerOut))
 	})
 	n.settle(tb)
 	return n
@@ -95,24 +79,8 @@ func uplinkTown(tb testing.TB) *town {
 func insideTown(tb testing.TB) *town {
 	p := &parent{node: newNodeBeside(tb, townConfig())}
 	n := &town{node: p.node, name: "inside"}
-	const id = 77
-	index := insideIndex | id
-	n.ns.Run(tb, "ip", "link", "add", "in0", "index", strconv.Itoa(index), "type", "bridge")
-	n.do(tb, func() error {
-		inode, err := netnsInode()
-		if err != nil {
-			return err
-		}
-		p.loadParents(tb, inode+1) // the node is another one
-		n.b.Ports = mappedTo(hostPort, v4().b, v6().b)
-		n.residents = append(n.residents, Endpoint{
-			ID: id, IfIndex: ChildIndex(id), IfName: "eth1", MAC: net.HardwareAddr{2, 0, 0, 0, 0xcd, id}, HostMAC: net.HardwareAddr{2, 0, 0, 0, 0xcd, id},
-			MTU: 1500, Child: &Child{Parent: index, InContainer: true, NetNS: inode},
-			Addresses: []netip.Addr{v4().child(7), v6().child(7)},
-		})
-		_, err = n.HooksInContainer()
-		return err
-	})
+	n.b.Ports = mappedTo(hostPort, v4().b, v6().b)
+	n.residents = []Endpoint{p.makeInside(tb)}
 	n.settle(tb)
 	return n
 }
