@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -194,12 +195,19 @@ func (n *NS) Run(tb testing.TB, name string, args ...string) string {
 	return out.String()
 }
 
-// Veth makes a veth pair between two namespaces and sets both ends up.
+// lastIndex is of a device of Veth's.
+var lastIndex atomic.Int32
+
+func init() { lastIndex.Store(1000) }
+
+// Veth makes a veth pair between two namespaces and sets both ends up. The ends have other indices than
+// each other, as those of a container have where there is more than the one: before Linux 6.8 it takes the kernel
+// up to a second to see the carrier of a pair with equal ones (linkwatch_urgent_event of net/core/link_watch.c).
 func Veth(tb testing.TB, a *NS, aName string, b *NS, bName string) {
 	tb.Helper()
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = aName
-	must(tb, a.Handle.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: bName, PeerNamespace: netlink.NsFd(int(b.handle))}))
+	attrs.Name, attrs.Index = bName, int(lastIndex.Add(1))
+	must(tb, b.Handle.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: aName, PeerNamespace: netlink.NsFd(int(a.handle))}))
 	for _, end := range []struct {
 		ns   *NS
 		name string

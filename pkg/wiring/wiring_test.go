@@ -30,6 +30,10 @@ func newPair(t *testing.T) pair {
 	t.Helper()
 	p := pair{nodeNS: nstest.New(t, "node"), containerNS: nstest.New(t, "c")}
 	p.node, p.container = open(t, p.nodeNS.Path), open(t, p.containerNS.Path)
+	// A node has a device before it has a container, and the two ends of that have other indices.
+	first := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "first"}}
+	must(t, p.nodeNS.Handle.LinkAdd(first))
+	must(t, p.nodeNS.Handle.LinkDel(first))
 	return p
 }
 
@@ -140,7 +144,7 @@ func TestWire(t *testing.T) {
 }
 
 func TestCheckNamesWhatDiffers(t *testing.T) {
-	nstest.Halve(t, 0)
+	nstest.LeaveTo(t, "6.12")
 	p := newPair(t)
 	v, r := testVeth(), testRouted()
 	tests := []spoiled{
