@@ -75,6 +75,20 @@ func policedBridgePassages(n *node, f family) []passage {
 	}
 }
 
+// gatewayPassages are those of ports by the node, to which their frames are: the ways of routed endpoints.
+func gatewayPassages(n *node, f family) []passage {
+	all := slices.Concat(translatedPassages(n, f)[:2], plainPassages(n, f)[:3])
+	own := as(passed(seenOwn))
+	for _, i := range []int{0, 2, 3} { // of those that begin at a port: what is left to the stack bears the port's mark
+		all[i].others.inTag = own
+	}
+	all[3].good, all[3].others.lastHopKnown = *own, own
+	for i := range all {
+		all[i].name += ", of ports"
+	}
+	return all
+}
+
 func testBridgePassages(t *testing.T, n *node, f family) {
-	testPassages(t, slices.Concat(bridgePassages(n, f), policedBridgePassages(n, f)))
+	testPassages(t, slices.Concat(bridgePassages(n, f), policedBridgePassages(n, f), gatewayPassages(n, f)))
 }

@@ -123,7 +123,8 @@ func plainPassages(n *node, f family) []passage {
 
 // policedPassages are those of which a policy has a say.
 func policedPassages(n *node, f family) []passage {
-	out, direct := translatedPassages(n, f)[0], plainPassages(n, f)[2]
+	translated := translatedPassages(n, f)
+	out, direct := translated[0], plainPassages(n, f)[2]
 	between, byStack := plainPassages(n, f)[0], plainPassages(n, f)[4]
 	between.others, out.others = ofPoliced(), ofPoliced()
 	between.back = func(layers ...packet.Layer) run { return n.from(n.b, layers...) }
@@ -144,6 +145,11 @@ func policedPassages(n *node, f family) []passage {
 	allow := func(e Endpoint, identity uint32) func() Policy {
 		return func() Policy { return restrict(e, ingress)().services(identity) }
 	}
+	masked, maskedLate := out, translated[2]
+	masked.others.early = translated[0].others.early
+	unsent := drops("policy_egress")
+	maskedLate.others.toMartian, maskedLate.others.toGroup, maskedLate.others.toAll = &unsent, &unsent, &unsent
+	ask := func() Policy { return restrict(n.a, egress)().services(ofWorld) }
 	refused := drops("policy_ingress")
 	routed := direct // where a policy is asked before all else
 	routed.decided, routed.others.lastHop = nil, nil
@@ -161,7 +167,18 @@ func policedPassages(n *node, f family) []passage {
 		answer.letIn(allow(n.b, ofC), drops("decided", "policy_ingress"), drops("decided", "fragment")),
 		direct.letIn(allow(n.b, ofWorld), refused, drops("fragment")),
 		fromOther.letIn(allow(n.a, ofWorld), refused, drops("fragment")),
+		masked.letOut(ask, drops("decided", "policy_egress")), maskedLate.letOut(ask, unsent),
+		translated[1].letOut(ask, untouched()),
 	}
+}
+
+// letOut is a translated passage under a policy that lets services be asked, and what they answer come. Errors about
+// nothing of that end so.
+func (w passage) letOut(policy func() Policy, unasked want) passage {
+	w.name += ", let out by policy"
+	w.policy, w.carries = policy, hasPorts
+	w.others.unasked = &unasked
+	return w
 }
 
 // ofPoliced are as ofContainer, where there is a policy: what is left to the stack is judged, should that
