@@ -6,7 +6,8 @@
 //	bin/soak [-for DURATION] [-seed NUMBER] [-endpoints N] [-streams N] [-rate N] [-bin FOLDER]
 //
 // The node is a network namespace with a real agent, small maps and few source
-// ports; two worlds lie behind two uplinks. Residents stay for the whole run, guests come and
+// ports; two worlds lie behind two uplinks. Containers are of all drivers: those of macvlan have a street of their own,
+// with a neighbour, and reach nobody else. Residents stay for the whole run, guests come and
 // go by the real plugin, and one container floods.
 //
 //   - Load: streams of TCP whose bytes follow from a key, short TCP connections,

@@ -31,10 +31,12 @@ func (s *soak) choose(random *rand.Rand) (asker *party, at *place) {
 	if asker == nil {
 		return nil, nil
 	}
-	container := func(p *party) bool { return p.container != nil && p != asker }
+	container := func(p *party) bool { return p.container != nil && p != asker && !p.street }
 	world := func(p *party) bool { return p.world >= 0 }
 	kind := container
 	switch roll := random.IntN(10); {
+	case asker.street:
+		kind = func(p *party) bool { return p.street && p != asker }
 	case asker.world >= 0:
 	case asker == s.host && roll < 5, asker.container != nil && roll < 4:
 		kind = world

@@ -45,7 +45,7 @@ func (s *soak) call(c nodetest.Call) (stdout string, err error) {
 // attach makes a container and has the plugin attach it. Where it cannot, it
 // does as runtimes do: DEL.
 func (s *soak) attach(name string, network nodetest.Network) (p *party, err error) {
-	p = &party{name: name, world: -1, scope: &scope{}, hidden: network["ipMasq"] == true}
+	p = &party{name: name, world: -1, street: network["name"] == s.street["name"], scope: &scope{}, hidden: network["ipMasq"] == true}
 	c := &nodetest.Container{Attachment: api.Attachment{ContainerID: name, IfName: "eth0"}, Network: network}
 	p.container = c
 	if err := p.scope.try(func(tb testing.TB) { c.NS = nstest.New(tb, "guest") }); err != nil {
@@ -75,10 +75,8 @@ func (s *soak) addGuests(ctx context.Context, random *rand.Rand) {
 	room := s.endpoints - len(s.parties.list(guest))
 	var group sync.WaitGroup
 	for range min(room, 1+random.IntN(4)) {
-		network, own := s.pods, rand.New(rand.NewPCG(random.Uint64(), 0))
-		if random.IntN(4) == 0 {
-			network = s.open
-		}
+		own := rand.New(rand.NewPCG(random.Uint64(), 0))
+		network := []nodetest.Network{s.pods, s.pods, s.open, s.lan, s.lan, s.street}[random.IntN(6)]
 		name := fmt.Sprintf("guest%d", s.guests.Add(1))
 		group.Go(func() {
 			p, err := s.attach(name, network)
@@ -102,7 +100,7 @@ func (s *soak) addGuests(ctx context.Context, random *rand.Rand) {
 // startGuestStream has a guest hold a stream to anybody.
 func (s *soak) startGuestStream(ctx context.Context, p *party, random *rand.Rand) {
 	for range 10 {
-		target := s.parties.pick(random, func(t *party) bool { return t != p })
+		target := s.parties.pick(random, func(t *party) bool { return t != p && t.street == p.street })
 		at := target.places[random.IntN(len(target.places))]
 		if at.anywhere { // it could begin by the wrong way
 			continue

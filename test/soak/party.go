@@ -23,6 +23,8 @@ type party struct {
 	hidden    bool
 	// world is that of an uplink, 0 or 1, and -1 for what is on the node.
 	world int
+	// street says that it is on the street, and reaches who is there, and nobody else.
+	street bool
 	// floods says that it asks more than anybody may.
 	floods bool
 	// places are where it answers.

@@ -248,6 +248,7 @@ func (s *soak) judgeCleanup(tb testing.TB) {
 	if err := errors.Join(s.node.Exec(tb, command), command.Wait()); err != nil {
 		s.ledger.wrong("cleanup", "%v: %s", err, text)
 	}
+	s.node.Run(tb, "ip", "link", "del", lanName) // who made a bridge that way removes it
 	var diff string
 	_ = nodetest.Poll(func() error { // namespaces end in the background
 		diff = cmp.Diff(s.before.bare, s.bare(tb), cmpopts.EquateEmpty(), cmpopts.IgnoreMapEntries(func(name, _ string) bool {

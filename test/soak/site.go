@@ -16,6 +16,7 @@ import (
 
 	"github.com/tendril-net/tendril/internal/nodetest"
 	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/pkg/api"
 )
 
 // Source ports for masquerade: so few that a flood takes most of those that it may.
@@ -36,11 +37,12 @@ type soak struct {
 	flooder *party
 	// guarded has a policy that lets in judged alone, and not the stranger.
 	guarded, judged, stranger *party
-	// pods are hidden by masquerade, open is not.
-	pods, open nodetest.Network
-	parties    parties
-	ways       ways
-	agent      agent
+	// pods are hidden by masquerade, open is not; lan is as pods, of the driver bridge. street is of the driver
+	// macvlan, and reaches its link alone.
+	pods, open, lan, street nodetest.Network
+	parties                 parties
+	ways                    ways
+	agent                   agent
 	// fresh limits new flows of UDP to the world.
 	fresh budget
 	// claims are questions of UDP and TCP under way, by nonce.
@@ -68,7 +70,17 @@ var (
 	plainOf    = [2]string{"198.18.9.1", "2001:db8:9::1"}
 	podsOf     = [2]string{"10.10.0.0/16", "fd00:10::/64"}
 	openOf     = [2]string{"10.20.0.0/16", "fd00:20::/64"}
+	lanOf      = [2]string{"10.30.0.0/16", "fd00:30::/64"}
+	streetOf   = [2]string{"10.40.0.0/16", "fd00:40::/64"}
+	// neighbourOf is the station at the other end of the street.
+	neighbourOf = [2]string{"10.40.255.254", "fd00:40::ffff:1"}
 )
+
+// streetName is the device of the node whose link the street is.
+const streetName = "street0"
+
+// lanName is the bridge.
+const lanName = "lan0"
 
 // build makes node, worlds and residents, and starts the agent.
 func (s *soak) build(tb testing.TB) {
@@ -83,6 +95,8 @@ func (s *soak) build(tb testing.TB) {
 	}})
 	s.pods = s.node.Network("pods", podsOf[:]...)
 	s.open = s.node.Network("open", openOf[:]...).With("ipMasq", false)
+	s.lan = s.node.Network("lan", lanOf[:]...).With("driver", api.DriverBridge).With("bridge", lanName).With("isDefaultGateway", true)
+	s.street = s.node.Network("street", streetOf[:]...).With("driver", api.DriverMacvlan).With("master", streetName).With("ipMasq", false)
 	settle(tb, s.node.NS)
 	for i := range s.worlds {
 		s.worlds[i] = nstest.New(tb, fmt.Sprintf("world%d", i))
@@ -92,16 +106,22 @@ func (s *soak) build(tb testing.TB) {
 	nodetest.Route(tb, s.node.NS, []string{plainOf[0], "via", worldOf[0][0]}, []string{plainOf[1], "via", worldOf[0][1]})
 	nodetest.Address(tb, s.worlds[0], "lo", plainOf[0]+"/32", plainOf[1]+"/128")
 	nodetest.Address(tb, s.node.NS, "up1", spareOf[0]+"/24", spareOf[1]+"/64")
+	neighbour := nstest.New(tb, "neighbour")
+	settle(tb, neighbour)
+	nstest.Veth(tb, s.node.NS, streetName, neighbour, "eth0")
+	nodetest.Address(tb, neighbour, "eth0", neighbourOf[0]+"/16", neighbourOf[1]+"/64")
 
 	s.before.bare = s.bare(tb)
 	s.startAgent(tb)
 	nodetest.Eventually(tb, "uplinks", func() error { return s.followed(tb) })
 	// What the first request makes and keeps is there before the count begins.
-	first, err := s.attach("first", s.pods)
-	if err != nil {
-		tb.Fatal(err)
+	for _, network := range []nodetest.Network{s.pods, s.lan, s.street} {
+		first, err := s.attach("first", network)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		s.remove(first, false, false)
 	}
-	s.remove(first, false, false)
 	nodetest.Eventually(tb, "numbers that wait for the purge", func() error {
 		return nodetest.Unlike(s.node.Metrics(tb)["tendril_endpoint_ids_draining"], 0)
 	})
@@ -124,7 +144,12 @@ func (s *soak) build(tb testing.TB) {
 		s.host.places = append(s.host.places, &place{addr: netip.MustParseAddr(uplinkOf[0][family]), ports: 2})
 	}
 	s.join(tb, s.host)
-	for i, network := range []nodetest.Network{withRole(s.pods, judgedRole), s.pods, s.pods, s.open, s.pods} {
+	at := &party{name: "neighbour", ns: neighbour, world: -1, street: true, lasts: true, scope: &scope{}}
+	for family := range 2 {
+		at.places = append(at.places, &place{addr: netip.MustParseAddr(neighbourOf[family]), ports: 4})
+	}
+	s.join(tb, at)
+	for i, network := range []nodetest.Network{withRole(s.pods, judgedRole), s.pods, s.pods, s.open, s.pods, s.lan, s.lan, s.street} {
 		p, err := s.attach(fmt.Sprintf("resident%d", i), network)
 		if err != nil {
 			tb.Fatal(err)
@@ -144,6 +169,7 @@ func (s *soak) build(tb testing.TB) {
 		tb.Fatal(err)
 	}
 	// Nobody else is to ask the guarded, so it does not join.
+	var err error
 	if s.guarded, err = s.attach("guarded", withRole(s.pods, guardedRole)); err != nil {
 		tb.Fatal(err)
 	}
@@ -164,7 +190,7 @@ func (s *soak) connect(tb testing.TB, i int) {
 	nodetest.Address(tb, world, "lo", anywhereOf[0]+"/32", anywhereOf[1]+"/128")
 	for family := range 2 {
 		gateway := uplinkOf[i][family]
-		nodetest.Route(tb, world, []string{podsOf[family], "via", gateway}, []string{openOf[family], "via", gateway})
+		nodetest.Route(tb, world, []string{podsOf[family], "via", gateway}, []string{openOf[family], "via", gateway}, []string{lanOf[family], "via", gateway})
 		nodetest.Route(tb, s.node.NS, defaultRoute(i, family, metricOf(i), uplinkOf[i][family]))
 		address := netip.MustParseAddr(gateway)
 		s.ways.now.source[i][family] = address
