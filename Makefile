@@ -28,8 +28,8 @@ SOAKTIME    ?= 1h
 SOAKFLAGS   ?=
 
 # The folders whose tests run on every kernel of the matrix, and the tests of whole
-# journeys that do: an agent takes a while to start there. Some are left to half of the
-# kernels each, by nstest.Halve.
+# journeys that do: an agent takes a while to start there. Many are left to some of the
+# kernels, by nstest.Halve and nstest.LeaveTo.
 KERNEL_DIRS := test/kernels/selftest pkg/datapath pkg/maps pkg/wiring pkg/uplink
 KERNEL_JOURNEYS := TestConnectivity|TestCheck|TestGC|TestStatus|TestChained|TestAgentKilled|TestRestart|TestPluginCrash|TestSpoofing|TestPathMTU|TestTraceroute|TestTwoUplinks|TestDefaultRouteMoves|TestNothingLeavesUnhidden|TestPortsFromWorld|TestPortsFromHost|TestPortsFromContainers|TestPortsRestart|TestPolicyIngress|TestPolicyEgress|TestPolicyWhileTraffic|TestPolicyAgentKilled|TestNetworkIsolation|TestBridgeStation|TestBridgeOnUplink|TestBridgeVLAN|TestBridgeTrunk|TestMacvlanOnVLAN|TestMacvlanInContainer|TestMacvlanTwoNodes|TestMacvlanOnUplink|TestMacvlanDHCP|TestBridgeLodger|TestPacer
 # Of the drivers bridge and macvlan, what a kernel cannot change is left to the packet tables.

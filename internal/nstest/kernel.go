@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -51,6 +53,9 @@ func Emulated() bool {
 // Whole is the variable that has every kernel of the matrix run what is dealt to several otherwise.
 const Whole = "TENDRIL_TEST_WHOLE"
 
+// inMatrix are the kernels of the matrix (test/kernels), the oldest first.
+var inMatrix = [...]string{"5.10", "6.1", "6.12", "7"}
+
 // Share is the part of many like cases that this kernel sees: all (0 of 1), or where all is
 // emulated every fourth, another on each kernel of the matrix, unless Whole is set.
 func Share(tb testing.TB) (share, shares int) {
@@ -64,18 +69,54 @@ func Share(tb testing.TB) (share, shares int) {
 			share++
 		}
 	}
-	return share, 4
+	return share, len(inMatrix)
+}
+
+// LeaveTo leaves a test to some of the kernels of the matrix: it takes long where all is emulated, and
+// is of more than the kernel does, or of pieces that are tried on every kernel. The machine that has a
+// compiler tries it, too. Parts of a test that was left to kernels none of which are named are tried on each of those.
+func LeaveTo(tb testing.TB, kernels ...string) {
+	tb.Helper()
+	share, shares := Share(tb)
+	if shares == 1 {
+		return
+	}
+	left.Lock()
+	defer left.Unlock()
+	if left.to == nil {
+		left.to = make(map[string][]string)
+	}
+	for whole := tb.Name(); ; {
+		if of := left.to[whole]; of != nil {
+			others := func(kernel string) bool { return !slices.Contains(of, kernel) }
+			if kernels = slices.DeleteFunc(slices.Clone(kernels), others); len(kernels) == 0 {
+				kernels = of
+			}
+			break
+		}
+		end := strings.LastIndex(whole, "/")
+		if end < 0 {
+			break
+		}
+		whole = whole[:end]
+	}
+	left.to[tb.Name()] = kernels
+	if !slices.Contains(kernels, inMatrix[share]) {
+		tb.Skip(LeftTo + strings.Join(kernels, ", "))
+	}
+}
+
+// left has the kernels that tests of this process were left to, by name.
+var left struct {
+	sync.Mutex
+	to map[string][]string
 }
 
 // Halve leaves a test to half of the kernels of the matrix: 0 to Linux 5.10 and 6.12, 1 to 6.1 and
-// 7, so that either has one with tcx and one without. It is for tests that take long
-// there, and are of more than the kernel does, or of pieces that are tried on every kernel.
+// 7, so that either has one with tcx and one without.
 func Halve(tb testing.TB, half int) {
 	tb.Helper()
-	share, shares := Share(tb)
-	if shares > 1 && share%2 != half {
-		tb.Skip(LeftTo + []string{"5.10, 6.12", "6.1, 7"}[half])
-	}
+	LeaveTo(tb, inMatrix[half], inMatrix[half+2])
 }
 
 // Deal leaves one of two like tests (0 and 1), of which either is to see a kernel with tcx and one
@@ -83,8 +124,14 @@ func Halve(tb testing.TB, half int) {
 // kernels either half has both.
 func Deal(tb testing.TB, test int) {
 	tb.Helper()
-	share, shares := Share(tb)
-	if shares > 1 && (share+1)/2%2 != test {
-		tb.Skip(LeftTo + []string{"5.10, 7", "6.1, 6.12"}[test])
+	LeaveTo(tb, inMatrix[test], inMatrix[len(inMatrix)-1-test])
+}
+
+// One leaves the i-th of many like tests to one of those kernels, all of the matrix where none is named, in turn.
+func One(tb testing.TB, i int, of ...string) {
+	tb.Helper()
+	if of == nil {
+		of = inMatrix[:]
 	}
+	LeaveTo(tb, of[i%len(of)])
 }

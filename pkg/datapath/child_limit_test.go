@@ -18,7 +18,7 @@ import (
 
 // A macvlan child is held to its limits on every way to one station, and from it.
 func TestChildLimits(t *testing.T) {
-	nstest.Halve(t, 0)
+	nstest.LeaveTo(t, "6.12")
 	p := withChildren(t, Config{Masquerade: true})
 	p.y.Ports = []Port{
 		{netip.IPv4Unspecified(), hostPort, 17, v4().child(2), server},
@@ -104,7 +104,7 @@ func TestChildLimits(t *testing.T) {
 // What a child says of its frames besides what is in them, by a packet socket, is no way round
 // its limit.
 func TestChildLimitForged(t *testing.T) {
-	nstest.Halve(t, 1)
+	nstest.LeaveTo(t, "6.1")
 	w := newWired(t, map[string]Child{"x": {Bridged: true, HostAccess: true}})
 	before := w.endpoints["x"]
 	x := before

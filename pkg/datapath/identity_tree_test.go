@@ -150,7 +150,7 @@ func (w words) address() netip.Addr {
 
 // The programs find the end of the deepest tree there can be.
 func TestIdentityTreeDepth(t *testing.T) {
-	nstest.Halve(t, 0)
+	nstest.LeaveTo(t, "5.10")
 	n := newNode(t, Config{Masquerade: true})
 	path := netip.MustParseAddr("2001:db8:1:2:3:4:5:6")
 	p := n.policy().restrict(n.b, ingress)

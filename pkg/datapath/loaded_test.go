@@ -273,7 +273,7 @@ func inBatches(m *ebpf.Map, lookup func(*ebpf.MapBatchCursor, any, any, *ebpf.Ba
 
 // TestBorrowed: whatever a node has left in a map, the next finds nothing of it.
 func TestBorrowed(t *testing.T) {
-	nstest.Halve(t, 0)
+	nstest.LeaveTo(t, "6.12")
 	nstest.Root(t)
 	// Those of TestStories, which needs two.
 	cfg := Config{Masquerade: true, MasqueradePorts: [2]uint16{40960, 65535}, FlowsMax: 1024, TranslationsMax: 256}

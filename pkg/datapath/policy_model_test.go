@@ -30,7 +30,7 @@ const (
 // a reading of the objects that compiles nothing: the verdict, and who gave it for which
 // reason.
 func TestPolicyModel(t *testing.T) {
-	nstest.Halve(t, 1)
+	nstest.LeaveTo(t, "6.1")
 	n := newNode(t, Config{})
 	m := &modelNode{node: n, engine: policy.New(policy.Limits{})}
 	policies := uint64(modelPolicies)

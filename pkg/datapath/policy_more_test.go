@@ -15,7 +15,7 @@ import (
 // TestPolicyMore has policy meet what is translated, what is spoken of, and what a cache has
 // learnt without it.
 func TestPolicyMore(t *testing.T) {
-	nstest.Halve(t, 1)
+	nstest.LeaveTo(t, "6.1")
 	n := withPorts(t, Config{Masquerade: true})
 	eachFamily(t, func(t *testing.T, f family) {
 		for _, p := range mappedProtocols() {

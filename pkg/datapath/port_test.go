@@ -562,7 +562,7 @@ func testPortAstray(t *testing.T, n *node, f family, p mappedProtocol) {
 // TestPortsAndMasquerade: a port that leads to one endpoint is not taken for another;
 // the endpoint itself calls from it where it has the same number.
 func TestPortsAndMasquerade(t *testing.T) {
-	nstest.Halve(t, 1)
+	nstest.LeaveTo(t, "6.1")
 	n := newNode(t, Config{Masquerade: true, MasqueradePorts: [2]uint16{hostPort, onePort}})
 	n.b.Ports = []Port{
 		{netip.IPv4Unspecified(), hostPort, unix.IPPROTO_UDP, v4().b, server},
@@ -703,7 +703,7 @@ func (n *node) connection(t *testing.T, p mappedProtocol, from, to netip.AddrPor
 // TestPortShutWithoutMasquerade: that nobody is masqueraded does not open what is shut,
 // but for those who are of the same cluster.
 func TestPortShutWithoutMasquerade(t *testing.T) {
-	nstest.Halve(t, 0)
+	nstest.LeaveTo(t, "5.10")
 	n := withPorts(t, Config{})
 	eachFamily(t, func(t *testing.T, f family) {
 		for _, p := range mappedProtocols() {

@@ -17,7 +17,7 @@ const scarcePort = 50000
 // TestScarcity runs out of all that a translation needs. There is one port, and
 // room for two translations, which one endpoint may hold.
 func TestScarcity(t *testing.T) {
-	nstest.Halve(t, 1)
+	nstest.LeaveTo(t, "6.1")
 	n := newNode(t, Config{
 		Masquerade: true, FlowsMax: 256, TranslationsMax: 4, EndpointTranslations: 2,
 		MasqueradePorts: [2]uint16{scarcePort, scarcePort},
@@ -201,7 +201,7 @@ func testOnlyPortIsHosts(t *testing.T, n *node, f family) {
 // TestPortsDivided: whoever takes all ports it can get towards one place leaves some
 // to every other endpoint, and has as many towards the next place.
 func TestPortsDivided(t *testing.T) {
-	nstest.Halve(t, 0)
+	nstest.LeaveTo(t, "5.10")
 	const ports, flows = 128, 256
 	n := newNode(t, Config{
 		Masquerade: true, FlowsMax: 4096, TranslationsMax: 4096,

@@ -242,7 +242,7 @@ func testHooksGroups(t *testing.T, _ *site, d *Datapath) {
 
 // TestSocketHooksWithoutCgroup opens the datapath where no control groups are mounted.
 func TestSocketHooksWithoutCgroup(t *testing.T) {
-	nstest.Halve(t, 1)
+	nstest.LeaveTo(t, "6.1")
 	s := newSite(t, "")
 	var d *Datapath
 	done := make(chan error)

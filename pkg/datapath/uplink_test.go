@@ -113,7 +113,7 @@ func TestUplinkEndsWithItsDecisions(t *testing.T) {
 // TestRefusedDatapath: whoever is not accepted has changed nothing: neither pins nor the
 // programs that serve.
 func TestRefusedDatapath(t *testing.T) {
-	nstest.Deal(t, 1)
+	nstest.LeaveTo(t, "6.12")
 	s := newSite(t, "")
 	refusal := errors.New("no")
 	var asked [][]string

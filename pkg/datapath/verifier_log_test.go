@@ -105,6 +105,7 @@ func busiest(log string, most int) []string {
 // The whole log tells of each instruction that the numbers are of. Newer kernels name instructions of
 // some functions once more, before they walk them (seen on 7.2).
 func TestVerifierLog(t *testing.T) {
+	nstest.Halve(t, 1)
 	nstest.Root(t)
 	cfg := Config{
 		Root: filepath.Join(nstest.BPFFS(t), "tendril"), FlowsMax: 256, TranslationsMax: 256,

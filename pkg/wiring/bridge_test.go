@@ -414,7 +414,7 @@ func TestBridgeKeepsWhatItKnows(t *testing.T) {
 }
 
 func TestCheckBridgedNamesWhatDiffers(t *testing.T) {
-	nstest.Halve(t, 1)
+	nstest.LeaveTo(t, "7")
 	p := newPair(t)
 	v, b := bridgedVeth(5), testBridged()
 	b.Hairpin, b.Isolated, b.Gateways = true, true, prefixes("10.10.0.1/16", "fd00:10::1/64")
@@ -527,6 +527,7 @@ func TestCheckBridgedNamesWhatDiffers(t *testing.T) {
 
 // The container asks the link for its IPv6 addresses, if it is to.
 func TestDuplicateAddressDetection(t *testing.T) {
+	nstest.Halve(t, 0)
 	for name, test := range map[string]struct {
 		dad, taken bool
 		want       string

@@ -19,6 +19,7 @@ import (
 
 // What others change of a VLAN is named by CHECK and, but for a filter that is off, put back.
 func TestRepairVLAN(t *testing.T) {
+	nstest.Halve(t, 1)
 	p := newPair(t)
 	v, b := bridgedVeth(5), testTagged()
 	side := func(name string) netlink.Link {

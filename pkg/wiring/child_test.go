@@ -248,7 +248,7 @@ func TestChildOfAParentThatIsDown(t *testing.T) {
 }
 
 func TestCheckChildFinds(t *testing.T) {
-	nstest.Halve(t, 0)
+	nstest.LeaveTo(t, "6.12")
 	in := func(args ...string) func(*testing.T, pair) {
 		return func(t *testing.T, p pair) { p.containerNS.Run(t, "ip", args...) }
 	}

@@ -19,6 +19,7 @@ import (
 // What others took from a bridge and its ports is put back and named, and the next look
 // finds nothing to do.
 func TestRepairBridge(t *testing.T) {
+	nstest.Halve(t, 1)
 	p := newPair(t)
 	v, b := bridgedVeth(5), testBridged()
 	b.Hairpin, b.Isolated, b.Gateways = true, true, prefixes("10.10.0.1/16", "fd00:10::1/64")

@@ -55,7 +55,7 @@ func unheard(t *testing.T, from, to *nstest.NS, at netip.Addr, mac net.HardwareA
 // Containers in a VLAN of a bridge are neighbours of who is in it, and of nobody else on the
 // bridge; by way of the node they reach all that others reach.
 func TestBridgeVLAN(t *testing.T) {
-	nstest.Halve(t, 1)
+	nstest.LeaveTo(t, "6.1")
 	g := newGuarded(t)
 	s := g.site
 	addVLAN(t, s.world, 9) // before there is a bridge

@@ -25,7 +25,7 @@ func checked(c *nodetest.Container) nodetest.Call {
 
 // CHECK finds whatever of an attachment is not as ADD left it.
 func TestCheck(t *testing.T) {
-	nstest.Halve(t, 1)
+	nstest.LeaveTo(t, "6.1")
 	s := running(t)
 	eachDriver(t, func(t *testing.T, d driver) {
 		s.lend(t, d)
@@ -241,7 +241,7 @@ func testCheck(t *testing.T, s *site, d driver) {
 
 // STATUS says whether an ADD would succeed.
 func TestStatus(t *testing.T) {
-	nstest.Halve(t, 0)
+	nstest.LeaveTo(t, "6.12")
 	s := running(t)
 	tiny := s.Network("tiny", "10.40.0.0/30")
 	status := func(n nodetest.Network) refusal {
@@ -276,7 +276,7 @@ func TestStatus(t *testing.T) {
 // After another plugin of a chain, its part of the result is kept and ours
 // works: two interfaces, one container.
 func TestChained(t *testing.T) {
-	nstest.Halve(t, 1)
+	nstest.LeaveTo(t, "6.1")
 	s := running(t)
 	first := s.Attach(t, "c", s.pods)
 	network := s.Network("second", "10.50.0.0/24").With("prevResult", json.RawMessage(first.Result))

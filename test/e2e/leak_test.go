@@ -41,7 +41,7 @@ func sources(t *testing.T, ns *nstest.NS, at netip.AddrPort) func() []netip.Addr
 // Flows that had no way are left to the stack. When one appears while no agent runs, by
 // a device that is no uplink yet, nothing leaves with the container's address.
 func TestNothingLeavesUnhidden(t *testing.T) {
-	nstest.Halve(t, 1)
+	nstest.LeaveTo(t, "6.1")
 	s := running(t)
 	other := newSecond(t, s)
 	c := s.Attach(t, "c", s.pods)

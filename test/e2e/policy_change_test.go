@@ -23,7 +23,7 @@ import (
 // A policy that comes cuts what runs by the next packet, and one that goes lets it go
 // on. A dry run has said which flows these are.
 func TestPolicyWhileTraffic(t *testing.T) {
-	nstest.Halve(t, 0)
+	nstest.LeaveTo(t, "6.12")
 	g := newGuarded(t)
 	web, client := g.dress(t, "web"), g.dress(t, "client")
 	deny := networkPolicy("web", "{podSelector: {matchLabels: {app: web}}}")
@@ -99,7 +99,7 @@ func TestPolicyWhileTraffic(t *testing.T) {
 
 // Verdicts stay when the agent is killed, and when another comes.
 func TestPolicyAgentKilled(t *testing.T) {
-	nstest.Halve(t, 1)
+	nstest.LeaveTo(t, "7")
 	g := newGuarded(t)
 	web, client, other := g.dress(t, "web"), g.dress(t, "client"), g.dress(t, "other")
 	g.apply(t, networkPolicy("web", "{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}"))

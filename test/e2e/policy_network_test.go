@@ -13,7 +13,7 @@ import (
 
 // Networks that refuse without any policy.
 func TestNetworkIsolation(t *testing.T) {
-	nstest.Halve(t, 0)
+	nstest.LeaveTo(t, "5.10")
 	g := newGuarded(t)
 	open := g.Network("open", "10.20.0.0/24", "fd00:20::/64")
 	same := g.Network("same", "10.21.0.0/24", "fd00:21::/64").With("ingressPolicy", "same-bridge")

@@ -97,7 +97,7 @@ func testAgentKilled(t *testing.T, d driver) {
 // An agent that stops, is killed and comes back loses no packet: every datagram
 // that was sent meanwhile is heard, and so is every answer.
 func TestRestart(t *testing.T) {
-	nstest.Halve(t, 1)
+	nstest.LeaveTo(t, "6.1")
 	s := running(t)
 	a, b := s.Attach(t, "a", s.pods), s.Attach(t, "b", s.pods)
 	nodetest.Route(t, s.world, []string{pods4, "via", uplink4.String()}, []string{pods6, "via", uplink6.String()})

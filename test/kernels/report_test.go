@@ -141,7 +141,7 @@ func TestSkips(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := result{skipped: map[string]string{}, left: map[string][]string{}}
-			if reason, ok := skipOf(t, tt.skip); ok {
+			if reason, ok := skipOf(t, "TestA", tt.skip); ok {
 				got.skip("TestA", reason)
 			}
 			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(result{}), cmpopts.EquateEmpty()); diff != "" {
@@ -154,7 +154,7 @@ func TestSkips(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			got := result{kernel: "this", skipped: map[string]string{}, left: map[string][]string{}}
 			for i, test := range []string{"TestA", "TestB"} {
-				if reason, ok := skipOf(t, func(tb testing.TB) { deal(tb, i) }); ok {
+				if reason, ok := skipOf(t, test+name, func(tb testing.TB) { deal(tb, i) }); ok {
 					got.skip(test, reason)
 				}
 			}
@@ -170,20 +170,64 @@ func TestSkips(t *testing.T) {
 	}
 }
 
+// TestParts: a test that is dealt may deal its parts. Nobody else tries those of a test that is tried here alone.
+func TestParts(t *testing.T) {
+	t.Setenv("PATH", t.TempDir()) // no compiler, as in the machines
+	for name, test := range map[string]struct {
+		whole func(tb testing.TB, i int)
+		of    int
+		want  []string // of two parts, the reasons of those that are not tried
+	}{
+		"one":  {func(tb testing.TB, i int) { nstest.One(tb, i) }, 4, nil},
+		"half": {nstest.Halve, 2, []string{"left to other kernels of the matrix: "}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tried := 0
+			for i := range test.of {
+				whole := fmt.Sprint("TestWhole", name, i)
+				if _, skipped := skipOf(t, whole, func(tb testing.TB) { test.whole(tb, i) }); skipped {
+					continue
+				}
+				tried++
+				var got []string
+				for part := range 2 {
+					reason, skipped := skipOf(t, fmt.Sprint(whole, "/", part, "/IPv4"), func(tb testing.TB) { nstest.Deal(tb, part) })
+					if skipped {
+						words, kernel, _ := strings.Cut(reason, ": ")
+						if strings.Contains(kernel, ",") {
+							t.Errorf("a part is left to %s, which do not all try the whole", kernel)
+						}
+						got = append(got, words+": ")
+					}
+				}
+				if diff := cmp.Diff(test.want, got); diff != "" {
+					t.Errorf("parts that are left to others (-want +got):\n%s", diff)
+				}
+			}
+			if tried != 1 {
+				t.Errorf("%d of %d are tried here", tried, test.of)
+			}
+		})
+	}
+}
+
 // skipper is a test that takes a skip down, and is not skipped itself.
 type skipper struct {
 	testing.TB
+	name    string
 	reason  string
 	skipped bool
 }
+
+func (s *skipper) Name() string { return s.name }
 
 func (s *skipper) Skip(args ...any) { s.reason, s.skipped = fmt.Sprint(args...), true }
 
 func (s *skipper) Skipf(format string, args ...any) { s.Skip(fmt.Sprintf(format, args...)) }
 
-func skipOf(t *testing.T, skip func(testing.TB)) (reason string, skipped bool) {
+func skipOf(t *testing.T, name string, skip func(testing.TB)) (reason string, skipped bool) {
 	t.Helper()
-	s := &skipper{TB: t}
+	s := &skipper{TB: t, name: name}
 	skip(s)
 	return s.reason, s.skipped
 }
