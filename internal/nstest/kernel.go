@@ -57,7 +57,8 @@ const Whole = "TENDRIL_TEST_WHOLE"
 var inMatrix = [...]string{"5.10", "6.1", "6.12", "7"}
 
 // Share is the part of many like cases that this kernel sees: all (0 of 1), or where all is
-// emulated every fourth, another on each kernel of the matrix, unless Whole is set.
+// emulated every fourth, another on each kernel of the matrix, unless Whole is set. Of a test that is left to
+// some kernels the shares of the others are tried on none.
 func Share(tb testing.TB) (share, shares int) {
 	tb.Helper()
 	if !Emulated() || os.Getenv(Whole) != "" {
@@ -125,13 +126,4 @@ func Halve(tb testing.TB, half int) {
 func Deal(tb testing.TB, test int) {
 	tb.Helper()
 	LeaveTo(tb, inMatrix[test], inMatrix[len(inMatrix)-1-test])
-}
-
-// One leaves the i-th of many like tests to one of those kernels, all of the matrix where none is named, in turn.
-func One(tb testing.TB, i int, of ...string) {
-	tb.Helper()
-	if of == nil {
-		of = inMatrix[:]
-	}
-	LeaveTo(tb, of[i%len(of)])
 }

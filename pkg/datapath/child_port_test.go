@@ -18,7 +18,7 @@ import (
 // TestChildPorts: a port of the host leads to a macvlan child, which answers by the way that
 // its client came.
 func TestChildPorts(t *testing.T) {
-	nstest.LeaveTo(t, "7")
+	nstest.LeaveTo(t, "6.1")
 	p := withChildren(t, Config{Masquerade: true})
 	for _, f := range []family{v4(), v6()} {
 		every := netip.IPv4Unspecified()

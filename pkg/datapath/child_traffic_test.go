@@ -123,8 +123,12 @@ func TestChildTraffic(t *testing.T) {
 		from *nstest.NS
 		to   int
 	}
-	for want, calls := range map[bool][]call{
-		true: {
+	for _, calls := range []struct {
+		name string
+		want bool
+		all  []call
+	}{
+		{"reached", true, []call{
 			{"child to child", x, 3},
 			{"child to child back", y, 2},
 			{"child to host", x, 1},
@@ -133,23 +137,23 @@ func TestChildTraffic(t *testing.T) {
 			{"wire to child", w.neighbour, 3},
 			{"alone to wire", z, 9},
 			{"wire to alone", w.neighbour, 4},
-		},
-		false: {
+		}},
+		{"not reached", false, []call{
 			{"child to alone", x, 4},
 			{"alone to child", z, 2},
 			{"alone to host", z, 1},
 			{"host to alone", w.node, 4},
-		},
+		}},
 	} {
-		t.Run(map[bool]string{true: "reached", false: "not reached"}[want], func(t *testing.T) {
-			for _, c := range calls {
+		t.Run(calls.name, func(t *testing.T) {
+			for _, c := range calls.all {
 				t.Run(c.name, func(t *testing.T) {
-					if !want {
+					if !calls.want {
 						t.Parallel() // each is waited for
 					}
 					for i, reached := range w.pings(t, c.from, c.to) {
-						if reached != want {
-							t.Errorf("ping %d: reached %t, want %t", i, reached, want)
+						if reached != calls.want {
+							t.Errorf("ping %d: reached %t, want %t", i, reached, calls.want)
 						}
 					}
 				})
@@ -267,7 +271,7 @@ func TestChildJumbo(t *testing.T) {
 // TestChildOnUplink: of a parent that is an uplink, too, the uplink's program does not believe
 // what a child sends before it was judged; whichever of them was attached first.
 func TestChildOnUplink(t *testing.T) {
-	nstest.LeaveTo(t, "5.10")
+	nstest.LeaveTo(t, "6.12")
 	w := newWired(t, map[string]Child{"x": {Bridged: true, HostAccess: true}})
 	x := w.endpoints["x"]
 	routed := addr("10.10.0.2")

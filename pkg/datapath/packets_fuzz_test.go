@@ -26,7 +26,7 @@ func FuzzPackets(f *testing.F) {
 	teller := newTeller(f, n)
 	share, shares := nstest.Share(f)
 	if shares > 1 {
-		shares *= 2 // they are of the programs, more than of what a kernel does
+		shares *= 2 // the other half is tried where nothing is emulated: they are of the programs, more than of a kernel
 	}
 	for i, seed := range teller.seeds() {
 		if i%shares == share {

@@ -84,7 +84,7 @@ func eachWay(t *testing.T, test func(t *testing.T, w way, kind int)) {
 // not. One datapath is opened for all; what spoils and mends its links comes last, and what
 // ends it at the very end.
 func TestSocketHooks(t *testing.T) {
-	nstest.LeaveTo(t, "6.1")
+	nstest.LeaveTo(t, "7")
 	s, d := newMapped(t)
 	for _, table := range []struct {
 		name string

@@ -93,7 +93,7 @@ func testBridgeIsolation(t *testing.T, s *site, station *nstest.NS) {
 // A macvlan or ipvlan device of other software on the bridge has its frames come to the ports as those
 // of the host do, with a socket: policy counts for it all the same, and not for the host.
 func TestBridgeLodger(t *testing.T) {
-	nstest.LeaveTo(t, "6.1")
+	nstest.LeaveTo(t, "7")
 	g := newGuarded(t)
 	g.pods = driver(api.DriverBridge).of(g.pods)
 	a := g.dress(t, "a")

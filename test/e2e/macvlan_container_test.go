@@ -55,7 +55,7 @@ func (s *inContainers) dress(t *testing.T, id string) *nodetest.Container {
 }
 
 func TestMacvlanInContainer(t *testing.T) {
-	nstest.LeaveTo(t, "5.10")
+	nstest.LeaveTo(t, "6.12")
 	s := newInContainers(t)
 	a, b := s.dress(t, "a"), s.dress(t, "b")
 	other := s.Network("other", "10.67.0.0/24", "fd00:67::/64").With("driver", api.DriverMacvlan).With("ipMasq", false).With("master", "eth1").

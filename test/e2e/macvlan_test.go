@@ -43,7 +43,7 @@ func (s *site) plug(t *testing.T, ns *nstest.NS, device, port string) {
 // Two nodes and a machine on one switch: containers, nodes and the machine reach each other at their own
 // addresses, and policy of one node judges what the other sends.
 func TestMacvlanTwoNodes(t *testing.T) {
-	nstest.LeaveTo(t, "6.12")
+	nstest.LeaveTo(t, "6.1")
 	g := newGuarded(t)
 	g.drive(t, api.DriverMacvlan)
 	second := running(t)
@@ -202,7 +202,7 @@ func addVLAN(t *testing.T, ns *nstest.NS, id int) {
 
 // A VLAN comes with its first container and goes with its last.
 func TestMacvlanOnVLAN(t *testing.T) {
-	nstest.LeaveTo(t, "7")
+	nstest.LeaveTo(t, "5.10")
 	s := drivenBy(t, api.DriverMacvlan)
 	addVLAN(t, s.neighbour, 50)
 	nodetest.Address(t, s.neighbour, "eth0.50", "10.12.0.200/24", "fd00:12::200/64")

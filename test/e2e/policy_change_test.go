@@ -99,7 +99,7 @@ func TestPolicyWhileTraffic(t *testing.T) {
 
 // Verdicts stay when the agent is killed, and when another comes.
 func TestPolicyAgentKilled(t *testing.T) {
-	nstest.LeaveTo(t, "7")
+	nstest.LeaveTo(t, "5.10")
 	g := newGuarded(t)
 	web, client, other := g.dress(t, "web"), g.dress(t, "client"), g.dress(t, "other")
 	g.apply(t, networkPolicy("web", "{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}"))

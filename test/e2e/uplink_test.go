@@ -118,7 +118,7 @@ func TestDefaultRouteMoves(t *testing.T) {
 // Two uplinks at once, chosen by destination and by a rule for a source. Each
 // flow keeps to its own, both ways.
 func TestTwoUplinks(t *testing.T) {
-	nstest.LeaveTo(t, "6.1")
+	nstest.LeaveTo(t, "7")
 	s := newSite(t)
 	other := newSecond(t, s)
 	s.Run(t, "ip", "route", "add", "default", "via", "203.0.113.2", "dev", "up1", "metric", "500")

@@ -16,9 +16,9 @@
 // that skips on every kernel of the matrix. So what a kernel of the matrix was built
 // without (nstest.NotBuilt) fails.
 //
-// What takes long is dealt to the kernels (nstest.Share, LeaveTo, Halve, Deal and One): a test whose subject is a kernel's way
-// of doing it to half of them, so that one has tcx and one has not, one that is of what tendril does by itself to
-// one of them, a table's families to two each, of many like cases a quarter. With
+// What takes long is dealt to the kernels (nstest.Share, LeaveTo, Halve and Deal): a test to half of them, so that
+// one has tcx and one has not, or to one where that sees all that a kernel may do in its own way; a table's
+// families to two each, and each passage of a table to one of the two; of many like cases a quarter, or less. With
 // -whole each kernel runs all of it. Such a skip has words of its own (nstest.LeftTo), with the
 // kernels that the test is left to; one that is here and has not tried the test is a failure.
 //

@@ -13,7 +13,7 @@ import (
 	"github.com/tendril-net/tendril/internal/nstest"
 )
 
-// party is somebody who asks and answers: a container, the host or a world.
+// party is somebody who asks and answers: a container, the host, a world or the neighbour.
 type party struct {
 	id   identity
 	name string
@@ -21,7 +21,7 @@ type party struct {
 	// container is nil for others; hidden says that the world sees it as the uplink.
 	container *nodetest.Container
 	hidden    bool
-	// world is that of an uplink, 0 or 1, and -1 for what is on the node.
+	// world is that of an uplink, 0 or 1, and -1 for all others.
 	world int
 	// street says that it is on the street, and reaches who is there, and nobody else.
 	street bool
