@@ -84,22 +84,11 @@ func LeaveTo(tb testing.TB, kernels ...string) {
 	}
 	left.Lock()
 	defer left.Unlock()
-	if left.to == nil {
-		left.to = make(map[string][]string)
-	}
-	for whole := tb.Name(); ; {
-		if of := left.to[whole]; of != nil {
-			others := func(kernel string) bool { return !slices.Contains(of, kernel) }
-			if kernels = slices.DeleteFunc(slices.Clone(kernels), others); len(kernels) == 0 {
-				kernels = of
-			}
-			break
+	if of := leftTo(tb.Name()); of != nil {
+		others := func(kernel string) bool { return !slices.Contains(of, kernel) }
+		if kernels = slices.DeleteFunc(slices.Clone(kernels), others); len(kernels) == 0 {
+			kernels = of
 		}
-		end := strings.LastIndex(whole, "/")
-		if end < 0 {
-			break
-		}
-		whole = whole[:end]
 	}
 	left.to[tb.Name()] = kernels
 	if !slices.Contains(kernels, inMatrix[share]) {
@@ -108,9 +97,23 @@ func LeaveTo(tb testing.TB, kernels ...string) {
 }
 
 // left has the kernels that tests of this process were left to, by name.
-var left struct {
+var left = struct {
 	sync.Mutex
 	to map[string][]string
+}{to: make(map[string][]string)}
+
+// leftTo is what a test was left to, or the nearest that it is a part of; nil for all.
+func leftTo(test string) []string {
+	for {
+		if of := left.to[test]; of != nil {
+			return of
+		}
+		end := strings.LastIndex(test, "/")
+		if end < 0 {
+			return nil
+		}
+		test = test[:end]
+	}
 }
 
 // Halve leaves a test to half of the kernels of the matrix: 0 to Linux 5.10 and 6.12, 1 to 6.1 and

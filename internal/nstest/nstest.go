@@ -195,18 +195,16 @@ func (n *NS) Run(tb testing.TB, name string, args ...string) string {
 	return out.String()
 }
 
-// lastIndex is of a device of Veth's.
-var lastIndex atomic.Int32
-
-func init() { lastIndex.Store(1000) }
+// veths counts what Veth has made.
+var veths atomic.Int32
 
 // Veth makes a veth pair between two namespaces and sets both ends up. The ends have other indices than
-// each other, as those of a container have where there is more than the one: before Linux 6.8 it takes the kernel
+// each other, as those of a container have on a node, which has a device before: before Linux 6.8 it takes the kernel
 // up to a second to see the carrier of a pair with equal ones (linkwatch_urgent_event of net/core/link_watch.c).
 func Veth(tb testing.TB, a *NS, aName string, b *NS, bName string) {
 	tb.Helper()
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.Index = bName, int(lastIndex.Add(1))
+	attrs.Name, attrs.Index = bName, 1000+int(veths.Add(1))
 	must(tb, b.Handle.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: aName, PeerNamespace: netlink.NsFd(int(a.handle))}))
 	for _, end := range []struct {
 		ns   *NS

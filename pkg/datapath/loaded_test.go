@@ -275,7 +275,7 @@ func inBatches(m *ebpf.Map, lookup func(*ebpf.MapBatchCursor, any, any, *ebpf.Ba
 func TestBorrowed(t *testing.T) {
 	nstest.LeaveTo(t, "6.12")
 	nstest.Root(t)
-	// Those of TestStories, which needs two.
+	// Those of TestStories, which needs two where nothing is emulated.
 	cfg := Config{Masquerade: true, MasqueradePorts: [2]uint16{40960, 65535}, FlowsMax: 1024, TranslationsMax: 256}
 	var first *loaded
 	t.Run("first", func(t *testing.T) {

@@ -49,33 +49,37 @@ func FuzzPackets(f *testing.F) {
 func TestStories(t *testing.T) {
 	nstest.Root(t)
 	count, end := storiesToTell(t)
-	for shard := range storyShards() {
-		t.Run(strconv.Itoa(shard), func(t *testing.T) {
-			if storyShards() > 1 {
-				t.Parallel()
+	eachShard(t, count, func(t *testing.T, shard uint64, count int) {
+		n := newNodeBeside(t, Config{Masquerade: true, FlowsMax: 1024, TranslationsMax: 256})
+		teller := newTeller(t, n)
+		seeds := teller.seeds()
+		chance := rand.New(rand.NewPCG(20261121, shard))
+		tellStories(t, count, end, func() error {
+			input := stray(chance, seeds, len(teller.firewalls))
+			if err := teller.n.tellStory(t, input, teller); err != nil {
+				return fmt.Errorf("story %q: %w\n%s", input, err, strings.Join(teller.log, "\n"))
 			}
-			n := newNodeBeside(t, Config{Masquerade: true, FlowsMax: 1024, TranslationsMax: 256})
-			teller := newTeller(t, n)
-			seeds := teller.seeds()
-			chance := rand.New(rand.NewPCG(20261121, uint64(shard)))
-			tellStories(t, count/storyShards(), end, func() error {
-				input := stray(chance, seeds, len(teller.firewalls))
-				if err := teller.n.tellStory(t, input, teller); err != nil {
-					return fmt.Errorf("story %q: %w\n%s", input, err, strings.Join(teller.log, "\n"))
-				}
-				return nil
-			})
+			return nil
 		})
-	}
+	})
 }
 
-// storyShards is how many nodes stories are told of at a time. Where all is emulated that is one, whose programs
-// others have, too: to load them takes longer than to tell all stories.
-func storyShards() int {
+// eachShard divides stories among some nodes that they are told of at a time. Where all is emulated that is one, whose
+// programs others have, too: to load them takes longer than to tell all stories.
+func eachShard(t *testing.T, count int, tell func(t *testing.T, shard uint64, count int)) {
+	t.Helper()
+	shards := 2
 	if nstest.Emulated() {
-		return 1
+		shards = 1
 	}
-	return 2
+	for shard := range shards {
+		t.Run(strconv.Itoa(shard), func(t *testing.T) {
+			if shards > 1 {
+				t.Parallel()
+			}
+			tell(t, uint64(shard), count/shards)
+		})
+	}
 }
 
 // storiesToTell is how many, and until when.

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -53,30 +52,24 @@ func FuzzTown(f *testing.F) {
 func TestTownStories(t *testing.T) {
 	nstest.Root(t)
 	count, end := storiesToTell(t)
-	count /= 12
-	for shard := range storyShards() {
-		t.Run(strconv.Itoa(shard), func(t *testing.T) {
-			if storyShards() > 1 {
-				t.Parallel()
+	eachShard(t, count/12, func(t *testing.T, shard uint64, count int) {
+		var tellers []*townTeller
+		var seeds [][][]byte
+		for _, n := range towns(t) {
+			s := newTownTeller(n)
+			tellers, seeds = append(tellers, s), append(seeds, s.seeds())
+		}
+		chance := rand.New(rand.NewPCG(20261130, shard))
+		tellStories(t, count, end, func() error {
+			number := chance.IntN(len(tellers))
+			s := tellers[number]
+			input := stray(chance, seeds[number], len(s.policies)+1)
+			if err := s.tellStory(t, input, s); err != nil {
+				return fmt.Errorf("story %q of the town %q: %w\n%s", input, s.name, err, strings.Join(s.log, "\n"))
 			}
-			var tellers []*townTeller
-			var seeds [][][]byte
-			for _, n := range towns(t) {
-				s := newTownTeller(n)
-				tellers, seeds = append(tellers, s), append(seeds, s.seeds())
-			}
-			chance := rand.New(rand.NewPCG(20261130, uint64(shard)))
-			tellStories(t, count/storyShards(), end, func() error {
-				number := chance.IntN(len(tellers))
-				s := tellers[number]
-				input := stray(chance, seeds[number], len(s.policies)+1)
-				if err := s.tellStory(t, input, s); err != nil {
-					return fmt.Errorf("story %q of the town %q: %w\n%s", input, s.name, err, strings.Join(s.log, "\n"))
-				}
-				return nil
-			})
+			return nil
 		})
-	}
+	})
 }
 
 // townTeller tells stories of a town. Its steps are those of teller.

@@ -87,6 +87,10 @@ type bare struct {
 
 func (s *soak) bare(tb testing.TB) bare {
 	b := bare{Settings: make(map[string]string)}
+	queues := [][]string{{"tc", "qdisc", "show"}}
+	for _, hook := range []string{"up0 ingress", "up1 ingress", streetName + " ingress", streetName + " egress"} {
+		queues = append(queues, append([]string{"tc", "filter", "show", "dev"}, strings.Fields(hook)...))
+	}
 	for _, one := range []struct {
 		field *[]string
 		args  [][]string
@@ -96,7 +100,7 @@ func (s *soak) bare(tb testing.TB) bare {
 		{&b.Routes, [][]string{{"ip", "-4", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"}}},
 		{&b.Neighbours, [][]string{{"ip", "neigh", "show", "nud", "permanent"}}},
 		{&b.Rules, [][]string{{"ip", "-4", "rule", "show"}, {"ip", "-6", "rule", "show"}}},
-		{&b.Queues, [][]string{{"tc", "qdisc", "show"}, {"tc", "filter", "show", "dev", "up0", "ingress"}, {"tc", "filter", "show", "dev", "up1", "ingress"}, {"tc", "filter", "show", "dev", streetName, "ingress"}, {"tc", "filter", "show", "dev", streetName, "egress"}}},
+		{&b.Queues, queues},
 	} {
 		for _, args := range one.args {
 			*one.field = append(*one.field, nodetest.Lines(tb, s.node.NS, args[0], args[1:]...)...)

@@ -190,7 +190,9 @@ func (s *soak) connect(tb testing.TB, i int) {
 	nodetest.Address(tb, world, "lo", anywhereOf[0]+"/32", anywhereOf[1]+"/128")
 	for family := range 2 {
 		gateway := uplinkOf[i][family]
-		nodetest.Route(tb, world, []string{podsOf[family], "via", gateway}, []string{openOf[family], "via", gateway}, []string{lanOf[family], "via", gateway})
+		for _, subnet := range []string{podsOf[family], openOf[family], lanOf[family]} {
+			nodetest.Route(tb, world, []string{subnet, "via", gateway})
+		}
 		nodetest.Route(tb, s.node.NS, defaultRoute(i, family, metricOf(i), uplinkOf[i][family]))
 		address := netip.MustParseAddr(gateway)
 		s.ways.now.source[i][family] = address
