@@ -5,6 +5,8 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -220,6 +222,27 @@ func TestRestart(t *testing.T) {
 	must(t, s.purge())
 	if e := w.mustAdd(t, s, request("next")); e.ID != 2 {
 		t.Errorf("next number %d, want 2", e.ID)
+	}
+}
+
+// What went while no agent was there is forgotten before a policy counts: without one of its own it would be told of
+// as denied by policy.
+func TestRestartForgetsBeforePolicyCounts(t *testing.T) {
+	w := newWorld(t)
+	w.keep(t, "web.yaml", isolate("web", "web"))
+	s, stop := w.boot(t)
+	alive, gone := w.mustAdd(t, s, app("alive", "web")), w.mustAdd(t, s, app("gone", "web"))
+	stop()
+	w.unwire(gone.Attachment)
+	var served [][]uint16
+	w.during = func(call string) {
+		if call == "ReconcilePolicy" {
+			served = append(served, slices.Sorted(maps.Keys(w.attached)))
+		}
+	}
+	w.boot(t)
+	if diff := cmp.Diff([][]uint16{{alive.ID}}, served); diff != "" {
+		t.Errorf("served when a policy came to count (-want +got):\n%s", diff)
 	}
 }
 

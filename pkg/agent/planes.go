@@ -38,7 +38,8 @@ type EndpointPlane interface {
 
 // NodePlane makes the datapath equal to what is desired for the node.
 type NodePlane interface {
-	ReconcileEndpoints([]datapath.Endpoint) error
+	PruneEndpoints([]datapath.Endpoint) error
+	AttachEndpoints([]datapath.Endpoint) error
 	ReconcileUplinks([]datapath.Uplink) error
 	ReconcileExcludes([]netip.Prefix) error
 }

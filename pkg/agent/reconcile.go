@@ -110,11 +110,15 @@ func (s *Service) Start(uplinks uplink.Found) error {
 			return err
 		}
 	}
+	// First: what has an address and no policy of its own is denied by policy where one counts.
+	if err := s.opts.Datapath.Node.PruneEndpoints(alive); err != nil {
+		return fmt.Errorf("forget endpoints that are gone: %w", err)
+	}
 	// Before anybody can reach them.
 	if err := s.firewall.start(served); err != nil {
 		return err
 	}
-	if err := s.opts.Datapath.Node.ReconcileEndpoints(alive); err != nil {
+	if err := s.opts.Datapath.Node.AttachEndpoints(alive); err != nil {
 		return fmt.Errorf("attach endpoints again: %w", err)
 	}
 	s.problem(concernVLANs, s.dropVLANs())

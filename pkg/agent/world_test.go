@@ -265,13 +265,24 @@ func (w *world) RepairPort(links wiring.Links, b wiring.Bridged) ([]string, erro
 	return []string{"it was no port"}, nil
 }
 
-func (w *world) ReconcileEndpoints(endpoints []datapath.Endpoint) error {
-	if err := w.call("ReconcileEndpoints"); err != nil {
+func (w *world) PruneEndpoints(endpoints []datapath.Endpoint) error {
+	if err := w.call("PruneEndpoints"); err != nil {
 		return err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.attached = make(map[uint16]datapath.Endpoint)
+	maps.DeleteFunc(w.attached, func(id uint16, _ datapath.Endpoint) bool {
+		return !slices.ContainsFunc(endpoints, func(e datapath.Endpoint) bool { return e.ID == id })
+	})
+	return nil
+}
+
+func (w *world) AttachEndpoints(endpoints []datapath.Endpoint) error {
+	if err := w.call("AttachEndpoints"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, e := range endpoints {
 		w.attached[e.ID] = e
 	}

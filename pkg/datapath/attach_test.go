@@ -133,7 +133,7 @@ func (s *site) open(t *testing.T) *Datapath {
 		if d, err = Open(s.cfg); err != nil {
 			return
 		}
-		err = errors.Join(d.ReconcileUplinks([]Uplink{s.uplink}), d.ReconcileEndpoints(s.ends))
+		err = errors.Join(d.ReconcileUplinks([]Uplink{s.uplink}), restart(d, s.ends))
 	})
 	must(t, err)
 	return d

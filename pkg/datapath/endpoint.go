@@ -285,9 +285,9 @@ func compare[V comparable](m *ebpf.Map, key any, got *V, want V, what string) er
 	return nil
 }
 
-// ReconcileEndpoints makes the attached endpoints exactly these: it attaches all,
-// and prunes entries and programs of others.
-func (d *Datapath) ReconcileEndpoints(desired []Endpoint) error {
+// PruneEndpoints forgets all endpoints but these, as an agent that starts does with what went
+// while none was there: entries and programs of others are removed. Those that are served go on to be.
+func (d *Datapath) PruneEndpoints(desired []Endpoint) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	addresses := make(map[maps.Address]bool)
@@ -316,10 +316,19 @@ func (d *Datapath) ReconcileEndpoints(desired []Endpoint) error {
 	} else if n > 0 {
 		d.log.Info("pruned ports of the host that lead to no endpoint", "entries", n)
 	}
-	if err := d.pruneLimits(desired, attached); err != nil {
-		return err
+	return d.pruneLimits(desired, attached)
+}
+
+// AttachEndpoints attaches all endpoints of a node, as an agent that starts does after
+// PruneEndpoints. Those that are served go on to be.
+func (d *Datapath) AttachEndpoints(desired []Endpoint) error {
+	for _, e := range desired {
+		if err := e.validate(); err != nil {
+			return err
+		}
 	}
-	// All at once: those that are served go on to be.
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.children = make(map[uint16]Endpoint)
 	for _, e := range desired {
 		if e.Child != nil {

@@ -319,7 +319,7 @@ func testLimitChanges(t *testing.T, n *node) {
 	}
 
 	// An agent that starts knows better than what it finds.
-	n.do(t, func() error { return n.ReconcileEndpoints([]Endpoint{free, n.b, n.c}) })
+	n.do(t, func() error { return restart(n.Datapath, []Endpoint{free, n.b, n.c}) })
 	wantAttached(fromContainer, toContainer)
 	if got, err := walked[maps.LimitKey, maps.Limit](n.maps.Bandwidth); got != 0 || err != nil {
 		t.Errorf("%d entries are left in map bandwidth, %v", got, err)

@@ -320,7 +320,7 @@ func TestPacerPair(t *testing.T) {
 	must(t, d.Close())
 	wantPair("without an agent", first)
 	open()
-	do(func() error { return errors.Join(d.ReconcileEndpoints([]Endpoint{limited}), d.CheckEndpoint(limited)) })
+	do(func() error { return errors.Join(restart(d, []Endpoint{limited}), d.CheckEndpoint(limited)) })
 	wantPair("with another agent", first)
 
 	// One that is made anew is used by limits that nobody has looked at.
@@ -412,7 +412,7 @@ func TestPacerPair(t *testing.T) {
 	do(func() error { return d.SetLimits(free, limited) })
 	must(t, d.Close())
 	open()
-	do(func() error { return errors.Join(d.ReconcileEndpoints([]Endpoint{free}), d.RepairPins()) })
+	do(func() error { return errors.Join(restart(d, []Endpoint{free}), d.RepairPins()) })
 	wantPair("with an agent that knows of no limit", 0)
 	do(func() error { return d.SetLimits(free, limited) })
 	must(t, d.Close())

@@ -356,7 +356,7 @@ func testPortReplaced(t *testing.T, n *node, f family, p mappedProtocol) {
 		if err := n.DetachEndpoint(next); err != nil {
 			return err
 		}
-		return n.ReconcileEndpoints([]Endpoint{n.a, n.b, n.c})
+		return restart(n.Datapath, []Endpoint{n.a, n.b, n.c})
 	})
 }
 
@@ -382,7 +382,7 @@ func testPortOrphan(t *testing.T, n *node, f family, p mappedProtocol) {
 		if err := n.DetachEndpoint(next); err != nil {
 			return err
 		}
-		return n.ReconcileEndpoints([]Endpoint{n.a, n.b, n.c})
+		return restart(n.Datapath, []Endpoint{n.a, n.b, n.c})
 	})
 }
 

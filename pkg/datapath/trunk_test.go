@@ -144,7 +144,7 @@ func TestTrunkEntries(t *testing.T) {
 	must(t, n.maps.Trunks.Put(uint32(1<<30), want))
 	trunked.IfIndex = n.b.IfIndex
 	trunked.ID, trunked.Addresses, trunked.MAC = n.b.ID, n.b.Addresses, n.b.MAC
-	n.do(t, func() error { return n.ReconcileEndpoints([]Endpoint{plain, trunked, n.c}) })
+	n.do(t, func() error { return restart(n.Datapath, []Endpoint{plain, trunked, n.c}) })
 	is("reconciled", map[uint32]maps.Trunk{uint32(n.b.IfIndex): want})
 	n.do(t, func() error { return n.DetachEndpoint(trunked) })
 	is("detached", map[uint32]maps.Trunk{})

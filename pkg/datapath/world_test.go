@@ -229,6 +229,11 @@ func (n *node) do(t testing.TB, f func() error) {
 	must(t, err)
 }
 
+// restart does with the endpoints of a node what an agent does that starts.
+func restart(d *Datapath, endpoints []Endpoint) error {
+	return errors.Join(d.PruneEndpoints(endpoints), d.AttachEndpoints(endpoints))
+}
+
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -132,9 +133,44 @@ func TestPolicyAgentKilled(t *testing.T) {
 	g.Stop(t)
 	g.Start(t)
 	check("after a restart")
-	g.Delete(t, web)
+	g.dropsNothingOfGone(t, web, func() {
+		g.Kill(t)
+		g.Delete(t, web)
+		g.Start(t)
+	})
 	g.delete(t, "web")
 	g.forgotten(t)
+}
+
+// dropsNothingOfGone has a container go, to which the world sends all the while, and sees that no packet to what is
+// not there any more is told of as denied by policy, which lets the world's in.
+func (g *guarded) dropsNothingOfGone(t *testing.T, c *nodetest.Container, goes func()) {
+	t.Helper()
+	g.apply(t, networkPolicy("web", "{podSelector: {matchLabels: {app: web}}, ingress: [{}]}"))
+	before := g.denials()
+	var senders sync.WaitGroup
+	gone := make(chan struct{})
+	for _, f := range families() {
+		conn := dialUDP(t, g.world, netip.AddrPort{}, netip.AddrPortFrom(f.of(c), 53))
+		senders.Go(func() {
+			each := time.NewTicker(time.Millisecond)
+			defer each.Stop()
+			for {
+				select {
+				case <-gone:
+					return
+				case <-each.C:
+					_, _ = conn.Write(pattern(10)) // an error is what an ICMP error said
+				}
+			}
+		})
+	}
+	goes()
+	close(gone)
+	senders.Wait()
+	if diff := cmp.Diff(before, g.denials()); diff != "" {
+		t.Errorf("denied (-before +now):\n%s", diff)
+	}
 }
 
 // An agent that dies while it changes the policy leaves the one before or the next one, whole, and the next

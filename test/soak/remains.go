@@ -188,9 +188,6 @@ func permittedDrops() []string {
 		"from_container ports_exhausted", "from_container endpoint_limit", "from_container translations_full",
 		// What containers send while they are deleted.
 		"from_container unknown_sender",
-		// What is sent to those that were deleted while no agent was there: the next one asks policy before it has
-		// forgotten their addresses.
-		"from_uplink policy_ingress", "from_uplink policy_egress",
 		// The stranger who knocks.
 		"from_container policy_ingress",
 		// Connections whose way is another for a while, or whose end was forgotten.
