@@ -152,6 +152,32 @@ func attachments(t *testing.T) map[string]string {
 	return all
 }
 
+// TestDeviceGoesAtStart: a container that ends while an agent starts keeps no other from being served.
+func TestDeviceGoesAtStart(t *testing.T) {
+	for name, kind := range map[string]func(dir string) hooks{
+		"clsact": func(string) hooks { return &clsact{} },
+		"tcx":    func(dir string) hooks { return newTCX(dir) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "tcx" {
+				nstest.NeedKernel(t, name, 6, 6)
+			}
+			n := newNode(t, Config{Masquerade: true})
+			n.hooks.endpoints = kind(filepath.Join(nstest.BPFFS(t), "tendril", "links"))
+			link, err := n.ns.Handle.LinkByName(n.a.IfName)
+			must(t, err)
+			must(t, n.ns.Handle.LinkDel(link))
+			n.do(t, func() error { return restart(n.Datapath, []Endpoint{n.a, n.b, n.c}) })
+			n.do(t, func() error { return errors.Join(n.CheckEndpoint(n.b), n.CheckEndpoint(n.c)) })
+			n.ns.Do(t, func() {
+				if err := n.AttachEndpoint(n.a); !errors.Is(err, errNoDevice) {
+					t.Errorf("attached alone: %v, want %v", err, errNoDevice)
+				}
+			})
+		})
+	}
+}
+
 // TestTraffic sends what sockets send through the attached programs: addresses,
 // checksums and lengths are judged by the kernels at both ends.
 func TestTraffic(t *testing.T) {
@@ -308,12 +334,15 @@ func (s *site) upgrades(t *testing.T, d **Datapath) {
 	stop, sent := make(chan struct{}), make(chan int)
 	go func() {
 		count := 0
+		// Not as fast as it can, which takes the processors from the agent.
+		each := time.NewTicker(time.Millisecond)
+		defer each.Stop()
 		for {
 			select {
 			case <-stop:
 				sent <- count
 				return
-			default:
+			case <-each.C:
 			}
 			// One at a time: what is on its way is at most one packet.
 			message := fmt.Append(nil, count)

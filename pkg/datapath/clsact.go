@@ -79,17 +79,22 @@ func clsactQdisc(ifindex int) *netlink.Clsact {
 
 func (c *clsact) attach(a attachment, program *ebpf.Program) error {
 	if err := netlink.QdiscAdd(clsactQdisc(a.ifindex)); err != nil && !errors.Is(err, unix.EEXIST) {
-		if errors.Is(err, unix.ENODEV) {
-			err = errNoDevice
-		}
-		return fmt.Errorf("add clsact to interface %d: %w", a.ifindex, err)
+		return fmt.Errorf("add clsact to interface %d: %w", a.ifindex, deviceError(err))
 	}
 	filter := c.filter(a)
 	filter.Fd = program.FD()
 	if err := netlink.FilterReplace(filter); err != nil {
-		return fmt.Errorf("attach %s to interface %d: %w", a.program, a.ifindex, err)
+		return fmt.Errorf("attach %s to interface %d: %w", a.program, a.ifindex, deviceError(err))
 	}
 	return nil
+}
+
+// deviceError is errNoDevice where that is what the kernel says.
+func deviceError(err error) error {
+	if errors.Is(err, unix.ENODEV) {
+		return errNoDevice
+	}
+	return err
 }
 
 func (c *clsact) detach(a attachment) error {

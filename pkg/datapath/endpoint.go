@@ -320,7 +320,8 @@ func (d *Datapath) PruneEndpoints(desired []Endpoint) error {
 }
 
 // AttachEndpoints attaches all endpoints of a node, as an agent that starts does after
-// PruneEndpoints. Those that are served go on to be.
+// PruneEndpoints. Those that are served go on to be. A device that is gone is no error: containers end at
+// any time, and whoever follows the links will say so.
 func (d *Datapath) AttachEndpoints(desired []Endpoint) error {
 	for _, e := range desired {
 		if err := e.validate(); err != nil {
@@ -337,7 +338,7 @@ func (d *Datapath) AttachEndpoints(desired []Endpoint) error {
 	}
 	for _, e := range desired {
 		e.OnLinkKnown = true // one epoch for all, below
-		if err := d.attachEndpoint(e); err != nil {
+		if err := d.attachEndpoint(e); err != nil && !errors.Is(err, errNoDevice) {
 			return fmt.Errorf("attach endpoint %d on %s: %w", e.ID, e.IfName, err)
 		}
 	}
