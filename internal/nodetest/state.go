@@ -81,7 +81,7 @@ func (n *Node) Kernel(tb testing.TB) State {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	for _, name := range []string{"endpoints", "interfaces", "trunks", "flows", "translations", "masquerade_exclude", "fragments", "ports", "host_addresses", "bandwidth", "unshaped"} {
+	for _, name := range []string{"endpoints", "interfaces", "trunks", "flows", "translations", "masquerade_exclude", "fragments", "ports", "host_addresses", "bandwidth", "unshaped", "children", "subjects", "policies"} {
 		s.Entries[name] = n.entries(tb, name)
 	}
 	s.Held = n.entries(tb, "held")

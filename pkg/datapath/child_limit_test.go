@@ -104,7 +104,7 @@ func TestChildLimits(t *testing.T) {
 // What a child says of its frames besides what is in them, by a packet socket, is no way round
 // its limit.
 func TestChildLimitForged(t *testing.T) {
-	nstest.LeaveTo(t, "7")
+	nstest.LeaveTo(t, "6.1")
 	w := newWired(t, map[string]Child{"x": {Bridged: true, HostAccess: true}})
 	before := w.endpoints["x"]
 	x := before

@@ -273,7 +273,7 @@ func inBatches(m *ebpf.Map, lookup func(*ebpf.MapBatchCursor, any, any, *ebpf.Ba
 
 // TestBorrowed: whatever a node has left in a map, the next finds nothing of it.
 func TestBorrowed(t *testing.T) {
-	nstest.LeaveTo(t, "6.12")
+	nstest.LeaveTo(t, "5.10")
 	nstest.Root(t)
 	// Those of TestStories, which needs two where nothing is emulated.
 	cfg := Config{Masquerade: true, MasqueradePorts: [2]uint16{40960, 65535}, FlowsMax: 1024, TranslationsMax: 256}

@@ -32,7 +32,7 @@ func rises(t *testing.T, counter func() uint64, before uint64) {
 // A container with a trunk is a neighbour of who is in its VLANs, by tags, and of nobody else;
 // without a tag it is as any container. Its tags open no way past the checks of senders.
 func TestBridgeTrunk(t *testing.T) {
-	nstest.LeaveTo(t, "6.12")
+	nstest.LeaveTo(t, "7")
 	g := newGuarded(t)
 	s := g.site
 	addVLAN(t, s.world, 9) // before there is a bridge

@@ -15,7 +15,7 @@ import (
 // GC takes all from containers of a network that the runtime does not name, and nothing from those that
 // it does, or from another network.
 func TestGC(t *testing.T) {
-	nstest.LeaveTo(t, "5.10")
+	nstest.LeaveTo(t, "7")
 	s := running(t)
 	other := s.Attach(t, "other", s.Network("other", "10.20.0.0/24", "fd00:20::/64"))
 	eachDriver(t, func(t *testing.T, d driver) {

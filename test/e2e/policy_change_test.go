@@ -153,7 +153,7 @@ func (g *guarded) dropsNothingOfGone(t *testing.T, c *nodetest.Container, goes f
 	for _, f := range families() {
 		conn := dialUDP(t, g.world, netip.AddrPort{}, netip.AddrPortFrom(f.of(c), 53))
 		senders.Go(func() {
-			each := time.NewTicker(time.Millisecond)
+			each := time.NewTicker(pace())
 			defer each.Stop()
 			for {
 				select {

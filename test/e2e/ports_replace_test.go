@@ -199,7 +199,7 @@ func TestPortsWithoutAgent(t *testing.T) {
 
 // Agents come and go under traffic to mapped ports, and no datagram is lost.
 func TestPortsRestart(t *testing.T) {
-	nstest.LeaveTo(t, "7")
+	nstest.LeaveTo(t, "6.12")
 	s := running(t)
 	clients := []string{"world", "container", "itself"}
 	ports := []mapping{{"", hostTCP, containerTCP, "tcp"}}
