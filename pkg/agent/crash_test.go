@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"testing"
 
@@ -244,6 +245,21 @@ func TestRestartForgetsBeforePolicyCounts(t *testing.T) {
 	if diff := cmp.Diff([][]uint16{{alive.ID}}, served); diff != "" {
 		t.Errorf("served when a policy came to count (-want +got):\n%s", diff)
 	}
+}
+
+// A MAC that somebody has changed is CHECK's affair: the container lives, and its address is given to nobody else.
+func TestRestartWithAnotherMAC(t *testing.T) {
+	w := newWorld(t)
+	s, stop := w.boot(t)
+	e := w.mustAdd(t, s, request("alive"))
+	before := w.remains(t, s)
+	stop()
+	link := w.links[e.HostIfName]
+	link.MAC = net.HardwareAddr{2, 0, 0, 0, 0, 9}
+	w.links[e.HostIfName] = link
+	s, _ = w.boot(t)
+	w.mustRemain(t, s, before)
+	wantCode(t, s.Check(ctx, e.Attachment), api.CodeMismatch)
 }
 
 func TestLinkGoneWhileRunning(t *testing.T) {

@@ -70,7 +70,7 @@ func (s *Service) Start(uplinks uplink.Found) error {
 		return err
 	}
 	var alive []datapath.Endpoint
-	var served []*record
+	var served, released []*record
 	for _, r := range records {
 		gone, err := s.isGone(r)
 		// One that cannot be looked at keeps no other from having an agent. The repair says so.
@@ -103,7 +103,7 @@ func (s *Service) Start(uplinks uplink.Found) error {
 					s.log.Warn("device of an endpoint that has ended may be left", "container", r.ContainerID, "interface", r.IfName, "error", left)
 				}
 			}
-			s.disconnect(r)
+			released = append(released, r)
 			err = s.release(r) // the datapath forgets it below
 		}
 		if err != nil {
@@ -113,6 +113,9 @@ func (s *Service) Start(uplinks uplink.Found) error {
 	// First: what has an address and no policy of its own is denied by policy where one counts.
 	if err := s.opts.Datapath.Node.PruneEndpoints(alive); err != nil {
 		return fmt.Errorf("forget endpoints that are gone: %w", err)
+	}
+	for _, r := range released { // now that whoever connects again is not led to them
+		s.disconnect(r)
 	}
 	// Before anybody can reach them.
 	if err := s.firewall.start(served); err != nil {
@@ -136,14 +139,7 @@ func (s *Service) isGone(r *record) (bool, error) {
 	if r.State == api.Pending {
 		return true, nil
 	}
-	if r.isChild() {
-		return s.childGone(r)
-	}
-	err := s.checkLink(r)
-	if mismatch := (*api.Error)(nil); errors.As(err, &mismatch) {
-		return true, nil
-	}
-	return false, err
+	return s.deviceGone(r)
 }
 
 // releaseOrphans frees leases that no record speaks of. Both are written in one

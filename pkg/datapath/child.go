@@ -115,6 +115,25 @@ func (d *Datapath) writeChildren() (found []string, err error) {
 	return found, nil
 }
 
+// pruneChildren removes from map children what is of none of these endpoints.
+func (d *Datapath) pruneChildren(desired []Endpoint) error {
+	children := make(map[uint16]Endpoint)
+	for _, e := range desired {
+		if e.Child != nil {
+			children[e.ID] = e
+		}
+	}
+	want := childEntries(children)
+	var stale []maps.ChildKey
+	err := each(d.maps.Children, func(key maps.ChildKey, _ maps.Child) bool {
+		if _, ok := want[key]; !ok {
+			stale = append(stale, key)
+		}
+		return true
+	})
+	return errors.Join(err, removeAll(d.maps.Children, stale))
+}
+
 func childEntry(key maps.ChildKey) string {
 	who := net.HardwareAddr(key.Mac.Bytes[:]).String()
 	switch {

@@ -153,6 +153,25 @@ func of(journey string, counters []string) (all []string) {
 	return all
 }
 
+// TestChildForgotten: of a child that is forgotten at an agent's start nothing is left when a policy comes to count,
+// and the others are served as before.
+func TestChildForgotten(t *testing.T) {
+	p := withChildren(t, Config{Masquerade: true})
+	others := []Endpoint{p.a, p.b, p.c, p.y, p.z, p.w}
+	p.do(t, func() error { return p.PruneEndpoints(others) })
+	if value, err := p.maps.Children.LookupBytes(maps.ChildKey{Parent: uint32(p.x.Child.Parent), Mac: maps.NewMAC(p.x.MAC)}); err != nil || value != nil {
+		t.Errorf("map children has it: %x, %v", value, err)
+	}
+	p.do(t, func() error {
+		for _, e := range others {
+			if err := p.CheckEndpoint(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 func TestChild(t *testing.T) {
 	p := withChildren(t, Config{Masquerade: true})
 	eachFamily(t, func(t *testing.T, f family) {

@@ -248,7 +248,7 @@ func testChildRing(t *testing.T, w *wired) {
 
 // TestChildJumbo: where frames are large, what has lost its socket may look like ARP of the kernel.
 func TestChildJumbo(t *testing.T) {
-	nstest.Deal(t, 1)
+	nstest.Halve(t, 1)
 	w := newWired(t, map[string]Child{"x": {Bridged: true, HostAccess: true}})
 	x := w.containers["x"]
 	w.neighbour.Run(t, "ip", "link", "set", "p0", "mtu", "9000")

@@ -81,6 +81,11 @@ func (c *clsact) attach(a attachment, program *ebpf.Program) error {
 	if err := netlink.QdiscAdd(clsactQdisc(a.ifindex)); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add clsact to interface %d: %w", a.ifindex, deviceError(err))
 	}
+	return c.replace(a, program)
+}
+
+// replace has the program at the device, where clsact is, instead of what it had there.
+func (c *clsact) replace(a attachment, program *ebpf.Program) error {
 	filter := c.filter(a)
 	filter.Fd = program.FD()
 	if err := netlink.FilterReplace(filter); err != nil {

@@ -120,24 +120,16 @@ func (d *Datapath) AttachEndpoint(e Endpoint) error {
 }
 
 func (d *Datapath) attachEndpoint(e Endpoint) error {
+	if err := d.ensurePacerOf(e); err != nil {
+		return err
+	}
 	// The maps come first: a program without them would drop everything.
-	if err := d.maps.Interfaces.Put(uint32(e.IfIndex), e.device()); err != nil {
-		return fmt.Errorf("write map interfaces: %w", err)
-	}
-	if err := d.writeTrunk(e); err != nil {
-		return err
-	}
-	if err := d.writeAddresses(e); err != nil {
-		return err
-	}
-	if err := errors.Join(d.writePorts(e), d.writeLimits(e)); err != nil {
+	if err := d.writeEndpoint(e); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.AgentAttachMaps)
-	for _, a := range e.attachments() {
-		if err := d.attach(a); err != nil {
-			return err
-		}
+	if err := d.attachPrograms(e); err != nil {
+		return err
 	}
 	if e.Child != nil {
 		if err := d.attachChild(e); err != nil {
@@ -150,6 +142,30 @@ func (d *Datapath) attachEndpoint(e Endpoint) error {
 		return nil
 	}
 	return d.bumpEpoch(0)
+}
+
+// writeEndpoint writes what the maps say of an endpoint, but for map children.
+func (d *Datapath) writeEndpoint(e Endpoint) error {
+	if err := d.maps.Interfaces.Put(uint32(e.IfIndex), e.device()); err != nil {
+		return fmt.Errorf("write map interfaces: %w", err)
+	}
+	if err := d.writeTrunk(e); err != nil {
+		return err
+	}
+	if err := d.writeAddresses(e); err != nil {
+		return err
+	}
+	return errors.Join(d.writePorts(e), d.writeLimits(e))
+}
+
+// attachPrograms attaches to an endpoint's own device. The error is errNoDevice when it is gone.
+func (d *Datapath) attachPrograms(e Endpoint) error {
+	for _, a := range e.attachments() {
+		if err := d.attach(a); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // writeAddresses says of each address of the endpoint who has it.
@@ -286,7 +302,8 @@ func compare[V comparable](m *ebpf.Map, key any, got *V, want V, what string) er
 }
 
 // PruneEndpoints forgets all endpoints but these, as an agent that starts does with what went
-// while none was there: entries and programs of others are removed. Those that are served go on to be.
+// while none was there: entries and programs of others are removed, but for the programs of parents,
+// which AttachEndpoints removes. Those that are served go on to be.
 func (d *Datapath) PruneEndpoints(desired []Endpoint) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -309,6 +326,9 @@ func (d *Datapath) PruneEndpoints(desired []Endpoint) error {
 		return err
 	}
 	if err := d.prune(addresses, devices, attached); err != nil {
+		return err
+	}
+	if err := d.pruneChildren(desired); err != nil {
 		return err
 	}
 	if n, err := d.prunePorts(desired); err != nil {
@@ -336,12 +356,22 @@ func (d *Datapath) AttachEndpoints(desired []Endpoint) error {
 			d.children[e.ID] = e
 		}
 	}
+	if i := slices.IndexFunc(desired, func(e Endpoint) bool { return e.isPaced() }); i >= 0 {
+		if err := d.ensurePacerOf(desired[i]); err != nil { // RepairPacer tells of it until it is there
+			d.log.Warn("limits are held without a queue", "error", err)
+		}
+	}
 	for _, e := range desired {
-		e.OnLinkKnown = true // one epoch for all, below
-		if err := d.attachEndpoint(e); err != nil && !errors.Is(err, errNoDevice) {
+		err := d.writeEndpoint(e)
+		failpoint.Hit(failpoint.AgentAttachMaps)
+		if err == nil {
+			err = d.attachPrograms(e)
+		}
+		if err != nil && !errors.Is(err, errNoDevice) {
 			return fmt.Errorf("attach endpoint %d on %s: %w", e.ID, e.IfName, err)
 		}
 	}
+	failpoint.Hit(failpoint.AgentAttachLinks)
 	if _, err := d.writeChildren(); err != nil {
 		return err
 	}
@@ -370,6 +400,7 @@ func (d *Datapath) Attached() ([]string, error) {
 func (d *Datapath) prune(addresses map[maps.Address]bool, devices map[uint32]bool, attached []attachment) error {
 	var (
 		staleAddresses []maps.Address
+		staleEndpoints []uint32
 		staleDevices   []uint32
 		address        maps.Address
 		endpoint       maps.Endpoint
@@ -380,9 +411,7 @@ func (d *Datapath) prune(addresses map[maps.Address]bool, devices map[uint32]boo
 	for entries.Next(&address, &endpoint) {
 		if !addresses[address] {
 			staleAddresses = append(staleAddresses, address)
-			if err := d.bumpEpoch(uint32(endpoint.Id)); err != nil {
-				return err
-			}
+			staleEndpoints = append(staleEndpoints, uint32(endpoint.Id))
 		}
 	}
 	if err := entries.Err(); err != nil {
@@ -400,6 +429,9 @@ func (d *Datapath) prune(addresses map[maps.Address]bool, devices map[uint32]boo
 	var errs []error
 	for _, key := range staleAddresses {
 		errs = append(errs, ignoreMissing(d.maps.Endpoints.Delete(key)))
+	}
+	for _, id := range staleEndpoints {
+		errs = append(errs, d.bumpEpoch(id))
 	}
 	for _, key := range staleDevices {
 		errs = append(errs, ignoreMissing(d.maps.Interfaces.Delete(key)))

@@ -106,6 +106,32 @@ type step struct {
 	want
 }
 
+// dot1q is ETH_P_8021Q in network order.
+const dot1q = 0x0081
+
+// beside is what a packet has beside its frame that programs leave alone.
+type beside struct {
+	// vlan is as in run, with its EtherType.
+	vlan uint32
+	// priority is skb->priority, gsoSize skb->gso_size.
+	priority, gsoSize uint32
+}
+
+// testedPriority is what all packets come with: TC_PRIO_CONTROL, which fq holds back nothing of.
+const testedPriority = 7
+
+// beside is what must be so after the program.
+func (r run) beside() beside {
+	b := beside{r.vlan, testedPriority, r.gsoSize}
+	if b.vlan != 0 && b.vlan>>16 == 0 {
+		b.vlan |= dot1q << 16
+	}
+	if r.program == pacerOut {
+		b.priority = 0
+	}
+	return b
+}
+
 // require skips a test that the kernel cannot run.
 func (r run) require(t *testing.T) {
 	t.Helper()
@@ -146,7 +172,7 @@ func (n *node) run(t *testing.T, r run) (got result) {
 func (n *node) execute(r run) (result, error) {
 	context := skBuff{
 		Ifindex: uint32(r.device), IngressIfindex: uint32(r.ingress), Mark: r.mark,
-		GSOSize: r.gsoSize, GSOSegs: r.gsoSegs,
+		GSOSize: r.gsoSize, GSOSegs: r.gsoSegs, Priority: testedPriority,
 	}
 	context.CB[cbSeen], context.CB[cbVLAN] = r.seen, r.vlan
 	after := context
@@ -155,6 +181,10 @@ func (n *node) execute(r run) (result, error) {
 	verdict, err := p.program.Run(&options)
 	if err != nil {
 		return result{}, err
+	}
+	is := beside{after.CB[cbVLAN], after.CB[cbPriority], after.CB[cbGSOSize]}
+	if want := r.beside(); int32(verdict) != dropped && is != want {
+		return result{}, fmt.Errorf("%s: beside the frame is %+v, want %+v", r.program, is, want)
 	}
 	counts, err := p.counts()
 	return result{r, want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen], mark: after.Mark, departure: after.Timestamp}, counts, after.CB[cbType]}, err

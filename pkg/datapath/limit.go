@@ -212,14 +212,9 @@ func (d *Datapath) unshapedOf(wanted func(maps.UnshapedKey) bool) (map[maps.Unsh
 	return have, err
 }
 
-// writeLimits makes the entries of an endpoint's limits. How much has been used of one that
-// stays as it is stays, too.
+// writeLimits makes the entries of an endpoint's limits, whose pacer is there if it can be. How much has
+// been used of one that stays as it is stays, too.
 func (d *Datapath) writeLimits(e Endpoint) error {
-	if e.isPaced() {
-		if err := d.ensurePacer(); err != nil {
-			return err
-		}
-	}
 	for key, value := range e.unshapedEntries() {
 		if err := d.maps.Unshaped.Put(key, value); err != nil {
 			return d.unshapedError(e, err)
@@ -265,7 +260,7 @@ func (d *Datapath) ensureLimits(found []string, e Endpoint) ([]string, error) {
 	if len(found) == before {
 		return found, nil
 	}
-	errs := []error{d.writeLimits(e)}
+	errs := []error{d.ensurePacerOf(e), d.writeLimits(e)}
 	for _, l := range e.limits() {
 		if l.Limit == (Limit{}) {
 			errs = append(errs, ignoreMissing(d.maps.Bandwidth.Delete(l.key)))
@@ -301,6 +296,9 @@ func (d *Datapath) SetLimits(before, e Endpoint) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if err := d.ensurePacerOf(e); err != nil {
+		return err
+	}
 	if err := d.writeLimits(e); err != nil {
 		return err
 	}

@@ -304,6 +304,14 @@ func (d *Datapath) ensurePacer() error {
 	return d.makePacer()
 }
 
+// ensurePacerOf is ensurePacer, for an endpoint whose limits use it.
+func (d *Datapath) ensurePacerOf(e Endpoint) error {
+	if !e.isPaced() {
+		return nil
+	}
+	return d.ensurePacer()
+}
+
 // repairPause is the least time between two pairs that are made anew because the kernel has told of the end
 // of the last one: somebody may remove each.
 const repairPause = 5 * time.Second

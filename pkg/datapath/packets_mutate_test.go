@@ -301,7 +301,7 @@ func (p *outcome) errorLayers(how byte) []packet.Layer {
 	errors := []packet.Layer{packet.TTLExceeded(), packet.TooBig(1280), packet.Unreachable(packet.PortUnreachable)}
 	quote := packet.Quote(p.result.out)
 	if how&4 != 0 {
-		quote = packet.Quote(p.result.out, packet.L4Bytes(8))
+		quote = packet.Quote(p.result.out, packet.L4Bytes(min(8, p.out.end-p.out.transport)))
 	}
 	return ip(f.router, p.out.src, 58, errors[int(how&3)%len(errors)], quote)
 }

@@ -18,9 +18,11 @@ import (
 
 // Indices of skBuff.CB that a prelude takes and returns.
 const (
-	cbSeen = iota // in and out: skb->tc_index
-	cbVLAN        // in: identifier of a tag to push; out: skb->vlan_present
-	cbType        // out: skb->pkt_type
+	cbSeen     = iota // in and out: skb->tc_index
+	cbVLAN            // in and out: a tag beside the frame, as run.vlan has it
+	cbType            // out: skb->pkt_type
+	cbPriority        // out: skb->priority
+	cbGSOSize         // out: skb->gso_size
 )
 
 // prelude prepares the packet in ways that BPF_PROG_TEST_RUN does not, calls a program as
@@ -90,7 +92,11 @@ func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journeys []int
 		offsetTCIndex     = 44
 		offsetType        = 4
 		offsetVLANPresent = 20
+		offsetVLANTCI     = 24
+		offsetVLANProto   = 28
+		offsetPriority    = 32
 		offsetCB          = 48
+		offsetGSOSize     = 176
 	)
 	one := func(label string, journey int, at int32) asm.Instructions {
 		first := uint32(journey) * d.maps.Counters.MaxEntries() / uint32(maps.JourneyMax)
@@ -134,7 +140,7 @@ func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journeys []int
 			asm.Mov.Reg(asm.R2, asm.R3),
 			asm.RSh.Imm(asm.R2, 16),
 			asm.JNE.Imm(asm.R2, 0, "push"),
-			asm.Mov.Imm(asm.R2, 0x0081), // htons(ETH_P_8021Q)
+			asm.Mov.Imm(asm.R2, dot1q),
 			asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("push"),
 			asm.FnSkbVlanPush.Call(),
 			asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("call"),
@@ -143,9 +149,18 @@ func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journeys []int
 			asm.LoadMem(asm.R2, asm.R6, offsetTCIndex, asm.Word),
 			asm.StoreMem(asm.R6, offsetCB+4*cbSeen, asm.R2, asm.Word),
 			asm.LoadMem(asm.R2, asm.R6, offsetVLANPresent, asm.Word),
-			asm.StoreMem(asm.R6, offsetCB+4*cbVLAN, asm.R2, asm.Word),
+			asm.JEq.Imm(asm.R2, 0, "untagged"),
+			asm.LoadMem(asm.R2, asm.R6, offsetVLANProto, asm.Word),
+			asm.LSh.Imm(asm.R2, 16),
+			asm.LoadMem(asm.R3, asm.R6, offsetVLANTCI, asm.Word),
+			asm.Or.Reg(asm.R2, asm.R3),
+			asm.StoreMem(asm.R6, offsetCB+4*cbVLAN, asm.R2, asm.Word).WithSymbol("untagged"),
 			asm.LoadMem(asm.R2, asm.R6, offsetType, asm.Word),
 			asm.StoreMem(asm.R6, offsetCB+4*cbType, asm.R2, asm.Word),
+			asm.LoadMem(asm.R2, asm.R6, offsetPriority, asm.Word),
+			asm.StoreMem(asm.R6, offsetCB+4*cbPriority, asm.R2, asm.Word),
+			asm.LoadMem(asm.R2, asm.R6, offsetGSOSize, asm.Word),
+			asm.StoreMem(asm.R6, offsetCB+4*cbGSOSize, asm.R2, asm.Word),
 		},
 		snapshot("after", journeysMax*snapshotPlaces*countSize),
 		asm.Instructions{
