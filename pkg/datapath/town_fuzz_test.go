@@ -52,7 +52,7 @@ func FuzzTown(f *testing.F) {
 func TestTownStories(t *testing.T) {
 	nstest.Root(t)
 	count, end := storiesToTell(t)
-	eachShard(t, count/12, func(t *testing.T, shard uint64, count int) {
+	eachShard(t, count/8, func(t *testing.T, shard uint64, count int) {
 		var tellers []*townTeller
 		var seeds [][][]byte
 		for _, n := range towns(t) {
