@@ -120,8 +120,7 @@ func (s *socket) close() error { return unix.Close(s.fd) }
 // failed message, as the kernel does, and returns the first error that is not
 // tolerated.
 func (s *socket) exchange(messages []message) ([][]byte, error) {
-	first := s.seq + 1
-	answers := make([][]byte, len(messages))
+	r := replies{messages: messages, first: s.seq + 1, answers: make([][]byte, len(messages))}
 	var out []byte
 	for i, m := range messages {
 		s.seq++
@@ -137,7 +136,6 @@ func (s *socket) exchange(messages []message) ([][]byte, error) {
 	if err := unix.Sendto(s.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, fmt.Errorf("send netlink messages: %w", err)
 	}
-	var failed error
 	in := make([]byte, 64<<10) // of a link with all its statistics 4 KiB are used
 	for {
 		size, _, err := unix.Recvfrom(s.fd, in, 0)
@@ -147,30 +145,51 @@ func (s *socket) exchange(messages []message) ([][]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("receive netlink messages: %w", err)
 		}
-		for b := in[:size]; len(b) >= unix.SizeofNlMsghdr; {
-			length := int(binary.NativeEndian.Uint32(b))
-			if length < unix.SizeofNlMsghdr || length > len(b) {
-				return nil, errors.New("receive netlink messages: answer is cut short")
-			}
-			kind, flags := binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint16(b[6:])
-			at := int(int32(binary.NativeEndian.Uint32(b[8:]) - first))
-			body := b[unix.SizeofNlMsghdr:length]
-			b = b[min(len(b), (length+3)&^3):]
-			if at < 0 || at >= len(messages) {
-				continue // left over from an exchange that ended early
-			}
-			if kind == unix.NLMSG_ERROR {
-				if err := messages[at].verdict(flags, body); err != nil && failed == nil {
-					failed = err
-				}
-			} else {
-				answers[at] = slices.Clone(body)
-			}
-			if at == len(messages)-1 {
-				return answers, failed
-			}
+		done, err := r.read(in[:size])
+		if err != nil {
+			return nil, err
+		}
+		if done {
+			return r.answers, r.failed
 		}
 	}
+}
+
+// replies are what was answered to messages with the numbers from first on.
+type replies struct {
+	messages []message
+	first    uint32
+	answers  [][]byte
+	// failed is the first error that is not tolerated.
+	failed error
+}
+
+// read reads what one receive has brought, and tells whether it was the answer to the last message.
+func (r *replies) read(b []byte) (done bool, err error) {
+	for len(b) >= unix.SizeofNlMsghdr {
+		length := int(binary.NativeEndian.Uint32(b))
+		if length < unix.SizeofNlMsghdr || length > len(b) {
+			return false, errors.New("receive netlink messages: answer is cut short")
+		}
+		kind, flags := binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint16(b[6:])
+		at := int(int32(binary.NativeEndian.Uint32(b[8:]) - r.first))
+		body := b[unix.SizeofNlMsghdr:length]
+		b = b[min(len(b), (length+3)&^3):]
+		if at < 0 || at >= len(r.messages) {
+			continue // left over from an exchange that ended early
+		}
+		if kind == unix.NLMSG_ERROR {
+			if err := r.messages[at].verdict(flags, body); err != nil && r.failed == nil {
+				r.failed = err
+			}
+		} else {
+			r.answers[at] = slices.Clone(body)
+		}
+		if at == len(r.messages)-1 {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // verdict reads an NLMSG_ERROR: a negative errno, the request's header, and

@@ -110,9 +110,8 @@ func (w way) test(t *testing.T, s *site, f family) {
 }
 
 // Mapped ports of the other node lead to its container, which sees who asks as that comes over the
-// wire; each end's kernel finds the checksums right.
+// wire.
 func testMappedPorts(t *testing.T, s *site, f family) {
-	before := s.checksumErrors(t)
 	serving := s.here[published]
 	socktest.ServeUDP(t, serving.ns, netip.AddrPortFrom(f.of(serving), publishedUDP))
 	socktest.ServeTCP(t, serving.ns, netip.AddrPortFrom(f.of(serving), publishedTCP))
@@ -127,15 +126,10 @@ func testMappedPorts(t *testing.T, s *site, f family) {
 		}
 	}
 	s.peer.swap(t, "done", nil, nil)
-	if diff := cmp.Diff(before, s.checksumErrors(t)); diff != "" {
-		t.Errorf("wrong checksums that were received, by place (-before +after):\n%s", diff)
-	}
 }
 
-// Megabytes that are masqueraded, and that are not, arrive whole and with checksums
-// that this machine's kernel, which verifies each, finds right.
+// Megabytes that are masqueraded, and that are not, arrive whole.
 func testLargeTransfer(t *testing.T, s *site, f family) {
-	before := s.checksumErrors(t)
 	for _, w := range []way{{hidden, host, host}, {open, hidden, open}} {
 		var there service
 		s.peer.swap(t, w.String(), serve(t, s.here[w.to], f), &there)
@@ -148,7 +142,4 @@ func testLargeTransfer(t *testing.T, s *site, f family) {
 		}
 	}
 	s.peer.swap(t, "done", nil, nil)
-	if diff := cmp.Diff(before, s.checksumErrors(t)); diff != "" {
-		t.Errorf("wrong checksums that were received, by place (-before +after):\n%s", diff)
-	}
 }
