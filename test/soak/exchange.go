@@ -179,7 +179,7 @@ type flow struct {
 	*net.UDPConn
 	at *place
 	mu sync.Mutex
-	// asked are the questions that were not answered.
+	// asked are the questions that were not answered, or were asked again: each time may have its answer.
 	asked map[uint64]bool
 }
 
@@ -211,9 +211,12 @@ func (s *soak) askUDP(c *claim, random *rand.Rand) error {
 	f.asked[c.nonce] = true
 	s.claims.Store(c.nonce, *c)
 	defer s.claims.Delete(c.nonce)
-	for range tries {
+	for try := range tries {
 		if _, err = f.Write(text); err == nil { // else it is an ICMP error about the one before
 			err = s.hear(c, f, time.Now().Add(patience/tries))
+		}
+		if err == nil && try == 0 {
+			delete(f.asked, c.nonce)
 		}
 		switch {
 		case err == nil, c.asker.leaving.Load(), c.at.party.leaving.Load():
@@ -246,7 +249,6 @@ func (s *soak) hear(c *claim, f *flow, until time.Time) error {
 		if err != nil {
 			s.mistaken(m, err)
 		}
-		delete(f.asked, m.nonce)
 		return nil
 	}
 }

@@ -186,6 +186,7 @@ func permittedDrops() []string {
 	return []string{
 		// The flood.
 		"from_container ports_exhausted", "from_container endpoint_limit", "from_container translations_full",
+		"from_uplink translations_full",
 		// What containers send while they are deleted.
 		"from_container unknown_sender",
 		// The stranger who knocks.
