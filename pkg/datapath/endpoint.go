@@ -370,8 +370,8 @@ func (d *Datapath) AttachEndpoints(desired []Endpoint) error {
 		if err != nil && !errors.Is(err, errNoDevice) {
 			return fmt.Errorf("attach endpoint %d on %s: %w", e.ID, e.IfName, err)
 		}
+		failpoint.Hit(failpoint.AgentAttachLinks)
 	}
-	failpoint.Hit(failpoint.AgentAttachLinks)
 	if _, err := d.writeChildren(); err != nil {
 		return err
 	}
