@@ -117,21 +117,23 @@ func (d *Datapath) writeChildren() (found []string, err error) {
 
 // pruneChildren removes from map children what is of none of these endpoints.
 func (d *Datapath) pruneChildren(desired []Endpoint) error {
+	want := childEntries(childrenOf(desired))
+	stale, err := keysWhere[maps.ChildKey, maps.Child](d.maps.Children, func(key maps.ChildKey) bool {
+		_, wanted := want[key]
+		return !wanted
+	})
+	return errors.Join(err, removeAll(d.maps.Children, stale))
+}
+
+// childrenOf are the children among endpoints, by ID.
+func childrenOf(endpoints []Endpoint) map[uint16]Endpoint {
 	children := make(map[uint16]Endpoint)
-	for _, e := range desired {
+	for _, e := range endpoints {
 		if e.Child != nil {
 			children[e.ID] = e
 		}
 	}
-	want := childEntries(children)
-	var stale []maps.ChildKey
-	err := each(d.maps.Children, func(key maps.ChildKey, _ maps.Child) bool {
-		if _, ok := want[key]; !ok {
-			stale = append(stale, key)
-		}
-		return true
-	})
-	return errors.Join(err, removeAll(d.maps.Children, stale))
+	return children
 }
 
 func childEntry(key maps.ChildKey) string {

@@ -350,14 +350,9 @@ func (d *Datapath) AttachEndpoints(desired []Endpoint) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.children = make(map[uint16]Endpoint)
-	for _, e := range desired {
-		if e.Child != nil {
-			d.children[e.ID] = e
-		}
-	}
-	if i := slices.IndexFunc(desired, func(e Endpoint) bool { return e.isPaced() }); i >= 0 {
-		if err := d.ensurePacerOf(desired[i]); err != nil { // RepairPacer tells of it until it is there
+	d.children = childrenOf(desired)
+	if slices.ContainsFunc(desired, func(e Endpoint) bool { return e.isPaced() }) {
+		if err := d.ensurePacer(); err != nil { // RepairPacer tells of it until it is there
 			d.log.Warn("limits are held without a queue", "error", err)
 		}
 	}
