@@ -47,6 +47,7 @@ const (
 	translationPort     = 1 << 3
 	translationAnswered = 1 << 4
 	translationHairpin  = 1 << 5
+	translationLocal    = 1 << 6
 	translationRemapped = 1 << 7
 )
 

@@ -318,27 +318,63 @@ func (s *townTeller) event(t *testing.T, kind int, story *script) error {
 	return nil
 }
 
-// end shows the answer to each packet that left hidden: it finds back while its translation lives.
+// end shows the answer to each packet that left hidden, and to each that a mapped port led to its
+// endpoint: while the translation lives it comes back to who sent the packet, from whom that was for.
 func (s *townTeller) end(t *testing.T) error {
 	for _, p := range slices.Clone(s.passed) {
-		if p.out.src == p.in.src || p.out.icmp == errorICMP || p.in.first || p.in.later || p.out.dst != p.in.dst || s.policy != 0 {
+		if s.policy != 0 || p.out.icmp == errorICMP || p.in.first || p.in.later {
 			continue
 		}
-		key := turned(p.out.key(0, p.out.ports()), 0)
-		now, held := s.translations[key]
-		to := s.owner(p.in.src)
-		if alive, _ := s.lives(key, now); !held || !alive || to == nil || maps.Addr(now.Address) != p.in.src || now.Flags&translationPort != 0 {
+		answer := p.answerLayers(0)
+		r := s.fromWorld(answer...)
+		switch {
+		case s.isLed(p):
+			r = s.utter(p.out.dst, p.out.src, answer[1:]...)
+		case p.out.dst != p.in.dst || !s.isHidden(p):
 			continue
 		}
 		s.say("--- answer, at the end")
-		layers := p.answerLayers(0)
-		got, err := s.show(t, s.fromWorld(ip(p.out.dst, p.out.src, 58, layers[1:]...)...))
+		got, err := s.show(t, r)
 		if err != nil {
 			return err
 		}
-		if got.verdict == dropped || got.out.dst != p.in.src || got.out.dport != p.in.sport && got.out.protocol != got.out.icmpNumber() {
+		back := turned(p.in.key(0, p.in.ports()), 0)
+		if got.verdict == dropped || got.out.key(0, got.out.ports()) != back {
 			return fmt.Errorf("the answer to %s has not come back to it", packet.Summary(p.result.in))
 		}
 	}
 	return nil
+}
+
+// isHidden tells whether a packet has another's source by a translation that lives.
+func (s *townTeller) isHidden(p *outcome) bool {
+	key := turned(p.out.key(0, p.out.ports()), 0)
+	tr, held := s.translations[key]
+	alive, _ := s.lives(key, tr)
+	return held && alive && s.owner(p.in.src) != nil && p.out.src != p.in.src && maps.Addr(tr.Address) == p.in.src && tr.Flags&translationPort == 0
+}
+
+// isLed tells whether a packet for a mapped port has been led to an endpoint, by a translation that lives,
+// and whether who has sent it is still there.
+func (s *townTeller) isLed(p *outcome) bool {
+	client, server := s.owner(p.in.src), s.owner(p.out.dst)
+	if p.out.dst == p.in.dst || server == nil || client == nil && addressee(s.residents, p.in.src) != nil {
+		return false
+	}
+	answer := turned(p.out.key(0, p.out.ports()), server.IfIndex)
+	end := s.translations[answer]
+	if end.Flags&(translationPort|translationHairpin) == 0 {
+		return false
+	}
+	if end.Flags&translationHairpin != 0 && maps.Addr(end.Address) == p.in.src && maps.Port(end.Port) == p.in.sport {
+		alive, _ := s.lives(answer, end)
+		return alive && maps.Port(end.Mapped) == p.in.dport
+	}
+	sent := p.in.key(0, p.in.ports())
+	if client != nil && end.Flags&(translationLocal|translationHairpin) != 0 {
+		sent.Ifindex = uint32(client.IfIndex)
+	}
+	tr, held := s.translations[sent]
+	alive, _ := s.lives(sent, tr)
+	return held && alive && end.Address == sent.Destination && end.Port == sent.DestinationPort
 }

@@ -66,7 +66,7 @@ func (o *townJudge) remember(t *testing.T) {
 }
 
 func (o *townJudge) owner(a netip.Addr) *Endpoint {
-	return resident(o.attached, func(e Endpoint) bool { return slices.Contains(e.Addresses, a) })
+	return addressee(o.attached, a)
 }
 
 // judge returns what is wrong with what became of a packet.

@@ -198,16 +198,18 @@ func resident(all []Endpoint, fits func(Endpoint) bool) *Endpoint {
 	return nil
 }
 
+// addressee is the endpoint with an address; nil for none.
+func addressee(all []Endpoint, a netip.Addr) *Endpoint {
+	return resident(all, func(e Endpoint) bool { return slices.Contains(e.Addresses, a) })
+}
+
 // utter is a packet from one address to another, at the hook that it meets first.
 func (n *town) utter(from, to netip.Addr, inner ...packet.Layer) run {
 	f := v4()
 	if from.Is6() {
 		f = v6()
 	}
-	with := func(a netip.Addr) *Endpoint {
-		return resident(n.residents, func(e Endpoint) bool { return slices.Contains(e.Addresses, a) })
-	}
-	sender, receiver := with(from), with(to)
+	sender, receiver := addressee(n.residents, from), addressee(n.residents, to)
 	layers := ip(from, to, 64, inner...)
 	isChild := func(e *Endpoint) bool { return e != nil && e.Child != nil }
 	switch {
