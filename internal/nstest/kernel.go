@@ -19,9 +19,23 @@ func KernelVersion(tb testing.TB) (version [2]int) {
 	tb.Helper()
 	var name unix.Utsname
 	must(tb, unix.Uname(&name))
-	_, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &version[0], &version[1])
-	must(tb, err)
+	return Version(tb, unix.ByteSliceToString(name.Release[:]))
+}
+
+// Version is major and minor of a release such as 6.12.3.
+func Version(tb testing.TB, release string) (version [2]int) {
+	tb.Helper()
+	if _, err := fmt.Sscanf(release, "%d.%d", &version[0], &version[1]); err != nil {
+		tb.Fatalf("version %q: %v", release, err)
+	}
 	return version
+}
+
+// KernelSince tells whether the running kernel is of a release or a later one.
+func KernelSince(tb testing.TB, release string) bool {
+	tb.Helper()
+	have, since := KernelVersion(tb), Version(tb, release)
+	return slices.Compare(have[:], since[:]) >= 0
 }
 
 // NeedKernel skips a test of what older kernels lack.

@@ -4,7 +4,6 @@ package datapath
 
 import (
 	"errors"
-	"fmt"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -18,11 +17,7 @@ func TestFeatures(t *testing.T) {
 	nstest.Root(t)
 	have := nstest.KernelVersion(t)
 	for _, f := range Features() {
-		var since [2]int
-		if _, err := fmt.Sscanf(f.Since, "%d.%d", &since[0], &since[1]); err != nil {
-			t.Fatalf("%s: version %q: %v", f.Name, f.Since, err)
-		}
-		want := have[0] > since[0] || have[0] == since[0] && have[1] >= since[1]
+		want := nstest.KernelSince(t, f.Since)
 		err := f.probe()
 		if err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
 			t.Errorf("%s: %v", f.Name, err)

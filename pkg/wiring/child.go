@@ -18,9 +18,12 @@ import (
 // ErrParent is returned by CreateChild when the parent cannot have the child.
 var ErrParent = errors.New("the device cannot have it as its child")
 
-// ErrNoBroadcastQueue is returned by CreateChild on kernels that do not let the length of
-// the queue for broadcasts be chosen, which is before 5.11.
-var ErrNoBroadcastQueue = errors.New("the kernel does not let its length be chosen (Linux before 5.11)")
+// BroadcastQueueSince is the first version of Linux that lets the length of the queue for
+// broadcasts be chosen, by the attribute IFLA_MACVLAN_BC_QUEUE_LEN.
+const BroadcastQueueSince = "5.11"
+
+// ErrNoBroadcastQueue is returned by CreateChild on kernels before BroadcastQueueSince.
+var ErrNoBroadcastQueue = errors.New("the kernel does not let its length be chosen (Linux before " + BroadcastQueueSince + ")")
 
 const kindMacvlan = "macvlan"
 

@@ -220,7 +220,7 @@ func TestChildBroadcastQueue(t *testing.T) {
 	c := testChild()
 	c.BroadcastQueue = 1777
 	_, err := wiring.CreateChild(p.node, p.container, c)
-	if version := nstest.KernelVersion(t); version[0] < 5 || version[0] == 5 && version[1] < 11 {
+	if !nstest.KernelSince(t, wiring.BroadcastQueueSince) {
 		if !errors.Is(err, wiring.ErrNoBroadcastQueue) {
 			t.Errorf("error %v", err)
 		}
