@@ -47,7 +47,7 @@ BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w' \
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build
 build: ## build bin/tendril-agent, bin/tendril-cni and bin/tendril
@@ -101,13 +101,16 @@ test: ## run every test (as root)
 	TENDRIL_TEST_PRIVILEGED=1 $(GO) test -race -timeout 25m $(TESTFLAGS) ./...
 
 .PHONY: test-kernels
-test-kernels: ## run the tests of the datapath on other kernels, in virtual machines (VAGRANT=1: those of the Vagrantfile)
+test-kernels: test-kernels-packages test-kernels-journeys $(if $(KERNEL)$(VAGRANT),,test-kernels-wire) ## run the matrix: tests on other kernels, in virtual machines (VAGRANT=1: those of the Vagrantfile)
+
+.PHONY: test-kernels-packages
+test-kernels-packages: ## run the tests of programs, maps, wiring and uplinks on other kernels
 	$(if $(VAGRANT),,$(DEPS) kernels)
 	$(GO) run ./test/kernels $(on-kernel) $(KERNELFLAGS) \
 	 $(patsubst %/,./%,$(sort $(dir $(wildcard $(KERNEL_DIRS:=/*_test.go)))))
 
 .PHONY: test-kernels-journeys
-test-kernels-journeys: build-failpoint ## run tests of the whole, with agent and plugin, on other kernels
+test-kernels-journeys: build-failpoint ## run tests of the whole on other kernels, with agent and plugin
 	$(if $(VAGRANT),,$(DEPS) kernels)
 	$(GO) run ./test/kernels $(on-kernel) -run '^($(KERNEL_JOURNEYS))$$' -skip '$(KERNEL_JOURNEYS_LESS)' $(addprefix -tool ,$(KERNEL_JOURNEYS_TOOLS)) $(KERNELFLAGS) $(with-programs) ./test/e2e
 
