@@ -144,3 +144,15 @@ func Deal(tb testing.TB, test int) {
 	tb.Helper()
 	LeaveTo(tb, inMatrix[test], inMatrix[len(inMatrix)-1-test])
 }
+
+// One leaves one of many like cases, numbered from 0, to a single kernel of those that try the test that it is a part of.
+func One(tb testing.TB, number int) {
+	tb.Helper()
+	left.Lock()
+	of := leftTo(tb.Name())
+	left.Unlock()
+	if of == nil {
+		of = inMatrix[:]
+	}
+	LeaveTo(tb, of[number%len(of)])
+}

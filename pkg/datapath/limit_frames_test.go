@@ -89,14 +89,14 @@ func limitFrames(e Endpoint) []limitFrame {
 	return frames
 }
 
-// eachLimitFrame runs a test for each, or where all is emulated for some.
+// eachLimitFrame runs a test for each, where all is emulated on one kernel.
 func eachLimitFrame(t *testing.T, e Endpoint, test func(*testing.T, limitFrame)) {
 	t.Helper()
-	share, shares := nstest.Share(t)
 	for i, one := range limitFrames(e) {
-		if shares <= 1 || i%shares == share {
-			t.Run(one.name, func(t *testing.T) { test(t, one) })
-		}
+		t.Run(one.name, func(t *testing.T) {
+			nstest.One(t, i)
+			test(t, one)
+		})
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -206,6 +207,47 @@ func TestParts(t *testing.T) {
 			}
 			if tried != 1 {
 				t.Errorf("%d of %d are tried here", tried, test.of)
+			}
+		})
+	}
+}
+
+// TestOne: each of the parts is left to one of those that try the whole, in turn.
+func TestOne(t *testing.T) {
+	t.Setenv("PATH", t.TempDir()) // no compiler, as in the machines
+	for name, test := range map[string]struct {
+		whole func(tb testing.TB, i int)
+		of    int
+		tried int // of four parts
+	}{
+		"all":  {func(testing.TB, int) {}, 1, 1},
+		"half": {nstest.Halve, 2, 2},
+		"one":  {func(tb testing.TB, i int) { nstest.LeaveTo(tb, matrix()[i]) }, len(matrix()), 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for i := range test.of {
+				whole := fmt.Sprint("TestWholeOfOne", name, i)
+				if _, skipped := skipOf(t, whole, func(tb testing.TB) { test.whole(tb, i) }); skipped {
+					continue
+				}
+				var tried, left []string
+				for part := range 4 {
+					number := fmt.Sprint(part)
+					reason, skipped := skipOf(t, whole+"/"+number, func(tb testing.TB) { nstest.One(tb, part) })
+					if !skipped {
+						tried = append(tried, number)
+						continue
+					}
+					left = append(left, reason)
+				}
+				if len(tried) != test.tried || len(left) != 4-test.tried {
+					t.Errorf("tried %v, left %q", tried, left)
+				}
+				for _, reason := range left {
+					if kernel, ok := strings.CutPrefix(reason, nstest.LeftTo); !ok || !slices.Contains(matrix(), kernel) {
+						t.Errorf("left to %q", reason)
+					}
+				}
 			}
 		})
 	}
