@@ -4,7 +4,11 @@ package datapath
 
 import (
 	"cmp"
+	"compress/gzip"
+	"encoding/base64"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,12 +22,8 @@ import (
 	"github.com/tendril-net/tendril/internal/nstest"
 )
 
-// What is kept of a verifier's log at most, in bytes: as a file, and among what a test says where no file outlives
-// the test.
-const (
-	maxLogFile = 64 << 20
-	maxLogSaid = 1 << 20
-)
+// startOfLog is how many bytes the verifier gets for its log at first: else it verifies again for each doubling.
+const startOfLog = 64 << 20
 
 // keepVerifierLog has the verifier tell all of a program that it takes, and keeps that beyond the end of the test. It
 // says where it is, and which lines of the source the verifier went through most often.
@@ -32,13 +32,13 @@ func keepVerifierLog(t *testing.T, d *Datapath, name string) {
 	log := verifierLogOf(t, d, name)
 	t.Logf("program %s: where the verifier was most often:\n%s", name, strings.Join(busiest(log, 20), "\n"))
 	if nstest.Emulated() { // what is said here stays in bin/kernels, and no file does
-		t.Logf("program %s: the verifier's log:\n%s", name, shortened(log, maxLogSaid))
+		t.Logf("program %s: the verifier's log, for `base64 -di | gunzip`:\n%s", name, packed(t, log))
 		return
 	}
 	dir, err := os.MkdirTemp("", "tendril-verifier-") //nolint:usetesting // what is kept outlives the test
 	must(t, err)
 	file := filepath.Join(dir, name+".log")
-	must(t, os.WriteFile(file, []byte(shortened(log, maxLogFile)), 0o644))
+	must(t, os.WriteFile(file, []byte(log), 0o644))
 	t.Logf("program %s: the verifier's log is in %s", name, file)
 }
 
@@ -47,7 +47,7 @@ func verifierLogOf(t *testing.T, d *Datapath, name string) string {
 	t.Helper()
 	telling := &programs{settings: d.programs.settings, verifierLog: ebpf.ProgramOptions{
 		LogLevel:     ebpf.LogLevelInstruction | ebpf.LogLevelStats, // of what passes, level 1 tells nothing
-		LogSizeStart: maxLogFile,                                    // else it is verified again for each doubling
+		LogSizeStart: startOfLog,
 	}}
 	object, load := name, objects[name]
 	if load == nil {
@@ -59,13 +59,19 @@ func verifierLogOf(t *testing.T, d *Datapath, name string) string {
 	return collection.Programs[name].VerifierLog
 }
 
-// shortened leaves out the middle of a text that is longer than limit bytes.
-func shortened(text string, limit int) string {
-	if len(text) <= limit {
-		return text
+// packed is a text in lines of base64, of what gzip makes of it: a tenth of a log, which a machine's serial line
+// carries in seconds.
+func packed(t *testing.T, text string) string {
+	t.Helper()
+	var file, lines strings.Builder
+	compressed := gzip.NewWriter(&file)
+	_, err := compressed.Write([]byte(text))
+	must(t, errors.Join(err, compressed.Close()))
+	const size = 57 // of 76 characters
+	for line := range slices.Chunk([]byte(file.String()), size) {
+		fmt.Fprintln(&lines, base64.StdEncoding.EncodeToString(line))
 	}
-	half := limit / 2
-	return fmt.Sprintf("%s\n... %d bytes are left out ...\n%s", text[:half], len(text)-2*half, text[len(text)-half:])
+	return lines.String()
 }
 
 // Lines of a verifier's log: visit for an instruction that it went through, pruned for one from which on it knew all.
@@ -153,14 +159,17 @@ processed 5 insns (limit 1000000) max_states_per_insn 0 total_states 0 peak_stat
 	}
 }
 
-func TestShortened(t *testing.T) {
-	for text, want := range map[string]string{
-		"":             "",
-		"0123456789":   "0123456789",
-		"0123456789ab": "01234\n... 2 bytes are left out ...\n789ab",
-	} {
-		if got := shortened(text, 10); got != want {
-			t.Errorf("%q: got %q, want %q", text, got, want)
-		}
+func TestPacked(t *testing.T) {
+	var text strings.Builder
+	for i := range 1000 {
+		fmt.Fprintf(&text, "%d: (b7) r1 = %d\n", i, i*i)
+	}
+	lines := strings.Join(strings.Fields(packed(t, text.String())), "")
+	compressed, err := gzip.NewReader(base64.NewDecoder(base64.StdEncoding, strings.NewReader(lines)))
+	must(t, err)
+	got, err := io.ReadAll(compressed)
+	must(t, err)
+	if diff := gocmp.Diff(text.String(), string(got)); diff != "" {
+		t.Errorf("unpacked (-want +got):\n%s", diff)
 	}
 }
