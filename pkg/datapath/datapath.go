@@ -44,8 +44,10 @@ type Config struct {
 	// Logger gets what Open and Reconcile find and mend; nil discards it.
 	Logger *slog.Logger
 
-	// verifierLog is how much the kernel is to say of each program that it takes, for tests.
+	// For tests: verifierLog is how much the kernel is to say of each program that it takes,
+	// edit, where it is not nil, changes one before it is loaded.
 	verifierLog ebpf.ProgramOptions
+	edit        func(*ebpf.CollectionSpec) error
 }
 
 // Datapath is the loaded datapath. Its methods may be called from several

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+
 	"cmp"
 	"errors"
 	"fmt"
@@ -149,6 +150,8 @@ type result struct {
 	counts map[string]maps.Count
 	// kind is skb->pkt_type after.
 	kind uint32
+	// to is where it was redirected to.
+	to redirected
 }
 
 // lost says whether the stack of the endpoint that a packet goes straight to drops it as another
@@ -187,8 +190,12 @@ func (n *node) execute(r run) (result, error) {
 	if want := r.beside(); int32(verdict) != dropped && is != want {
 		return result{}, fmt.Errorf("%s: beside the frame is %+v, want %+v", r.program, is, want)
 	}
-	counts, err := p.counts()
-	return result{r, want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen], mark: after.Mark, departure: after.Timestamp}, counts, after.CB[cbType]}, err
+	counts, to, err := p.noted()
+	if err != nil {
+		return result{}, err
+	}
+	got := result{r, want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen], mark: after.Mark, departure: after.Timestamp}, counts, after.CB[cbType], to}
+	return got, n.strays(got)
 }
 
 // compare compares verdict, frame, mark and all counters. Where a packet was right

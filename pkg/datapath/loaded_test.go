@@ -97,7 +97,9 @@ func load(t testing.TB, cfg Config) *loaded {
 	shared, err := maps.Open(nstest.BPFFS(t), maps.Sizes{Flows: cfg.FlowsMax, Translations: cfg.TranslationsMax})
 	must(t, err)
 	const noCookie = 0
-	programs, err := loadPrograms(cfg, shared, noCookie)
+	watched := cfg
+	watched.edit = watchRedirects
+	programs, err := loadPrograms(watched, shared, noCookie)
 	must(t, err)
 	return &loaded{cfg: cfg, maps: shared, programs: programs, sweep: make(map[ebpf.MapID]*ebpf.Program)}
 }

@@ -96,6 +96,10 @@ func (m *modelNode) settle(rng *rand.Rand) error {
 		if e.ID == 0 {
 			continue
 		}
+		device := maps.Interface{Role: maps.RoleEndpoint, Endpoint: e.ID, Mtu: 1500, Mac: maps.NewMAC(m.mac(e.ID))}
+		if err := m.maps.Interfaces.Put(5000+uint32(e.ID), device); err != nil {
+			return err
+		}
 		for _, a := range e.Addresses {
 			if err := m.maps.Endpoints.Put(maps.NewAddress(a), m.value(e.ID, 5000+uint32(e.ID))); err != nil {
 				return err

@@ -30,17 +30,19 @@ const (
 // to read all counters from outside costs more than all else.
 type prelude struct {
 	program *ebpf.Program
-	// counted has the counters of the program's journeys, names tells which.
+	// counted has the counters of the program's journeys, names tells which, and where it has redirected
+	// the packet to.
 	counted *ebpf.Map
 	names   []string
 }
 
 // The value of prelude.counted has the counters of all journeys before the run, on its CPU,
-// then those after it. Each is two numbers of 64 bits: packets, bytes.
+// then those after it. Each is two numbers of 64 bits: packets, bytes. The redirect is behind them.
 const (
 	snapshotPlaces = 64 // of a journey
 	journeysMax    = 2  // of a program
 	countSize      = 16
+	snapshots      = 2 * journeysMax * snapshotPlaces * countSize
 )
 
 // newPreludes makes one for each program.
@@ -54,7 +56,7 @@ func newPreludes(t testing.TB, d *Datapath) map[string]*prelude {
 		targets, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 		must(t, err)
 		t.Cleanup(func() { _ = targets.Close() })
-		counted, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 2 * journeysMax * snapshotPlaces * countSize, MaxEntries: 1})
+		counted, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: snapshots + redirectedSize, MaxEntries: 1})
 		must(t, err)
 		t.Cleanup(func() { _ = counted.Close() })
 		p := &prelude{counted: counted}
@@ -75,7 +77,7 @@ func newPreludes(t testing.TB, d *Datapath) map[string]*prelude {
 		}
 		p.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{
 			Name: "prelude", Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
-			Instructions: preludeInstructions(d, targets, counted, journeys),
+			Instructions: preludeInstructions(d, targets, counted, redirectsOf(t, program), journeys),
 		})
 		must(t, err)
 		t.Cleanup(func() { _ = p.program.Close() })
@@ -87,7 +89,7 @@ func newPreludes(t testing.TB, d *Datapath) map[string]*prelude {
 
 // preludeInstructions are those of a program's. The tail call in a function of its own makes
 // the program's exit return to the prelude.
-func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journeys []int) asm.Instructions {
+func preludeInstructions(d *Datapath, targets, counted, redirects *ebpf.Map, journeys []int) asm.Instructions {
 	const (
 		offsetTCIndex     = 44
 		offsetType        = 4
@@ -132,6 +134,7 @@ func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journeys []int
 	return slices.Concat(
 		asm.Instructions{btf.WithFuncMetadata(asm.Mov.Reg(asm.R6, asm.R1).WithSymbol("prelude"), function("prelude", btf.GlobalFunc))},
 		snapshot("before", 0),
+		noRedirect(redirects),
 		asm.Instructions{
 			asm.LoadMem(asm.R2, asm.R6, offsetCB+4*cbSeen, asm.Word),
 			asm.StoreMem(asm.R6, offsetTCIndex, asm.R2, asm.Word),
@@ -146,6 +149,9 @@ func preludeInstructions(d *Datapath, targets, counted *ebpf.Map, journeys []int
 			asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("call"),
 			asm.Call.Label("run"),
 			asm.Mov.Reg(asm.R8, asm.R0),
+		},
+		takeRedirect(redirects, counted, snapshots),
+		asm.Instructions{
 			asm.LoadMem(asm.R2, asm.R6, offsetTCIndex, asm.Word),
 			asm.StoreMem(asm.R6, offsetCB+4*cbSeen, asm.R2, asm.Word),
 			asm.LoadMem(asm.R2, asm.R6, offsetVLANPresent, asm.Word),
@@ -197,13 +203,14 @@ func function(name string, linkage btf.FuncLinkage) *btf.Func {
 	}}
 }
 
-// counts are what the last run has added to the counters of its journeys, by journey and name.
-func (p *prelude) counts() (map[string]maps.Count, error) {
-	both, err := p.counted.LookupBytes(uint32(0))
+// noted is what the last run has added to the counters of its journeys, by journey and name, and where it has
+// redirected its packet to.
+func (p *prelude) noted() (map[string]maps.Count, redirected, error) {
+	all, err := p.counted.LookupBytes(uint32(0))
 	if err != nil {
-		return nil, fmt.Errorf("read what was counted: %w", err)
+		return nil, redirected{}, fmt.Errorf("read what was counted: %w", err)
 	}
-	before, after := both[:len(both)/2], both[len(both)/2:]
+	before, after := all[:snapshots/2], all[snapshots/2:snapshots]
 	counts := make(map[string]maps.Count)
 	for i, name := range p.names {
 		old, now := before[i*countSize:][:countSize], after[i*countSize:][:countSize]
@@ -215,5 +222,5 @@ func (p *prelude) counts() (map[string]maps.Count, error) {
 		}
 		counts[name] = maps.Count{Packets: added(0), Bytes: added(8)}
 	}
-	return counts, nil
+	return counts, readRedirected(all[snapshots:]), nil
 }

@@ -48,6 +48,7 @@ type programs struct {
 	byName, host map[string]*ebpf.Program
 	settings     map[string]any
 	verifierLog  ebpf.ProgramOptions
+	edit         func(*ebpf.CollectionSpec) error
 }
 
 func (p *programs) close() error {
@@ -122,7 +123,7 @@ func loadPrograms(cfg Config, shared *maps.Maps, cookie uint64) (*programs, erro
 	}
 	p := &programs{
 		byName: make(map[string]*ebpf.Program), host: make(map[string]*ebpf.Program),
-		settings: settings, verifierLog: cfg.verifierLog,
+		settings: settings, verifierLog: cfg.verifierLog, edit: cfg.edit,
 	}
 	for name := range objects {
 		if a := (attachment{program: name}); a.parent() || a.inContainer() || a.limit() || a.pacer() {
@@ -167,6 +168,11 @@ func (p *programs) loadObject(name string, load func() (*ebpf.CollectionSpec, er
 			if err := variable.Set(value); err != nil {
 				return nil, fmt.Errorf("set %s of program %s: %w", setting, name, err)
 			}
+		}
+	}
+	if p.edit != nil {
+		if err := p.edit(spec); err != nil {
+			return nil, fmt.Errorf("edit program %s: %w", name, err)
 		}
 	}
 	replacements := make(map[string]*ebpf.Map)

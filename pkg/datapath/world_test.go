@@ -84,6 +84,12 @@ func (f family) nobody() netip.Addr {
 
 func (f family) v6() bool { return f.a.Is6() }
 
+// link is how many bits the addresses of the uplink's link have in common.
+func (f family) link() int {
+	bits := f.host.BitLen()
+	return bits - 8*bits/32
+}
+
 // eachFamily runs a test for both families, which take the same paths of the same programs: where
 // all is emulated, for one. What has to see both on each kernel is for bothFamilies.
 func eachFamily(t *testing.T, test func(*testing.T, family)) {
@@ -156,8 +162,7 @@ func newNodeBeside(t testing.TB, cfg Config) *node {
 	n.other = other
 	for _, f := range []family{v4(), v6()} {
 		bits := f.host.BitLen()
-		subnet, _ := f.host.Prefix(bits - 8*bits/32) // a /24 or a /96
-		must(t, n.ns.Handle.AddrAdd(up0, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(f.host, subnet.Bits())), Flags: unix.IFA_F_NODAD}))
+		must(t, n.ns.Handle.AddrAdd(up0, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(f.host, f.link())), Flags: unix.IFA_F_NODAD}))
 		// The kernel makes the local route of IPv6 a moment after it has said yes.
 		nodetest.Eventually(t, "local route", func() error {
 			routes, err := n.ns.Handle.RouteGet(f.host.AsSlice())

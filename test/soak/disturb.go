@@ -161,17 +161,23 @@ func (s *soak) printLines(ctx context.Context) {
 
 func (s *soak) line() string {
 	var fills string
+	full := uint64(0) // packets that found no room for a translation
 	if status, err := s.node.API.Status(context.Background()); err == nil {
 		for _, m := range status.Maps {
 			if m.Entries != nil && (m.Name == "flows" || m.Name == "translations") {
 				fills += fmt.Sprintf(" %s %d/%d", m.Name, *m.Entries, m.Capacity)
 			}
 		}
+		for _, c := range status.Counters {
+			if c.Reason == "translations_full" {
+				full += c.Packets
+			}
+		}
 	} else {
 		fills = " no agent"
 	}
 	all, mistranslated := s.ledger.wrongCount()
-	return fmt.Sprintf("soak: %5v TCP %d UDP %d ICMP %d streams %d (%d MB) guests %d ADD %d DEL %d agents %d RSS %.1f MiB%s wrong %d mistranslated %d",
+	return fmt.Sprintf("soak: %5v TCP %d UDP %d ICMP %d streams %d (%d MB) guests %d ADD %d DEL %d agents %d RSS %.1f MiB%s full %d wrong %d mistranslated %d",
 		time.Since(s.started).Round(time.Second), s.ledger.get(tcp), s.ledger.get(udp), s.ledger.get(icmp), s.alive.Load(), s.streamed.Load()>>20,
-		len(s.parties.list(guest)), s.ledger.get("ADD"), s.ledger.get("DEL"), (s.agent.look()+1)/2, float64(s.agent.memory())/1024, fills, all, mistranslated)
+		len(s.parties.list(guest)), s.ledger.get("ADD"), s.ledger.get("DEL"), (s.agent.look()+1)/2, float64(s.agent.memory())/1024, fills, full, all, mistranslated)
 }

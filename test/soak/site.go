@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -85,11 +86,14 @@ const lanName = "lan0"
 // build makes node, worlds and residents, and starts the agent.
 func (s *soak) build(tb testing.TB) {
 	s.fresh.rate = freshFlows
+	// Half of the translations are the flood's. Of the others some 450 are fresh flows to the world, and echoes of a minute
+	// are as many; what the judged begins and is asked while it has a policy comes to 800 more.
+	const translationsMax = 8192
 	programs := nodetest.Programs{
 		Agent: filepath.Join(s.bin, "tendril-agent"), CNI: filepath.Join(s.bin, "tendril-cni"), CLI: filepath.Join(s.bin, "tendril"),
 	}
 	s.node = nodetest.New(tb, nodetest.Options{Programs: programs, Flags: []string{
-		"--flows-max", "1024", "--translations-max", "4096",
+		"--flows-max", "1024", "--translations-max", strconv.Itoa(translationsMax),
 		"--masquerade-ports", fmt.Sprintf("%d-%d", portFirst, portLast),
 		"--masquerade-exclude", plainOf[0] + "/32," + plainOf[1] + "/128",
 	}})
