@@ -3,10 +3,10 @@
 package datapath
 
 import (
-
 	"cmp"
 	"errors"
 	"fmt"
+	gomaps "maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -194,8 +194,35 @@ func (n *node) execute(r run) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
+	n.count(counts)
 	got := result{r, want{verdict: int32(verdict), out: options.DataOut, seen: after.CB[cbSeen], mark: after.Mark, departure: after.Timestamp}, counts, after.CB[cbType], to}
 	return got, n.strays(got)
+}
+
+// count adds what a run has counted to the tally.
+func (n *node) count(counts map[string]maps.Count) {
+	if n.tally == nil {
+		return
+	}
+	for name, count := range counts {
+		sum := n.tally[name]
+		sum.Packets, sum.Bytes = sum.Packets+count.Packets, sum.Bytes+count.Bytes
+		n.tally[name] = sum
+	}
+}
+
+// wantTally compares all counters with what the runs have seen: nothing is counted for a journey that is none of
+// the program's.
+func (n *node) wantTally(t testing.TB) {
+	t.Helper()
+	if n.tally == nil {
+		return
+	}
+	counts := n.counts(t)
+	gomaps.DeleteFunc(counts, func(_ string, c maps.Count) bool { return c.Packets == 0 && c.Bytes == 0 })
+	if diff := gocmp.Diff(n.tally, counts, cmpopts.IgnoreFields(maps.Count{}, "_")); diff != "" {
+		t.Errorf("all counters, besides those of single packets (-want +got):\n%s", diff)
+	}
 }
 
 // compare compares verdict, frame, mark and all counters. Where a packet was right
@@ -275,7 +302,7 @@ func (n *node) table(t *testing.T, steps ...step) {
 }
 
 // counts reads all counters, by journey and name.
-func (n *node) counts(t *testing.T) map[string]maps.Count {
+func (n *node) counts(t testing.TB) map[string]maps.Count {
 	t.Helper()
 	counters, err := n.Counters()
 	must(t, err)

@@ -18,6 +18,7 @@ import (
 	"github.com/tendril-net/tendril/internal/nodetest"
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
+	"github.com/tendril-net/tendril/pkg/maps"
 )
 
 // node is a network namespace with a loaded datapath, three endpoints, an uplink
@@ -33,6 +34,9 @@ type node struct {
 	other   netlink.Link
 	// preludes run the programs, by name.
 	preludes map[string]*prelude
+	// tally is what all runs have added to the counters of their journeys, by journey and name; nil where
+	// the stack has real packets for the programs as well.
+	tally map[string]maps.Count
 }
 
 // family is one address family of the world that the tests live in.
@@ -132,7 +136,7 @@ func newNodeBeside(t testing.TB, cfg Config) *node {
 	}
 	const entries = 4096
 	cfg.FlowsMax, cfg.TranslationsMax = cmp.Or(cfg.FlowsMax, entries), cmp.Or(cfg.TranslationsMax, entries)
-	n := &node{ns: nstest.New(t, "node"), config: cfg}
+	n := &node{ns: nstest.New(t, "node"), config: cfg, tally: make(map[string]maps.Count)}
 	far := nstest.New(t, "far")
 	for _, ns := range []*nstest.NS{n.ns, far} {
 		ns.Do(t, func() {
@@ -223,6 +227,7 @@ func newNodeBeside(t testing.TB, cfg Config) *node {
 		})
 	})
 	n.preludes = newPreludes(t, n.Datapath)
+	t.Cleanup(func() { n.wantTally(t) })
 	return n
 }
 
