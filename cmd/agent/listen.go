@@ -83,12 +83,8 @@ func removeStale(path string) error {
 // activated returns the socket that systemd has handed over, nil when it has
 // not (sd_listen_fds(3)).
 func activated(env environment) (*net.UnixListener, error) {
-	if env.getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
-		return nil, nil
-	}
-	count := env.getenv("LISTEN_FDS")
-	if count != "1" {
-		return nil, fmt.Errorf("socket activation: LISTEN_FDS is %q; one socket is wanted", count)
+	if handed, err := handedOver(env); !handed {
+		return nil, err
 	}
 	unix.CloseOnExec(firstActivated)
 	file := os.NewFile(firstActivated, "activated socket")
@@ -102,6 +98,18 @@ func activated(env environment) (*net.UnixListener, error) {
 		return nil, errors.Join(fmt.Errorf("socket activation: %s is no unix socket", listener.Addr()), listener.Close())
 	}
 	return stream, nil
+}
+
+// handedOver says whether systemd has handed over a socket to this process. A parent's
+// variables, which name another process, are not for it.
+func handedOver(env environment) (bool, error) {
+	if env.getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
+		return false, nil
+	}
+	if count := env.getenv("LISTEN_FDS"); count != "1" {
+		return false, fmt.Errorf("socket activation: LISTEN_FDS is %q; one socket is wanted", count)
+	}
+	return true, nil
 }
 
 // rootListener accepts connections from processes of root alone, whatever the

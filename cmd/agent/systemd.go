@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"strconv"
@@ -27,7 +28,9 @@ func newNotifier(env environment) notifier {
 	if pid := env.getenv("WATCHDOG_PID"); pid != "" && pid != strconv.Itoa(os.Getpid()) {
 		return n
 	}
-	if usec, err := strconv.ParseInt(env.getenv("WATCHDOG_USEC"), 10, 64); err == nil && usec > 0 {
+	// One that is longer than a Duration can be, 292 years, is none.
+	const longest = int64(math.MaxInt64 / time.Microsecond)
+	if usec, err := strconv.ParseInt(env.getenv("WATCHDOG_USEC"), 10, 64); err == nil && usec > 0 && usec <= longest {
 		n.interval = time.Duration(usec) * time.Microsecond
 	}
 	return n

@@ -142,12 +142,18 @@ func (d *delegate) output(ctx context.Context, command string) ([]byte, error) {
 	case errors.Is(err, unix.ETXTBSY):
 		return nil, faultf(types.ErrTryAgainLater, "ipam %s: %s is being written", d.name, d.binary)
 	}
+	return nil, d.refusal(command, out, err)
+}
+
+// refusal is what a plugin that ended with err has printed: an error as section 5 of the specification
+// has it, which keeps its code and details, or anything else.
+func (d *delegate) refusal(command string, out []byte, err error) *types.Error {
 	answer := &types.Error{}
 	if json.Unmarshal(out, answer) == nil && answer.Msg != "" {
 		answer.Msg = fmt.Sprintf("ipam %s: %s: %s", d.name, command, answer.Msg)
-		return nil, answer
+		return answer
 	}
-	return nil, faultf(types.ErrInternal, "ipam %s: %s: %v, and it said %q", d.name, command, err, clip(bytes.TrimSpace(out)))
+	return faultf(types.ErrInternal, "ipam %s: %s: %v, and it said %q", d.name, command, err, clip(bytes.TrimSpace(out)))
 }
 
 // pass prints what a plugin has said on stderr. Whoever does not read it any more does not mind.

@@ -5,12 +5,14 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -157,5 +159,52 @@ func FuzzResultOfDelegate(f *testing.F) {
 		if _, err := json.Marshal(result); err != nil {
 			t.Errorf("print: %v", err)
 		}
+	})
+}
+
+// FuzzRefusalOfDelegate has an IPAM plugin fail, and print anything. What is printed of that can be read again, is
+// of one line, and says who failed at what. An error of the specification keeps its code and details; anything else
+// is quoted.
+func FuzzRefusalOfDelegate(f *testing.F) {
+	for _, out := range []string{
+		`{"cniVersion":"1.1.0","code":11,"msg":"no address is free","details":"of 10.0.0.0/8"}`,
+		`{"code":0,"msg":"x"}`, `{"code":-1,"msg":"x"}`, `{"code":"7","msg":"x"}`, `{"code":1e3,"msg":"x"}`, `{"code":7,"msg":""}`,
+		`{"code":7,"msg":"a\nb","details":"c\nd"}`, `{"msg":null}`, `{"MSG":"x"}`, `{"code":7,"msg":"x"} more`, `[]`, `null`, "a\nb\x00\xff", ``,
+	} {
+		f.Add([]byte(out), uint(7), "no address\nis free", "of 10.0.0.0/8")
+	}
+	f.Add([]byte("{"), uint(0), "\xff", "")
+	f.Add(bytes.Repeat([]byte("no "), 100), uint(0), "", "")
+	f.Fuzz(func(t *testing.T, out []byte, code uint, msg, details string) {
+		const began = "ipam theirs: ADD: "
+		d := &delegate{name: "theirs"}
+		check := func(out []byte, said types.Error) {
+			t.Helper()
+			want := types.Error{Code: types.ErrInternal, Msg: began + fmt.Sprintf("exit status 1, and it said %q", clip(bytes.TrimSpace(out)))}
+			if said.Msg != "" {
+				want = types.Error{Code: said.Code, Msg: began + strings.ReplaceAll(said.Msg, "\n", "; "), Details: said.Details}
+			}
+			printed, err := json.Marshal(cniError(d.refusal("ADD", out, errors.New("exit status 1"))))
+			var got types.Error
+			if err := errors.Join(err, json.Unmarshal(printed, &got)); err != nil {
+				t.Fatalf("%q became %s: %v", out, printed, err)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%q (-want +got):\n%s", out, diff)
+			}
+		}
+		var said types.Error
+		if json.Unmarshal(out, &said) != nil {
+			said = types.Error{}
+		}
+		check(out, said)
+
+		text := func(s string) string { return string([]rune(s)) } // JSON has no others
+		said = types.Error{Code: code, Msg: text(msg), Details: text(details)}
+		written, err := json.Marshal(said)
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(written, said)
 	})
 }

@@ -36,7 +36,10 @@ func (b *bits) Set(text string) error {
 	n, err := strconv.ParseFloat(number, 64)
 	n *= float64(factor)
 	whole := math.Round(n) // 8.2M is no float
-	if err != nil || strings.ContainsAny(number, "xXpP_") || !(n >= 0 && n <= 1<<53) || math.Abs(n-whole) > 1e-9*n {
+	// What is too little for a float comes out as 0, which would be no limit.
+	digits, _, _ := strings.Cut(strings.ToLower(number), "e")
+	lost := n == 0 && strings.ContainsAny(digits, "123456789")
+	if err != nil || lost || strings.ContainsAny(number, "xXpP_") || !(n >= 0 && n <= 1<<53) || math.Abs(n-whole) > 1e-9*n {
 		return errors.New("neither 0 nor a number of bits such as 1000000, 10M or 2.5G")
 	}
 	b.n, b.given = int64(whole), true

@@ -5,21 +5,19 @@
 package ifname
 
 import (
-	"encoding/hex"
 	"strconv"
 	"strings"
 
 	"github.com/tendril-net/tendril/internal/vlan"
 )
 
-// HostPrefix is what the names of the host's sides of endpoints begin with; 12 hex digits follow.
+// HostPrefix is what the names of the host's sides of endpoints begin with; 12 lower-case hex digits follow.
 const HostPrefix = "tdl"
 
 // IsHost says whether a device is named as the host's side of an endpoint is.
 func IsHost(name string) bool {
 	hash, ok := strings.CutPrefix(name, HostPrefix)
-	_, err := hex.DecodeString(hash)
-	return ok && err == nil && len(hash) == 12
+	return ok && len(hash) == 12 && strings.Trim(hash, "0123456789abcdef") == ""
 }
 
 // VLAN is the name of a VLAN of a device. Number 0 is none: the name is the device's.

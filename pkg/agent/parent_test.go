@@ -4,11 +4,15 @@ package agent
 
 import (
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"go.etcd.io/bbolt"
 
 	"github.com/tendril-net/tendril/pkg/api"
 	"github.com/tendril-net/tendril/pkg/uplink"
@@ -359,6 +363,27 @@ func TestVLANUndone(t *testing.T) {
 			w.mustRemain(t, s, nothing())
 			w.mustAdd(t, s, vlanned("c1"))
 		})
+	}
+}
+
+// A record that no agent can have written takes no VLAN away. It is named, and the others are kept to.
+func TestVLANRecordDamaged(t *testing.T) {
+	w := newWorld(t)
+	lan := w.addParent("lan0")
+	w.addParent("lan0.60")
+	w.change("lan0.60", func(l *HostLink) { l.VLAN, l.Lower = 60, lan.Index })
+	s, _ := w.boot(t)
+	e := w.mustAdd(t, s, vlanned("c1"))
+	must(t, s.opts.DB.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketVLANs).Put([]byte("lan0.60"), []byte{0, 0, 7}) }))
+	must(t, s.Delete(ctx, e.Attachment))
+	s.tidy()
+	if d := cmp.Diff([]string{"lan0", "lan0.60"}, slices.Sorted(maps.Keys(w.devices))); d != "" {
+		t.Errorf("devices (-want +got):\n%s", d)
+	}
+	health, err := s.Health(ctx)
+	must(t, err)
+	if len(health.Reasons) != 1 || !strings.Contains(health.Reasons[0], `read VLAN "lan0.60"`) {
+		t.Errorf("health: %+v", health)
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"strconv"
+	"strings"
 
 	"go.etcd.io/bbolt"
 )
@@ -130,10 +132,27 @@ func (s *Settings) localRange() (from, to uint16, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	if _, err := fmt.Sscan(text, &from, &to); err != nil {
-		return 0, 0, fmt.Errorf("read setting %s: %q is no range: %w", pathLocalPorts, text, err)
+	if from, to, err = parseLocalRange(text); err != nil {
+		return 0, 0, fmt.Errorf("read setting %s: %w", pathLocalPorts, err)
 	}
 	return from, to, nil
+}
+
+// parseLocalRange reads two ports, the lower first, as the kernel writes them.
+func parseLocalRange(text string) (from, to uint16, err error) {
+	fields := strings.Fields(text)
+	if len(fields) != 2 {
+		return 0, 0, fmt.Errorf("%q is no range: it is not two ports", text)
+	}
+	first, err1 := strconv.ParseUint(fields[0], 10, 16)
+	last, err2 := strconv.ParseUint(fields[1], 10, 16)
+	if err := errors.Join(err1, err2); err != nil {
+		return 0, 0, fmt.Errorf("%q is no range: %w", text, err)
+	}
+	if last < first {
+		return 0, 0, fmt.Errorf("%q is no range: the first is above the last", text)
+	}
+	return uint16(first), uint16(last), nil
 }
 
 // fewPorts is how many ports for its own sockets a node should have left.

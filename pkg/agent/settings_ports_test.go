@@ -4,6 +4,9 @@ package agent
 
 import (
 	"os"
+	"regexp"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -143,4 +146,49 @@ func readOnce(t *testing.T, s *Settings) string {
 	text, err := s.read(pathReservedPorts)
 	must(t, err)
 	return text
+}
+
+func TestParseLocalRange(t *testing.T) {
+	for text, want := range map[string][2]uint16{
+		"32768\t60999": {32768, 60999}, "1\t1\n": {1, 1}, "0 65535": {0, 65535},
+	} {
+		from, to, err := parseLocalRange(text)
+		must(t, err)
+		if got := [2]uint16{from, to}; got != want {
+			t.Errorf("%q: %d, want %d", text, got, want)
+		}
+	}
+	for _, bad := range []string{"", "32768", "60999\t32768", "1\t65536", "-1\t2", "1-2", "0x10\t0x20", "1\t2\t3"} {
+		if from, to, err := parseLocalRange(bad); err == nil || !strings.Contains(err.Error(), strconv.Quote(bad)) {
+			t.Errorf("%q: %d-%d, %v", bad, from, to, err)
+		}
+	}
+}
+
+// FuzzLocalRange holds ip_local_port_range against a second reading of it. What is refused is named.
+func FuzzLocalRange(f *testing.F) {
+	for _, text := range []string{"32768\t60999\n", "60999\t32768", "1 1", "0\t65535", "1\t65536", "0x10 0x20", "1_0 2_0", "+1 2", "1 2 3", "1", ""} {
+		f.Add(text)
+	}
+	written := regexp.MustCompile(`^[\t-\r\x85\pZ]*([0-9]+)[\t-\r\x85\pZ]+([0-9]+)[\t-\r\x85\pZ]*$`)
+	f.Fuzz(func(t *testing.T, text string) {
+		var want string
+		if parts := written.FindStringSubmatch(text); parts != nil {
+			if set, err := parsePorts(parts[1] + "-" + parts[2]); err == nil {
+				want = set.String()
+			}
+		}
+		from, to, err := parseLocalRange(text)
+		if err != nil {
+			if want != "" || !strings.Contains(err.Error(), strconv.Quote(text)) {
+				t.Errorf("%q, which is %q: %v", text, want, err)
+			}
+			return
+		}
+		var got portSet
+		got.add(from, to)
+		if want == "" || got.String() != want {
+			t.Errorf("%q: %d-%d, want %q", text, from, to, want)
+		}
+	})
 }

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"math"
+	"math/big"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -16,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.etcd.io/bbolt"
 
+	"github.com/tendril-net/tendril/internal/ifname"
 	"github.com/tendril-net/tendril/pkg/api"
 )
 
@@ -213,4 +216,41 @@ func undoneSetting(path, current string, value []byte) *string {
 	}
 	left := present.minus(after.minus(before)).String()
 	return &left
+}
+
+// FuzzVLANRecord puts any record of a VLAN beside a right one, which is read. So is the other, or the error names it.
+func FuzzVLANRecord(f *testing.F) {
+	f.Add("eth0.50", []byte{0, 0, 0, 7})
+	f.Add("eth0.50", []byte(nil))
+	f.Add("eth0.50", []byte{0, 0, 7})
+	f.Add("eth0.50", []byte{0, 0, 0, 0})
+	f.Add("eth0.50", []byte{0x80, 0, 0, 0})
+	f.Add("eth0.50", []byte("0\n"))
+	f.Add("eth0", []byte{0, 0, 0, 7})
+	f.Add("eth0.050", []byte{0, 0, 0, 7})
+	f.Add("a-device-of-16.1", []byte(nil))
+	f.Add("eth%d.50\xff", []byte(nil))
+
+	const other = "lan0.50"
+	db := fuzzedState(f)
+	f.Fuzz(func(t *testing.T, name string, value []byte) {
+		if name == "" || len(name) > bbolt.MaxKeySize || name == other {
+			t.Skip("no key of its own")
+		}
+		want := map[string]int{other: 9}
+		fill(t, db, bucketVLANs, map[string][]byte{other: {0, 0, 0, 9}, name: value})
+		index, ok := new(big.Int).SetBytes(value).Int64(), len(value) == 0 || len(value) == 4
+		_, id, named := ifname.VLANOf(name)
+		if ok = ok && named && id != 0 && api.ParentNameFault(name) == "" && (index != 0 || len(value) == 0) && index <= math.MaxInt32; ok {
+			want[name] = int(index)
+		}
+		made, err := madeVLANs(db)
+		if d := cmp.Diff(want, made); d != "" {
+			t.Errorf("VLAN %q, recorded as %q (-want +got):\n%s", name, value, d)
+		}
+		wrong := (*StateError)(nil)
+		if (err == nil) != ok || err != nil && (!errors.As(err, &wrong) || wrong.Path != db.Path() || !strings.Contains(err.Error(), strconv.Quote(name))) {
+			t.Errorf("VLAN %q, recorded as %q: %v", name, value, err)
+		}
+	})
 }

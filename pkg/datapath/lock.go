@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -83,13 +84,21 @@ func holder(f *os.File) int {
 		return 0
 	}
 	defer func() { _ = locks.Close() }()
-	inode := fmt.Sprintf("%02x:%02x:%d", unix.Major(stat.Dev), unix.Minor(stat.Dev), stat.Ino)
+	return holderIn(locks, fmt.Sprintf("%02x:%02x:%d", unix.Major(stat.Dev), unix.Minor(stat.Dev), stat.Ino))
+}
+
+// holderIn finds the inode, MAJOR:MINOR:NUMBER, in a file as /proc/locks is; 0 where no process
+// is said to have locked it.
+func holderIn(locks io.Reader, inode string) int {
 	for scanner := bufio.NewScanner(locks); scanner.Scan(); {
 		// 1: FLOCK  ADVISORY  WRITE 1234 00:1f:42 0 EOF
 		fields := strings.Fields(scanner.Text())
 		if len(fields) >= 6 && fields[1] == "FLOCK" && fields[5] == inode {
-			pid, _ := strconv.Atoi(fields[4])
-			return pid
+			pid, err := strconv.ParseUint(fields[4], 10, 31)
+			if err != nil { // -1 and the like: who it is cannot be told
+				return 0
+			}
+			return int(pid)
 		}
 	}
 	return 0

@@ -38,7 +38,19 @@ func haveTCX() bool {
 func (*tcx) kind() string { return "tcx" }
 
 func (t *tcx) path(a attachment) string {
-	return filepath.Join(t.dir, strconv.Itoa(a.ifindex)+"-"+a.program)
+	return filepath.Join(t.dir, a.pin())
+}
+
+// pin is the name of the pin.
+func (a attachment) pin() string { return strconv.Itoa(a.ifindex) + "-" + a.program }
+
+// attachmentOf reads the name of a pin. False where it is none that pin returns: by that a link is
+// opened and removed.
+func attachmentOf(name string) (attachment, bool) {
+	index, program, _ := strings.Cut(name, "-")
+	ifindex, err := strconv.ParseInt(index, 10, 32)
+	a := attachment{ifindex: int(ifindex), program: program}
+	return a, err == nil && ifindex > 0 && objects[program] != nil && a.pin() == name
 }
 
 // open returns the link that is held, or the one that is pinned and holds it from
@@ -225,12 +237,11 @@ func (t *tcx) list() ([]attachment, error) {
 		return nil, fmt.Errorf("read folder of links: %w", err)
 	}
 	for _, entry := range entries {
-		index, program, _ := strings.Cut(entry.Name(), "-")
-		ifindex, err := strconv.Atoi(index)
-		if err != nil || objects[program] == nil {
+		a, ours := attachmentOf(entry.Name())
+		if !ours {
 			return nil, fmt.Errorf("%s is no link of ours", filepath.Join(t.dir, entry.Name()))
 		}
-		if a := (attachment{ifindex: ifindex, program: program}); t.held[a] == nil {
+		if t.held[a] == nil {
 			attached = append(attached, a)
 		}
 	}

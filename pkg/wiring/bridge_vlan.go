@@ -374,9 +374,8 @@ func vlanMessage(kind uint16, index int, inner []byte, flags uint16, r vlan.Rang
 // vlansOf returns the VLANs that a port, or a bridge as a device of the node, is in: their
 // BRIDGE_VLAN_INFO_* flags by number. What is gone, or no port any more, is in none.
 func vlansOf(host *Namespace, index int) (map[int]uint16, error) {
-	const entry, entryInfo, entryRange = 1, 1, 2 // BRIDGE_VLANDB_* of linux/if_bridge.h
-	const newVLAN = 112                          // RTM_NEWVLAN of linux/rtnetlink.h
-	found := make(map[int]uint16)
+	const newVLAN = 112 // RTM_NEWVLAN of linux/rtnetlink.h
+	var found map[int]uint16
 	err := host.Do(func() error {
 		request := nl.NewNetlinkRequest(unix.RTM_GETVLAN, unix.NLM_F_DUMP)
 		asked := []byte{unix.AF_BRIDGE, 0, 0, 0} // struct br_vlan_msg
@@ -388,36 +387,35 @@ func vlansOf(host *Namespace, index int) (map[int]uint16, error) {
 		if err != nil {
 			return fmt.Errorf("list the VLANs of link %d: %w", index, err)
 		}
-		for _, answer := range answers {
-			if len(answer) < 8 {
-				continue
-			}
-			entries, err := nl.ParseRouteAttr(answer[8:])
-			if err != nil {
-				return fmt.Errorf("list the VLANs of link %d: %w", index, err)
-			}
-			for _, e := range entries {
-				if e.Attr.Type&^unix.NLA_F_NESTED != entry {
-					continue
-				}
-				of := attributes(e.Value)
-				info := of[entryInfo]
-				if len(info) != 4 {
-					continue
-				}
-				first := int(binary.NativeEndian.Uint16(info[2:]))
-				last := first
-				if end := of[entryRange]; len(end) == 2 {
-					last = int(binary.NativeEndian.Uint16(end))
-				}
-				for id := first; id <= last; id++ {
-					found[id] = binary.NativeEndian.Uint16(info)
-				}
-			}
-		}
+		found = vlansIn(answers)
 		return nil
 	})
 	return found, err
+}
+
+// vlansIn reads messages of RTM_NEWVLAN.
+func vlansIn(answers [][]byte) map[int]uint16 {
+	const fixed = 8                              // struct br_vlan_msg
+	const entry, entryInfo, entryRange = 1, 1, 2 // BRIDGE_VLANDB_* of linux/if_bridge.h
+	found := make(map[int]uint16)
+	for _, answer := range answers {
+		for kind, value := range eachAttribute(answer[min(len(answer), fixed):]) {
+			of := attributes(value)
+			info := of[entryInfo] // struct bridge_vlan_info
+			if kind != entry || len(info) != 4 {
+				continue
+			}
+			first := int(binary.NativeEndian.Uint16(info[2:]))
+			last := first
+			if end := of[entryRange]; len(end) == 2 {
+				last = int(binary.NativeEndian.Uint16(end))
+			}
+			for id := max(first, 1); id <= min(last, vlan.Max); id++ {
+				found[id] = binary.NativeEndian.Uint16(info)
+			}
+		}
+	}
+	return found
 }
 
 // vlanFaults says what of a bridge is not as EnsureBridge leaves it for its VLANs.

@@ -7,6 +7,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -68,20 +70,22 @@ func pad(b []byte) []byte {
 	return b
 }
 
-// attributes splits what follows the fixed part of a message. Attributes that
+// attributes are what follows the fixed part of a message, by kind; of several of one kind the last.
+func attributes(b []byte) map[uint16][]byte { return maps.Collect(eachAttribute(b)) }
+
+// eachAttribute splits what follows the fixed part of a message. Attributes that
 // the kernel cut short are left out.
-func attributes(b []byte) map[uint16][]byte {
-	found := make(map[uint16][]byte)
-	for len(b) >= unix.SizeofRtAttr {
-		size := int(binary.NativeEndian.Uint16(b))
-		kind := binary.NativeEndian.Uint16(b[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
-		if size < unix.SizeofRtAttr || size > len(b) {
-			break
+func eachAttribute(b []byte) iter.Seq2[uint16, []byte] {
+	return func(yield func(kind uint16, value []byte) bool) {
+		for rest := b; len(rest) >= unix.SizeofRtAttr; {
+			size := int(binary.NativeEndian.Uint16(rest))
+			kind := binary.NativeEndian.Uint16(rest[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
+			if size < unix.SizeofRtAttr || size > len(rest) || !yield(kind, rest[unix.SizeofRtAttr:size]) {
+				return
+			}
+			rest = rest[min(len(rest), (size+3)&^3):]
 		}
-		found[kind] = b[unix.SizeofRtAttr:size]
-		b = b[min(len(b), (size+3)&^3):]
 	}
-	return found
 }
 
 func family(a netip.Addr) uint8 {
