@@ -12,6 +12,7 @@ import (
 
 	"github.com/tendril-net/tendril/internal/nodetest"
 	"github.com/tendril-net/tendril/internal/nstest"
+	"github.com/tendril-net/tendril/pkg/api"
 )
 
 // sameAddress lets cmp compare addresses.
@@ -27,15 +28,35 @@ const (
 	open = "open"
 	// narrow is masqueraded, and its MTU is narrowMTU.
 	narrow = "narrow"
-	// published is where ports of the node lead to.
+	// published has mapped ports and nothing else.
 	published = "published"
+	// bridged is a port of a bridge, masqueraded.
+	bridged = "bridged"
+	// station is a macvlan child of the card: it has an address of the wire.
+	station = "station"
 )
 
-// Ports of the node, and those of published that they lead to.
-const (
-	nodeTCP, publishedTCP = 8080, 80
-	nodeUDP, publishedUDP = 5300, 53
-)
+// mapped are the ports of the node that lead to a place, and where to.
+type mapped struct {
+	place            string
+	nodeTCP, nodeUDP uint16
+}
+
+// Ports that the node's lead to.
+const publishedTCP, publishedUDP = 80, 53
+
+// mappings are one for each way in which a container is part of a network.
+func mappings() []mapped {
+	return []mapped{{published, 8080, 5300}, {bridged, 8081, 5301}, {station, 8082, 5302}}
+}
+
+// in returns the network with the mapped ports.
+func (m mapped) in(network nodetest.Network) nodetest.Network {
+	return network.With("runtimeConfig", map[string]any{"portMappings": []map[string]any{
+		{"hostPort": m.nodeTCP, "containerPort": publishedTCP, "protocol": "tcp"},
+		{"hostPort": m.nodeUDP, "containerPort": publishedUDP, "protocol": "udp"},
+	}})
+}
 
 // narrowMTU is less than the wire's 1500 bytes.
 const narrowMTU = 1300
@@ -67,11 +88,26 @@ type site struct {
 }
 
 // ranges are the subnets of node number n.
-type ranges struct{ hidden4, hidden6, open4, open6 string }
+type ranges struct{ hidden4, hidden6, open4, open6, bridged4, bridged6 string }
 
 func rangesOf(n int) ranges {
 	i := strconv.Itoa(n)
-	return ranges{"10." + i + ".0.0/24", "fd00:" + i + "::/64", "10." + i + ".1.0/24", "fd00:" + i + ":1::/64"}
+	return ranges{
+		"10." + i + ".0.0/24", "fd00:" + i + "::/64", "10." + i + ".1.0/24", "fd00:" + i + ":1::/64", "10." + i + ".2.0/24", "fd00:" + i + ":2::/64",
+	}
+}
+
+// stations is the network of the wire itself, for node number n, with the other node as its router.
+func (s *site) stations(n int, other place) nodetest.Network {
+	of := func(subnet, first string, router netip.Addr) []any {
+		return []any{map[string]any{"subnet": subnet, "rangeStart": first, "gateway": router.String()}}
+	}
+	i := strconv.Itoa(n)
+	return s.Network("stations").With("driver", api.DriverMacvlan).With("master", "eth0").With("ipMasq", false).With("ipam", map[string]any{
+		"type":   "tendril",
+		"ranges": []any{of("192.0.2.0/24", "192.0.2."+i+"0", other.IPv4), of("2001:db8::/64", "2001:db8::"+i+"0", other.IPv6)},
+		"routes": []any{map[string]any{"dst": "0.0.0.0/0"}, map[string]any{"dst": "::/0"}},
+	})
 }
 
 func hostOf(n int) place {
@@ -99,20 +135,20 @@ func newSite(t *testing.T, programs nodetest.Programs, role string) *site {
 
 	s.Start(t)
 	pods := s.Network("pods", own.hidden4, own.hidden6)
-	for _, one := range []struct {
-		name    string
-		network nodetest.Network
-	}{
-		{hidden, pods},
-		{open, s.Network("open", own.open4, own.open6).With("ipMasq", false)},
-		{narrow, pods.With("mtu", narrowMTU)},
-		{published, pods.With("runtimeConfig", map[string]any{"portMappings": []map[string]any{
-			{"hostPort": nodeTCP, "containerPort": publishedTCP, "protocol": "tcp"},
-			{"hostPort": nodeUDP, "containerPort": publishedUDP, "protocol": "udp"},
-		}})},
-	} {
-		c := s.Attach(t, one.name, one.network)
-		s.here[one.name] = place{c.IPv4, c.IPv6, c.NS}
+	networks := map[string]nodetest.Network{
+		hidden:    pods,
+		open:      s.Network("open", own.open4, own.open6).With("ipMasq", false),
+		narrow:    pods.With("mtu", narrowMTU),
+		published: pods,
+		bridged:   s.Network("bridged", own.bridged4, own.bridged6).With("driver", api.DriverBridge).With("isDefaultGateway", true),
+		station:   s.stations(mine, hostOf(other)),
+	}
+	for _, m := range mappings() {
+		networks[m.place] = m.in(networks[m.place])
+	}
+	for name, network := range networks {
+		c := s.Attach(t, name, network)
+		s.here[name] = place{c.IPv4, c.IPv6, c.NS}
 	}
 	s.peer.enter()
 	s.peer.swap(t, "ready", nil, nil)
@@ -132,8 +168,11 @@ func (s *site) connect(t *testing.T, role string, them place, theirs ranges) {
 	s.Run(t, "ip", "link", "set", "eth0", "up")
 	me := s.here[host]
 	nodetest.Address(t, s.NS, "eth0", me.IPv4.String()+"/24", me.IPv6.String()+"/64")
-	nodetest.Route(t, s.NS,
-		[]string{theirs.hidden4, "via", them.IPv4.String()}, []string{theirs.open4, "via", them.IPv4.String()},
-		[]string{theirs.hidden6, "via", them.IPv6.String()}, []string{theirs.open6, "via", them.IPv6.String()})
+	for _, subnet := range []string{theirs.hidden4, theirs.open4, theirs.bridged4} {
+		nodetest.Route(t, s.NS, []string{subnet, "via", them.IPv4.String()})
+	}
+	for _, subnet := range []string{theirs.hidden6, theirs.open6, theirs.bridged6} {
+		nodetest.Route(t, s.NS, []string{subnet, "via", them.IPv6.String()})
+	}
 	s.peer.meet(t, them.IPv4)
 }
