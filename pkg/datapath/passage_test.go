@@ -41,6 +41,8 @@ type passage struct {
 	back func(layers ...packet.Layer) run
 	// stays is the frame that the stack gets of a packet that would have gone on, where that changes.
 	stays func(layers ...packet.Layer) []byte
+	// turned is the frame that the stack gets of one that is not for it, to say something of it; nil where it stays as it is.
+	turned func(frame []byte) []byte
 	// hops are taken off the TTL.
 	hops uint8
 	// speakers may speak of what was sent to the end that packets come from.
