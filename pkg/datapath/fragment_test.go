@@ -174,7 +174,8 @@ func testInOrder(t *testing.T, w passage, tr transport, order []int) {
 func testEarly(t *testing.T, w passage, tr transport) {
 	came, went := w.begin(t, tr, low)
 	in, out := w.cut(t, tr, came, went)
-	early, second := w.asFirst(out[3]), out[1]
+	_, alone := w.ofStranger().cut(t, tr, came, went)
+	early, second := w.asFirst(alone[3]), alone[1]
 	if tr.echo {
 		second = w.asFirst(second)
 	}

@@ -103,7 +103,7 @@ func testErrors(t *testing.T, w passage, tr transport, port uint16) {
 						after = w.went
 					}
 					in := w.in(before.ip(64, e.layer, w.quoted(tr, came, c.options...))...)
-					w.check(t, in, w.first(after.ip(64-w.hops, e.layer, w.quotedAfter(tr, went, c.options...))))
+					w.check(t, in, w.or(w.others.untold, w.first(after.ip(64-w.hops, e.layer, w.quotedAfter(tr, went, c.options...)))))
 				})
 			}
 		}
@@ -125,7 +125,7 @@ func testUnaskedErrors(t *testing.T, w passage) {
 	came, _ := w.begin(t, tr, low)
 	strange := func(name string, quote packet.Layer) {
 		t.Run(name, func(t *testing.T) {
-			in, end := w.frames(64, []packet.Layer{packet.TTLExceeded(), quote}, []packet.Layer{packet.TTLExceeded(), quote})
+			in, end := w.ofStranger().frames(64, []packet.Layer{packet.TTLExceeded(), quote}, []packet.Layer{packet.TTLExceeded(), quote})
 			w.check(t, in, w.or(w.others.unasked, end))
 		})
 	}

@@ -23,6 +23,8 @@ type passage struct {
 	family
 	// came are the ends of a packet, went those with which it goes on.
 	came, went pair
+	// strange are the ends with which goes on what is of no flow that is known; nil where they are the same.
+	strange *pair
 	// dialled are the ports of the server, before and after; 0 for server.
 	dialled struct{ came, went uint16 }
 	// carries tells the transports that pass; nil: all.
@@ -71,8 +73,8 @@ type ends struct {
 	senseless *want
 	// early is that of a fragment that overtakes the first one, earlyAgain of another one, if that differs.
 	early, earlyAgain *want
-	// unasked is that of an error about what the receiver has not sent.
-	unasked *want
+	// unasked is that of an error about what the receiver has not sent, untold of one about what it has.
+	unasked, untold *want
 	// lastHop is that of a packet whose TTL is 0 or 1, lastHopKnown in a flow that is known.
 	lastHop, lastHopKnown *want
 	// tooBig is that of segments that do not fit.
@@ -110,6 +112,14 @@ func says(tr transport, port uint16, answers bool) []packet.Layer {
 		return tr.back(port)
 	}
 	return tr.there(port)
+}
+
+// ofStranger is the passage of what is of no flow that is known.
+func (w passage) ofStranger() passage {
+	if w.strange != nil {
+		w.went = *w.strange
+	}
+	return w
 }
 
 // begin has the node know what the packets need, and nothing else.
