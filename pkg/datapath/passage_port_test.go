@@ -28,8 +28,10 @@ func localPortPassages(n *node, f family) []passage {
 	out.answers, out.dialled.came, out.dialled.went = true, 0, hostPort
 	out.in, out.back = fromB, n.fromA
 	out.out = func(layers ...packet.Layer) []byte { return delivered(n.a, layers...) }
+	out.others, out.stays = ofContainer(), nil
 	// What is no answer goes straight, with b's own address.
-	out.others, out.stays, out.strange = ofContainer(), nil, &pair{f.b, f.a}
+	straight := out
+	straight.went.src, out.strange = f.b, &straight
 
 	own := in
 	own.name, own.came, own.went = "container to mapped port of its own", pair{f.b, f.host}, pair{f.host, f.b}

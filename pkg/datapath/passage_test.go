@@ -23,8 +23,6 @@ type passage struct {
 	family
 	// came are the ends of a packet, went those with which it goes on.
 	came, went pair
-	// strange are the ends with which goes on what is of no flow that is known; nil where they are the same.
-	strange *pair
 	// dialled are the ports of the server, before and after; 0 for server.
 	dialled struct{ came, went uint16 }
 	// carries tells the transports that pass; nil: all.
@@ -47,6 +45,8 @@ type passage struct {
 	turned func(frame []byte) []byte
 	// hops are taken off the TTL.
 	hops uint8
+	// strange is the passage of what is of no flow that is known; nil for this one.
+	strange *passage
 	// speakers may speak of what was sent to the end that packets come from.
 	speakers []netip.Addr
 
@@ -117,7 +117,7 @@ func says(tr transport, port uint16, answers bool) []packet.Layer {
 // ofStranger is the passage of what is of no flow that is known.
 func (w passage) ofStranger() passage {
 	if w.strange != nil {
-		w.went = *w.strange
+		return *w.strange
 	}
 	return w
 }
