@@ -526,5 +526,6 @@ func TestBridgePorts(t *testing.T) {
 			step{"error of another on the bridge", refused(bridgeIndex), drops("martian")},
 			step{"answer by the stack", byStack(bridgeIndex, seenOwn), leaves(n.left(ip(f.host, f.world, 63, udp(hostPort, low)...)...))},
 		)
+		testPassages(t, bridgePortPassages(n, f))
 	})
 }

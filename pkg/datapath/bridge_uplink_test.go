@@ -60,6 +60,7 @@ func TestBridgeUplink(t *testing.T) {
 		t.Run("policy", func(t *testing.T) { testUplinkPolicy(t, n, f) })
 		t.Run("mapped port", func(t *testing.T) { testUplinkPort(t, n, f) })
 		t.Run("marks", func(t *testing.T) { testUplinkMarks(t, n, f) })
+		t.Run("passages", func(t *testing.T) { testUplinkPassages(t, n, f) })
 	})
 }
 

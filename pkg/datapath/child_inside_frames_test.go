@@ -19,6 +19,8 @@ type insideKind struct {
 	layers func(src, dst netip.Addr) []packet.Layer
 	// end is what the child's programs count, whatever policy says; "" where it is asked.
 	end string
+	// segment is the size of its segments, 0 for one that is none.
+	segment uint32
 }
 
 // insideKinds are packets of all kinds, each of which a stack may take for its own.
@@ -26,7 +28,7 @@ func insideKinds(f family) []insideKind {
 	with := func(name, end string, behind []packet.Layer, options ...packet.IPOption) insideKind {
 		return insideKind{name, func(src, dst netip.Addr) []packet.Layer {
 			return append([]packet.Layer{packet.IP(src, dst, options...)}, behind...)
-		}, end}
+		}, end, 0}
 	}
 	message := udp(low, server)
 	behind := func(extensions ...packet.Layer) []packet.Layer { return slices.Concat(extensions, message) }
@@ -47,6 +49,18 @@ func insideKinds(f family) []insideKind {
 		with("of no length", "invalid", message, packet.Length(0)),
 		with("cut in its transport header", "invalid", []packet.Layer{packet.Payload(7)}, packet.Proto(unix.IPPROTO_UDP)),
 		with("nothing behind its header", "invalid", []packet.Layer{packet.Payload(0)}, packet.Proto(unix.IPPROTO_TCP)),
+	}
+	for _, e := range icmpErrors() {
+		for _, c := range cuts() {
+			kinds = append(kinds, insideKind{e.name + ", " + c.name, func(src, dst netip.Addr) []packet.Layer {
+				return ip(src, dst, 64, e.layer, packet.Quote(frame(routerMAC(), routerMAC(), ip(dst, src, 9, udp(server, low)...)...), c.options...))
+			}, "", 0})
+		}
+	}
+	for _, tr := range large() {
+		kinds = append(kinds, insideKind{"segments of " + tr.name, func(src, dst netip.Addr) []packet.Layer {
+			return ip(src, dst, 64, tr.there(low)...)
+		}, "", segment})
 	}
 	if !f.v6() {
 		return append(kinds,
@@ -106,7 +120,11 @@ func testInsideFrames(t *testing.T, n *insider, f family) {
 		t.Run(kind.name, func(t *testing.T) {
 			for _, way := range n.ways(f) {
 				layers := kind.layers(way.src, way.dst)
-				brought := n.at(way.child, way.childFrom, way.childTo, layers...)
+				meets, brought := n.at(way.master, way.from, way.to, layers...), n.at(way.child, way.childFrom, way.childTo, layers...)
+				if kind.segment != 0 {
+					meets.gsoSize, meets.gsoSegs = kind.segment, 3
+					brought.gsoSize, brought.gsoSegs = meets.gsoSize, meets.gsoSegs
+				}
 				end := shut(way.journey, "decided", way.policyDrop)
 				switch kind.end {
 				case "":
@@ -116,7 +134,7 @@ func testInsideFrames(t *testing.T, n *insider, f family) {
 					end = shut(way.journey, "decided", kind.end)
 				}
 				n.table(t,
-					step{way.name, n.at(way.master, way.from, way.to, layers...), want{verdict: redirect, out: brought.in}},
+					step{way.name, meets, want{verdict: redirect, out: brought.in}},
 					step{way.name + ", at the child", brought, end},
 				)
 			}

@@ -87,6 +87,7 @@ func TestChildInside(t *testing.T) {
 		t.Run("policy", func(t *testing.T) { testInsidePolicy(t, n, f) })
 		t.Run("by the parent", func(t *testing.T) { testInsideParent(t, n, f) })
 		t.Run("frames", func(t *testing.T) { testInsideFrames(t, n, f) })
+		t.Run("passages", func(t *testing.T) { testInsidePassages(t, n, f) })
 	})
 	t.Run("no IP", func(t *testing.T) { testInsideStrange(t, n) })
 	t.Run("repair", func(t *testing.T) { testInsideRepair(t, n) })

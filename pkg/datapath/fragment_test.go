@@ -174,9 +174,11 @@ func testInOrder(t *testing.T, w passage, tr transport, order []int) {
 func testEarly(t *testing.T, w passage, tr transport) {
 	came, went := w.begin(t, tr, low)
 	in, out := w.cut(t, tr, came, went)
-	early, second := w.asFirst(out[3]), out[1]
+	stranger := w.ofStranger()
+	_, alone := stranger.cut(t, tr, came, went)
+	early, second := stranger.asFirst(alone[3]), alone[1]
 	if tr.echo {
-		second = w.asFirst(second)
+		second = stranger.asFirst(second)
 	}
 	if w.others.early != nil {
 		early, second = *w.others.early, w.or(w.others.earlyAgain, *w.others.early)

@@ -38,6 +38,7 @@ func TestLayer2(t *testing.T) {
 			step{"an endpoint answers it", n.onBridge(n.b, quiet.MAC, ip(f.b, f.a, 64, udp(server, low)...)...), passed(seenOwn, "decided")},
 			step{"a station to it", n.byBridge(quiet, ip(f.unknown, f.a, 64, udp(low, server)...)...), passed(seenNot)},
 		)
+		testPassages(t, stationPassages(n, f, quiet, 0))
 		t.Run("egress", func(t *testing.T) {
 			n.enforce(t, n.policy().restrict(quiet, egress).allow(setOne, 0))
 			n.story(t, step{"policy does not know it", toB, denied("policy_egress")})

@@ -5,10 +5,14 @@ package datapath
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
 	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/internal/packet"
@@ -89,6 +93,16 @@ func TestNonLinear(t *testing.T) {
 			})
 		}
 	})
+	bothFamilies(t, func(t *testing.T, f family) {
+		for _, name := range []string{"UDP", "TCP"} {
+			t.Run(name+" for others", func(t *testing.T) { testNonLinearService(t, s, d, f, name, inA, inWorld) })
+		}
+	})
+	bothFamilies(t, func(t *testing.T, f family) {
+		for _, name := range []string{"UDP", "TCP"} {
+			t.Run(name+" to a mapped port", func(t *testing.T) { testNonLinearPort(t, s, d, f, name, inA, inB, inWorld) })
+		}
+	})
 	// Without an uplink it is the stack that forwards, which reads no more than it needs.
 	s.node.Do(t, func() { must(t, d.ReconcileUplinks(nil)) })
 	policy := Policy{
@@ -110,6 +124,86 @@ func TestNonLinear(t *testing.T) {
 	})
 	// The last, since nobody reads what these sockets hear of it.
 	t.Run("TCP beyond 64 KiB", func(t *testing.T) { testBigTCP(t, s, d) })
+	t.Run("on a bridge", func(t *testing.T) { testNonLinearBridge(t, s, d) })
+}
+
+// testNonLinearService: what is left to the stack is hidden at the uplink, and its answer finds back by the stack.
+func testNonLinearService(t *testing.T, s *site, d *Datapath, f family, name string, inA, inWorld rawListener) {
+	a, layers := s.ends[0], nonLinear()[name]
+	world := s.device(t, s.world, "eth0").Attrs().HardwareAddr
+	must(t, d.ReconcileStackDestinations([]netip.Prefix{netip.PrefixFrom(f.world, f.world.BitLen())}))
+	defer func() { must(t, d.ReconcileStackDestinations(nil)) }()
+	hidden := func(way string) (outside uint16) {
+		return f.sourceOf(inWorld.hearLike(t, way, world, f, func(got []byte) []byte {
+			return frame(s.uplink.MAC, world, ip(f.host, f.world, 63, layers(f.sourceOf(got, name), server)...)...)
+		}), name)
+	}
+	// What comes by a container's program has been made linear as far as that has read.
+	sendNonLinear(t, s.node, "up0", frame(s.uplink.MAC, world, ip(f.a, f.world, 63, layers(inside+1, server)...)...))
+	hidden("to the world, as the stack's own")
+	sendNonLinear(t, s.a, "eth0", sent(a, ip(f.a, f.world, 64, layers(inside, server)...)...))
+	outside := hidden("to the world")
+	sendNonLinear(t, s.world, "eth0", frame(world, s.uplink.MAC, ip(f.world, f.host, 64, layers(server, outside)...)...))
+	inA.wantHeard(t, "answer of the world", delivered(a, ip(f.world, f.a, 63, layers(server, inside)...)...), f)
+}
+
+// testNonLinearPort: the world and a dial a port of the host that leads to b, which answers.
+func testNonLinearPort(t *testing.T, s *site, d *Datapath, f family, name string, inA, inB, inWorld rawListener) {
+	a, b, layers := s.ends[0], s.ends[1], nonLinear()[name]
+	world := s.device(t, s.world, "eth0").Attrs().HardwareAddr
+	protocol := map[string]uint8{"UDP": unix.IPPROTO_UDP, "TCP": unix.IPPROTO_TCP}[name]
+	b.Ports = []Port{{f.host, hostPort, protocol, f.b, server}}
+	s.node.Do(t, func() {
+		must(t, errors.Join(d.AttachEndpoint(b), d.ReconcileHostAddresses([]netip.Addr{f.host})))
+	})
+	defer s.node.Do(t, func() { must(t, errors.Join(d.AttachEndpoint(s.ends[1]), d.ReconcileHostAddresses(nil))) })
+	sendNonLinear(t, s.world, "eth0", frame(world, s.uplink.MAC, ip(f.router, f.host, 64, layers(low, hostPort)...)...))
+	inB.wantHeard(t, "of the world", delivered(b, ip(f.router, f.b, 63, layers(low, server)...)...), f)
+	sendNonLinear(t, s.b, "eth0", sent(b, ip(f.b, f.router, 64, layers(server, low)...)...))
+	inWorld.wantHeard(t, "answer to the world", frame(s.uplink.MAC, world, ip(f.host, f.router, 63, layers(hostPort, low)...)...), f)
+	sendNonLinear(t, s.a, "eth0", sent(a, ip(f.a, f.host, 64, layers(low, hostPort)...)...))
+	inB.wantHeard(t, "of a", delivered(b, ip(f.a, f.b, 63, layers(low, server)...)...), f)
+	sendNonLinear(t, s.b, "eth0", sent(b, ip(f.b, f.a, 64, layers(server, low)...)...))
+	inA.wantHeard(t, "answer to a", delivered(a, ip(f.host, f.a, 63, layers(hostPort, low)...)...), f)
+}
+
+// testNonLinearBridge: a and b become ports of a bridge that has another station.
+func testNonLinearBridge(t *testing.T, s *site, d *Datapath) {
+	station := nstest.New(t, "station")
+	s.node.Run(t, "ip", "link", "add", "br0", "address", "02:00:00:00:b0:00", "up", "type", "bridge")
+	nstest.Veth(t, s.node, "port0", station, "eth0")
+	s.node.Run(t, "ip", "link", "set", "port0", "master", "br0")
+	ends := slices.Clone(s.ends)
+	for i := range ends {
+		ends[i].Bridge, ends[i].HostMAC = s.device(t, s.node, "br0").Attrs().Index, packet.MAC("02:00:00:00:b0:00")
+		s.node.Run(t, "ip", "link", "set", ends[i].IfName, "address", ends[i].HostMAC.String(), "master", "br0")
+		s.node.Do(t, func() { must(t, errors.Join(d.AttachEndpoint(ends[i]), d.CheckEndpoint(ends[i]))) })
+	}
+	a, b, mac := ends[0], ends[1], s.device(t, station, "eth0").Attrs().HardwareAddr
+	for _, f := range []family{v4(), v6()} { // or it would be behind an uplink, by the default route
+		s.route(t, s.node, netlink.Route{LinkIndex: a.Bridge, Scope: netlink.SCOPE_LINK, Dst: ipNet(netip.PrefixFrom(f.unknown, f.unknown.BitLen()))})
+	}
+	inB, inStation := listenRaw(t, s.b), listenRaw(t, station)
+	bothFamilies(t, func(t *testing.T, f family) {
+		for _, name := range []string{"UDP", "TCP"} {
+			t.Run(name, func(t *testing.T) {
+				layers := nonLinear()[name]
+				toB := func(port uint16) []byte { return frame(a.MAC, b.MAC, ip(f.a, f.b, 64, layers(low, port)...)...) }
+				ofStation := func(port uint16) []byte { return frame(mac, b.MAC, ip(f.unknown, f.b, 64, layers(low, port)...)...) }
+				toStation := frame(a.MAC, mac, ip(f.a, f.unknown, 64, layers(low, server)...)...)
+				for _, port := range []uint16{server + 1, server} { // the policy is that of before
+					sendNonLinear(t, s.a, "eth0", toB(port))
+				}
+				inB.wantHeard(t, "to a port", toB(server), f, toB(server+1))
+				for _, port := range []uint16{server + 1, server} {
+					sendNonLinear(t, station, "eth0", ofStation(port))
+				}
+				inB.wantHeard(t, "of a station", ofStation(server), f, ofStation(server+1))
+				sendNonLinear(t, s.a, "eth0", toStation)
+				inStation.wantHeard(t, "to a station", toStation, f)
+			})
+		}
+	})
 }
 
 // testNonLinearChildren: the same by the programs of a parent, in both directions.

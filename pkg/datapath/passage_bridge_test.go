@@ -92,3 +92,33 @@ func gatewayPassages(n *node, f family) []passage {
 func testBridgePassages(t *testing.T, n *node, f family) {
 	testPassages(t, slices.Concat(bridgePassages(n, f), policedBridgePassages(n, f), gatewayPassages(n, f)))
 }
+
+// stationPassages are those of an endpoint that is to its link what a VM behind a tap is: of what it sends there, of what
+// it sends to the node, and of what it gets; vlan is the tag of its frames, 0 for none. A policy knows of it that it is
+// there, and not what it says.
+func stationPassages(n *node, f family, e Endpoint, vlan uint32) []passage {
+	out := passage{
+		name: "station to station", node: n, family: f, came: pair{f.unknown, f.neighbour}, went: pair{f.unknown, f.neighbour},
+		in:   func(layers ...packet.Layer) run { return n.onBridge(e, stationMAC(), layers...).tagged(vlan) },
+		good: passed(seenNot), others: ends{senseless: as(drops("invalid")), tagged: as(drops("vlan")), toMartian: as(drops("martian"))},
+	}
+	if vlan != 0 { // a second tag might count where the bridge takes the first away
+		out.others.inTag = out.others.tagged
+	}
+	toNode := out
+	toNode.name, toNode.came, toNode.went = "station to node", pair{f.unknown, f.world}, pair{f.unknown, f.world}
+	toNode.in = func(layers ...packet.Layer) run { return n.from(e, layers...).tagged(vlan) }
+	in := passage{
+		name: "station of the link to it", node: n, family: f, came: pair{f.neighbour, f.unknown}, went: pair{f.neighbour, f.unknown},
+		in:   func(layers ...packet.Layer) run { return n.byBridge(e, layers...).tagged(vlan) },
+		good: passed(seenNot), others: ends{senseless: as(passed(seenNot))},
+	}
+	restrict := func(change func(*Subject)) func() Policy {
+		return func() Policy { return n.policy().restrict(e, change).services(0) }
+	}
+	shutOut, shutIn := out, in
+	shutOut.others.toMartian = nil
+	shutIn.others = ends{senseless: as(drops("invalid"))}
+	unsent, refused := drops("policy_egress"), drops("policy_ingress")
+	return []passage{out, toNode, in, shutOut.kept(restrict(egress), unsent, unsent), shutIn.kept(restrict(ingress), refused, refused)}
+}

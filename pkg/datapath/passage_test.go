@@ -41,8 +41,12 @@ type passage struct {
 	back func(layers ...packet.Layer) run
 	// stays is the frame that the stack gets of a packet that would have gone on, where that changes.
 	stays func(layers ...packet.Layer) []byte
+	// turned is the frame that the stack gets of one that is not for it, to say something of it; nil where it stays as it is.
+	turned func(frame []byte) []byte
 	// hops are taken off the TTL.
 	hops uint8
+	// strange is the passage of what is of no flow that is known; nil for this one.
+	strange *passage
 	// speakers may speak of what was sent to the end that packets come from.
 	speakers []netip.Addr
 
@@ -69,8 +73,8 @@ type ends struct {
 	senseless *want
 	// early is that of a fragment that overtakes the first one, earlyAgain of another one, if that differs.
 	early, earlyAgain *want
-	// unasked is that of an error about what the receiver has not sent.
-	unasked *want
+	// unasked is that of an error about what the receiver has not sent, untold of one about what it has.
+	unasked, untold *want
 	// lastHop is that of a packet whose TTL is 0 or 1, lastHopKnown in a flow that is known.
 	lastHop, lastHopKnown *want
 	// tooBig is that of segments that do not fit.
@@ -108,6 +112,14 @@ func says(tr transport, port uint16, answers bool) []packet.Layer {
 		return tr.back(port)
 	}
 	return tr.there(port)
+}
+
+// ofStranger is the passage of what is of no flow that is known.
+func (w passage) ofStranger() passage {
+	if w.strange != nil {
+		return *w.strange
+	}
+	return w
 }
 
 // begin has the node know what the packets need, and nothing else.

@@ -107,6 +107,7 @@ func TestPorts(t *testing.T) {
 		for _, w := range portPassages(n, f) {
 			t.Run(w.name, func(t *testing.T) { testPassage(t, w) })
 		}
+		testPassages(t, localPortPassages(n, f))
 	})
 }
 

@@ -49,6 +49,7 @@ func testServices(t *testing.T, n *node) {
 		}
 		t.Run("SYN on its ports", func(t *testing.T) { testServiceSYN(t, n, f) })
 		t.Run("error under a policy", func(t *testing.T) { testServiceError(t, n, f) })
+		testPassages(t, servicePassages(n, f))
 	})
 }
 

@@ -94,6 +94,9 @@ func TestTrunk(t *testing.T) {
 		step{"spanning tree", of(packet.MAC("01:80:c2:00:00:00")), drops("martian")},
 	)
 	n.claims(t, n.a, func(r run) run { return r.tagged(5) })
+	n.a.Trunk = vlan.Of(vlan.Range{First: 64, Last: 64})
+	n.do(t, func() error { return n.AttachEndpoint(n.a) })
+	eachFamily(t, func(t *testing.T, f family) { testPassages(t, stationPassages(n, f, n.a, 64)) })
 }
 
 // TestTrunkEntries: an entry that is lost, and one that nobody is to have, are found and mended.

@@ -153,6 +153,9 @@ func testLastHops(t *testing.T, w passage) {
 				last := w.in(w.came.ip(ttl, w.comes(tr, came)...)...)
 				stays := w.went.ip(ttl, w.leaves(tr, went)...) // where it is no matter
 				first := w.or(w.others.lastHop, w.first(stays))
+				if w.turned != nil {
+					first.out = w.turned(last.in)
+				}
 				w.check(t, last, first)
 				came, went = w.begin(t, tr, low)
 				good, end := w.frames(2, w.comes(tr, came), w.leaves(tr, went))
@@ -160,6 +163,9 @@ func testLastHops(t *testing.T, w passage) {
 				known := w.or(w.others.lastHopKnown, w.again(tr, stays))
 				if w.asks != nil && w.asks(tr) {
 					known = w.or(w.others.lastHop, known)
+				}
+				if w.turned != nil {
+					known.out = w.turned(last.in)
 				}
 				w.story(t,
 					step{"with two left", good, end},
@@ -212,6 +218,9 @@ func testSegments(t *testing.T, w passage) {
 			big := w.or(w.others.tooBig, w.again(tr, w.went.ip(64-w.hops, w.leaves(tr, went)...)))
 			if w.stays != nil {
 				big.out = w.stays(w.went.ip(64, w.leaves(tr, went)...)...)
+			}
+			if w.turned != nil {
+				big.out = w.turned(good.in)
 			}
 			w.story(t, step{"that fit", gso(good, segment), end}, step{"too big", gso(good, 1500), big})
 			w.forget(t)
