@@ -89,9 +89,10 @@ func (p *parent) makeChildren(t testing.TB) {
 }
 
 // loadParents has the programs of parents loaded for this node's namespace: what else is
-// loaded is other tests' too, and does not care.
+// loaded is other tests' too, and does not care. They meet what the node's own stack sends by the uplink, too.
 func (p *parent) loadParents(t testing.TB, inode uint32) {
 	t.Helper()
+	p.tally = nil
 	before := p.programs.settings["netns_inode"]
 	p.programs.settings["netns_inode"] = inode
 	must(t, errors.Join(p.load(fromParent), p.load(toParent)))

@@ -101,7 +101,6 @@ func mappedTo(port uint16, addresses ...netip.Addr) (all []Port) {
 
 // settle attaches the residents, and writes the policies.
 func (n *town) settle(tb testing.TB) {
-	n.tally = nil // the stack answers what children send to groups
 	n.residents = append([]Endpoint{n.a, n.b, n.c}, n.residents...)
 	for _, f := range []family{v4(), v6()} {
 		n.hosts = append(n.hosts, f.host, f.second())
