@@ -121,6 +121,17 @@ static __noinline int into_child(struct __sk_buff *skb, __u32 journey, __u32 ifi
 }
 
 /*
+ * Whether endpoints of the node speak by a port of the host. Of that no size is asked: the stack
+ * would tell the sender of ends that it does not know, and what it cuts meets no hook that could
+ * translate it. An endpoint takes what is larger than what it sends.
+ */
+static __always_inline bool goes_by_port(const struct flow *flow, enum journey journey)
+{
+	return journey == FROM_CONTAINER && flow->action == ACTION_DELIVER &&
+	       flow->flags & (FLOW_TRANSLATE_SOURCE | FLOW_TRANSLATE_DESTINATION);
+}
+
+/*
  * Sends the packet on its way. What is too big for the way, or at the end of its
  * life, is left to the stack, which answers the sender; a reply from the world
  * is translated before, so that the answer quotes what the stack can place.
@@ -151,14 +162,14 @@ static __always_inline int apply(struct __sk_buff *skb, struct packet *packet, s
 			skb->tc_index = SEEN_DECIDED;
 			return pass(skb, journey, COUNTER_TRANSLATED_TO_STACK);
 		}
-		if (packet->length > flow->mtu)
+		if (packet->length > flow->mtu && !goes_by_port(flow, journey))
 			return apply_pass(skb, journey, COUNTER_TOO_BIG);
 	} else {
 		if (flow->action == ACTION_PASS)
 			return pass(skb, journey, COUNTER_PASSED);
 		if (packet->ttl <= 1)
 			return apply_pass(skb, journey, COUNTER_PASSED);
-		if (packet->length > flow->mtu)
+		if (packet->length > flow->mtu && !goes_by_port(flow, journey))
 			return apply_pass(skb, journey, COUNTER_TOO_BIG);
 		if (flow->flags & FLOW_TRANSLATE_SOURCE &&
 		    translate(skb, packet, SOURCE, &flow->address, flow->port, flow->checksum_diff))

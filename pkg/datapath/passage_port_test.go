@@ -19,7 +19,8 @@ func localPortPassages(n *node, f family) []passage {
 	in.name, in.came, in.went = "container to mapped port", pair{f.a, f.host}, pair{f.a, f.b}
 	in.dialled.came, in.carries, in.open, in.back = hostPort, isMapped, talked, fromB
 	in.others.lastHopKnown = as(drops("ttl"))
-	in.stays = func(layers ...packet.Layer) []byte { return sent(n.a, layers...) }
+	// No size is asked of what the stack could say nothing of.
+	in.others.tooBig = nil
 	// What leads nowhere is the host's.
 	nobodys := as(passed(seenNot, "decided"))
 	in.others.early, in.others.earlyAgain, in.others.unasked = nobodys, as(passed(seenNot)), nobodys
@@ -28,7 +29,8 @@ func localPortPassages(n *node, f family) []passage {
 	out.answers, out.dialled.came, out.dialled.went = true, 0, hostPort
 	out.in, out.back = fromB, n.fromA
 	out.out = func(layers ...packet.Layer) []byte { return delivered(n.a, layers...) }
-	out.others, out.stays = ofContainer(), nil
+	out.others = ofContainer()
+	out.others.tooBig = nil
 	// What is no answer goes straight, with b's own address.
 	straight := out
 	straight.went.src, out.strange = f.b, &straight
@@ -38,8 +40,8 @@ func localPortPassages(n *node, f family) []passage {
 	own.in, own.out, own.back, own.open = fromB, toB, nil, func(t *testing.T, _ passage, tr transport, port uint16) (came, went uint16) {
 		return port, n.turnedAs(t, f, tr, port)
 	}
-	// Of what goes round no size is asked. What it says of its own answers nobody translates: the host has it.
-	own.others.tooBig, own.stays, own.others.untold = nil, nil, nobodys
+	// What it says of its own answers nobody translates: the host has it.
+	own.others.untold = nobodys
 	ownBack := own
 	ownBack.name, ownBack.answers, ownBack.dialled.came, ownBack.dialled.went = "answer of mapped port of its own", true, 0, hostPort
 	ownBack.open = func(t *testing.T, _ passage, tr transport, port uint16) (came, went uint16) {
@@ -78,7 +80,7 @@ func bridgePortPassages(n *node, f family) []passage {
 	out.name, out.in, out.strange, out.others = "answer of mapped port to a port", in.back, nil, ofPort()
 	straight, turned := as(across("decided")), as(passed(seenOwn, "decided"))
 	out.others.early, out.others.earlyAgain, out.others.unasked = straight, as(across()), straight
-	out.others.lastHop, out.others.lastHopKnown, out.others.tooBig = turned, turned, turned
+	out.others.lastHop, out.others.lastHopKnown, out.others.tooBig = turned, turned, nil
 	out.turned = func(frame []byte) []byte { return slices.Concat(n.b.HostMAC, frame[6:]) }
 	return []passage{in, out}
 }

@@ -27,6 +27,8 @@ func mutations() []mutation {
 		{"fragments told apart by addresses alone", "lib/fragment.h", "	key->identification = packet->identification;\n", ""},
 		{"fragments never forgotten", "lib/fragment.h", "if (known && (__s32)(now() - known->seen) <= (__s32)FRAGMENT_AGE) {", "if (known) {"},
 		{"MTU off by one", "lib/apply.h", "			return apply_pass(skb, journey, COUNTER_TOO_BIG);\n		if (flow->flags", "			;\n		if (flow->flags"},
+		{"size asked of what goes by a port", "lib/apply.h", "	return journey == FROM_CONTAINER && flow->action == ACTION_DELIVER &&", "	return 0 && journey == FROM_CONTAINER && flow->action == ACTION_DELIVER &&"},
+		{"no size asked of masquerade", "lib/apply.h", "	return journey == FROM_CONTAINER && flow->action == ACTION_DELIVER &&", "	return journey == FROM_CONTAINER &&"},
 		{"prefix of an exclude too short", "lib/route.h", "	struct prefix_key key = { .length = 128 };", "	struct prefix_key key = { .length = 127 };"},
 		{"delivered to the sender's device", "lib/apply.h", "	return bpf_redirect_peer(flow->out_ifindex, 0);", "	return bpf_redirect_peer(skb->ifindex, 0);"},
 		{"delivered past the parent's ingress", "lib/apply.h", "bpf_redirect(interface->bridge, BPF_F_INGRESS)", "bpf_redirect(interface->bridge, 0)"},
