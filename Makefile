@@ -100,6 +100,7 @@ test: ## run every test (as root)
 	$(DEPS) build test
 	TENDRIL_TEST_PRIVILEGED=1 $(GO) test -race -timeout 25m $(TESTFLAGS) ./...
 
+.NOTPARALLEL: test-kernels
 .PHONY: test-kernels
 test-kernels: test-kernels-packages test-kernels-journeys $(if $(KERNEL)$(VAGRANT),,test-kernels-wire) ## run the matrix: tests on other kernels, in virtual machines (VAGRANT=1: those of the Vagrantfile)
 

@@ -66,8 +66,10 @@ func cleanup(env environment, cfg config, log *slog.Logger, force bool) (err err
 		}
 		log.Info("macvlan device removed", "mac", child.MAC.String())
 	}
-	if err := n.removeVLANs(force); err != nil {
-		return err
+	if n.db != nil {
+		if err := agent.RemoveVLANs(n.db, n.host); err != nil {
+			return err
+		}
 	}
 	mounts, err := n.mounts()
 	if err != nil {
@@ -125,19 +127,6 @@ func (n *node) children(force bool) ([]wiring.ChildLink, error) {
 		return children, nil
 	}
 	return children, err
-}
-
-// removeVLANs removes those that were made, with force those whose records can be read.
-func (n *node) removeVLANs(force bool) error {
-	if n.db == nil {
-		return nil
-	}
-	err := agent.RemoveVLANs(n.db, n.host)
-	if damaged := (*agent.StateError)(nil); force && errors.As(err, &damaged) {
-		n.log.Warn("records of the state file given up: these VLANs may stay", "error", err)
-		return nil
-	}
-	return err
 }
 
 // mounts returns the paths at which an agent has mounted a bpf file system.

@@ -151,11 +151,7 @@ func TestLifeOfAnAgent(t *testing.T) {
 	db, err := bbolt.Open(state, 0o600, nil)
 	must(t, err)
 	must(t, db.Update(func(tx *bbolt.Tx) error {
-		return errors.Join(
-			tx.Bucket([]byte("endpoints")).Put([]byte("c9/eth0"), []byte("{")),
-			tx.Bucket([]byte("settings")).Put([]byte("kernel/none"), []byte("{}")),
-			tx.Bucket([]byte("vlans")).Put([]byte("up0"), nil),
-		)
+		return errors.Join(tx.Bucket([]byte("endpoints")).Put([]byte("c9/eth0"), []byte("{")), tx.Bucket([]byte("settings")).Put([]byte("kernel/none"), []byte("{}")))
 	}))
 	must(t, db.Close())
 	for _, args := range [][]string{m.args(), append([]string{"cleanup"}, m.args()...)} {

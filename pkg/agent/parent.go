@@ -301,42 +301,37 @@ func (s *Service) forgetVLAN(name string) error {
 }
 
 // madeVLANs reads the VLANs that are ours: their indexes by name, 0 for one that may not
-// have been made. With a StateError it returns those whose records can be read.
+// have been made. A record that no agent can have written makes no device ours.
 func madeVLANs(db *bbolt.DB) (map[string]int, error) {
 	made := make(map[string]int)
-	var faults []error
 	err := db.View(func(tx *bbolt.Tx) error {
 		return tx.Bucket(bucketVLANs).ForEach(func(name, value []byte) error {
-			index, err := decodeVLAN(name, value)
-			if err != nil {
-				faults = append(faults, err)
-				return nil
+			if index, ok := decodeVLAN(name, value); ok {
+				made[string(name)] = index
 			}
-			made[string(name)] = index
 			return nil
 		})
 	})
-	if err = errors.Join(append(faults, err)...); err != nil {
-		return made, &StateError{Path: db.Path(), Reason: "damaged", Err: err}
+	if err != nil {
+		return nil, fmt.Errorf("read VLANs: %w", err)
 	}
 	return made, nil
 }
 
-// decodeVLAN reads what recordVLAN wrote. The error names the VLAN: a device of the node is removed by
-// what is read, and so what no agent can have written is refused.
-func decodeVLAN(name, value []byte) (index int, err error) {
-	if _, _, ok := ifname.VLANOf(string(name)); !ok || api.ParentNameFault(string(name)) != "" {
-		return 0, fmt.Errorf("read VLAN %q: it is no name of one", name)
+// decodeVLAN reads what recordVLAN wrote; false where it cannot have: by what is read a device of
+// the node is removed.
+func decodeVLAN(name, value []byte) (index int, ok bool) {
+	if _, _, named := ifname.VLANOf(string(name)); !named || api.ParentNameFault(string(name)) != "" {
+		return 0, false
 	}
-	if len(value) == 0 {
-		return 0, nil
+	switch len(value) {
+	case 0:
+		return 0, true
+	case 4:
+		index := binary.BigEndian.Uint32(value)
+		return int(index), index > 0 && index <= math.MaxInt32
 	}
-	if len(value) == 4 {
-		if index := binary.BigEndian.Uint32(value); index > 0 && index <= math.MaxInt32 {
-			return int(index), nil
-		}
-	}
-	return 0, fmt.Errorf("read VLAN %q: %.64q is no index", name, value)
+	return 0, false
 }
 
 // dropVLAN removes a VLAN that was made here and has no endpoint any more. Any other
@@ -363,11 +358,11 @@ func (s *Service) dropVLANs() error {
 // dropVLANLocked is dropVLAN with s.parenting held.
 func (s *Service) dropVLANLocked(name string) error {
 	made, err := madeVLANs(s.opts.DB)
-	index, ours := made[name]
-	if !ours {
+	if err != nil {
 		return err
 	}
-	if len(s.list(func(r *record) bool {
+	index, ours := made[name]
+	if !ours || len(s.list(func(r *record) bool {
 		return r.isChild() && !r.InContainer && r.Origin.Parent == name || r.Origin.BridgeInterface() == name
 	})) != 0 {
 		return nil
@@ -384,16 +379,18 @@ func (s *Service) dropVLANLocked(name string) error {
 	return s.forgetVLAN(name)
 }
 
-// RemoveVLANs removes those that a state file says were made, and forgets them; with a StateError
-// those whose records can be read.
+// RemoveVLANs removes those that a state file says were made, and forgets them.
 func RemoveVLANs(db *bbolt.DB, of *Host) error {
-	made, damaged := madeVLANs(db)
+	made, err := madeVLANs(db)
+	if err != nil {
+		return err
+	}
 	for name, index := range made {
 		if _, err := removeVLAN(of, of, name, index); err != nil {
 			return err
 		}
 	}
-	err := db.Update(func(tx *bbolt.Tx) error {
+	return db.Update(func(tx *bbolt.Tx) error {
 		for name := range made {
 			if err := tx.Bucket(bucketVLANs).Delete([]byte(name)); err != nil {
 				return fmt.Errorf("forget VLAN %s: %w", name, err)
@@ -401,10 +398,6 @@ func RemoveVLANs(db *bbolt.DB, of *Host) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	return damaged
 }
 
 // removeVLAN removes a VLAN that was made here, and returns who of the node uses it by now: then it

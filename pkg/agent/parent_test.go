@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -366,7 +365,7 @@ func TestVLANUndone(t *testing.T) {
 	}
 }
 
-// A record that no agent can have written takes no VLAN away. It is named, and the others are kept to.
+// A record that no agent can have written takes no VLAN away, and is nobody's affair.
 func TestVLANRecordDamaged(t *testing.T) {
 	w := newWorld(t)
 	lan := w.addParent("lan0")
@@ -382,7 +381,7 @@ func TestVLANRecordDamaged(t *testing.T) {
 	}
 	health, err := s.Health(ctx)
 	must(t, err)
-	if len(health.Reasons) != 1 || !strings.Contains(health.Reasons[0], `read VLAN "lan0.60"`) {
+	if len(health.Reasons) != 0 {
 		t.Errorf("health: %+v", health)
 	}
 }

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -146,7 +147,7 @@ func parseLocalRange(text string) (from, to uint16, err error) {
 	}
 	first, err1 := strconv.ParseUint(fields[0], 10, 16)
 	last, err2 := strconv.ParseUint(fields[1], 10, 16)
-	if err := errors.Join(err1, err2); err != nil {
+	if err := cmp.Or(err1, err2); err != nil {
 		return 0, 0, fmt.Errorf("%q is no range: %w", text, err)
 	}
 	if last < first {

@@ -167,6 +167,11 @@ func TestChildInsideTraffic(t *testing.T) {
 	if t.Failed() {
 		return // all that does not come is waited for
 	}
+	// What each knows of the other it would ask again, in packets of which some are counted.
+	for i := range wiredAddresses(2) {
+		x.Run(t, "ip", "neigh", "replace", wiredAddresses(9)[i].String(), "lladdr", macOf(t, w.neighbour, "p0"), "dev", "eth0", "nud", "permanent")
+		w.neighbour.Run(t, "ip", "neigh", "replace", wiredAddresses(2)[i].String(), "lladdr", e.MAC.String(), "dev", "p0", "nud", "permanent")
+	}
 	for i, f := range []family{v4(), v6()} {
 		if !t.Run("not linear, "+f.name, func(t *testing.T) { testNonLinearInside(t, w, f, wiredAddresses(2)[i], wiredAddresses(9)[i]) }) {
 			return
@@ -191,6 +196,13 @@ func TestChildInsideTraffic(t *testing.T) {
 	if left := hooksOf(t, x); len(left) != 0 {
 		t.Errorf("attached still: %v", left)
 	}
+}
+
+func macOf(t *testing.T, ns *nstest.NS, device string) string {
+	t.Helper()
+	link, err := ns.Handle.LinkByName(device)
+	must(t, err)
+	return link.Attrs().HardwareAddr.String()
 }
 
 // testNonLinearInside: frames of which only the Ethernet header is linear, by the child and by its parent.

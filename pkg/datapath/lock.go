@@ -94,11 +94,9 @@ func holderIn(locks io.Reader, inode string) int {
 		// 1: FLOCK  ADVISORY  WRITE 1234 00:1f:42 0 EOF
 		fields := strings.Fields(scanner.Text())
 		if len(fields) >= 6 && fields[1] == "FLOCK" && fields[5] == inode {
-			pid, err := strconv.ParseUint(fields[4], 10, 31)
-			if err != nil { // -1 and the like: who it is cannot be told
-				return 0
+			if pid, err := strconv.ParseUint(fields[4], 10, 31); err == nil { // else, as with -1, who it is cannot be told
+				return int(pid)
 			}
-			return int(pid)
 		}
 	}
 	return 0

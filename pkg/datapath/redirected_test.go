@@ -131,7 +131,11 @@ func insertBefore(all asm.Instructions, added func(asm.Instruction) asm.Instruct
 		if !ok {
 			return nil, fmt.Errorf("%v leads to no instruction", out[at])
 		}
-		out[at].Offset = int16(target - ends[at])
+		offset := int16(target - ends[at])
+		if int(offset) != target-ends[at] {
+			return nil, fmt.Errorf("%v is too far away now", out[at])
+		}
+		out[at].Offset = offset
 	}
 	return out, nil
 }
