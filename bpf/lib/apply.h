@@ -123,7 +123,8 @@ static __noinline int into_child(struct __sk_buff *skb, __u32 journey, __u32 ifi
 /*
  * Whether endpoints of the node speak by a port of the host. Of that no size is asked: the stack
  * would tell the sender of ends that it does not know, and what it cuts meets no hook that could
- * translate it. An endpoint takes what is larger than what it sends.
+ * translate it. An endpoint takes what is larger than what it sends (from Linux 5.12 on: before,
+ * bpf_redirect_peer drops it, as is_skb_forwardable has it; seen on 5.10).
  */
 static __always_inline bool goes_by_port(const struct flow *flow, enum journey journey)
 {

@@ -184,13 +184,19 @@ func hasPorts(tr transport) bool { return !tr.echo }
 
 func isMapped(tr transport) bool { return !tr.echo && !tr.keeps }
 
+// isForwarded says that the stack has what it shows, or what has to be known before, from a device.
+func (w passage) isForwarded() bool {
+	layers := w.came.ip(64, w.comes(transports()[1], low)...)
+	return w.in(layers...).ingress != 0 || w.open != nil && w.back != nil && w.back(layers...).ingress != 0
+}
+
 // testPassages shows packets of all kinds on some passages; where all is emulated, each on one of the two kernels that
 // see its family. Linux 5.10 cannot run some.
 func testPassages(t *testing.T, passages []passage) {
 	t.Helper()
 	for i, w := range passages {
 		t.Run(w.name, func(t *testing.T) {
-			if w.in(w.came.ip(64, w.comes(transports()[1], low)...)...).ingress == 0 {
+			if !w.isForwarded() {
 				nstest.Halve(t, i%2)
 			} else {
 				nstest.LeaveTo(t, []string{"6.1", "6.12"}[i%2], "7")

@@ -15,6 +15,7 @@ import (
 // TestPortMTU: where one of two endpoints has a smaller MTU, datagrams that are larger reach a mapped port and are
 // answered, whatever their sockets make of the path's MTU: no error of the stack's would reach these.
 func TestPortMTU(t *testing.T) {
+	nstest.NeedKernel(t, "bpf_redirect_peer of more than the peer's MTU", 5, 12)
 	for i, narrow := range []string{"client", "server"} {
 		t.Run(narrow, func(t *testing.T) {
 			nstest.Deal(t, i)
