@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"testing"
@@ -34,20 +33,12 @@ func newHoused(t *testing.T) *wired {
 	}
 	nstest.Veth(t, x, "eth1", w.neighbour, "p0")
 	addWired(t, w.neighbour, "p0", 9)
-	root := filepath.Join(nstest.BPFFS(t), "tendril")
-	var err error
-	w.node.Do(t, func() {
-		w.Datapath, err = Open(Config{Root: root, Masquerade: true, FlowsMax: 1024, TranslationsMax: 1024})
-	})
-	must(t, err)
-	t.Cleanup(func() {
-		must(t, w.Close())
-		w.node.Do(t, func() { must(t, Remove(root)) })
-	})
+	w.open(t)
 	const id = 7
 	mac := net.HardwareAddr{2, 0, 0, 0, 0xcd, id}
 	x.Run(t, "ip", "link", "add", "link", "eth1", "name", "eth0", "index", strconv.Itoa(insideIndex|id), "address", mac.String(), "type", "macvlan", "mode", "bridge")
 	child := &Child{Parent: insideIndex | id, InContainer: true}
+	var err error
 	x.Do(t, func() { child.NetNS, err = netnsInode() })
 	must(t, err)
 	e := Endpoint{

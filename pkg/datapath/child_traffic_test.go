@@ -56,15 +56,7 @@ func newWired(t *testing.T, children map[string]Child) *wired {
 	w.node.Run(t, "ip", "link", "set", "lo", "up")
 	parent, err := w.node.Handle.LinkByName("p0")
 	must(t, err)
-	root := filepath.Join(nstest.BPFFS(t), "tendril")
-	w.node.Do(t, func() {
-		w.Datapath, err = Open(Config{Root: root, Masquerade: true, FlowsMax: 1024, TranslationsMax: 1024})
-	})
-	must(t, err)
-	t.Cleanup(func() {
-		must(t, w.Close())
-		w.node.Do(t, func() { must(t, Remove(root)) })
-	})
+	w.open(t)
 	i := 1
 	for _, name := range []string{"x", "y", "z"} {
 		child, ok := children[name]
@@ -94,6 +86,21 @@ func newWired(t *testing.T, children map[string]Child) *wired {
 	w.node.Do(t, func() { err = w.ReconcileHostAddresses(wiredAddresses(1)) })
 	must(t, err)
 	return w
+}
+
+// open has the node's datapath there until the test ends.
+func (w *wired) open(t *testing.T) {
+	t.Helper()
+	root := filepath.Join(nstest.BPFFS(t), "tendril")
+	w.node.Do(t, func() {
+		var err error
+		w.Datapath, err = Open(Config{Root: root, Masquerade: true, FlowsMax: 1024, TranslationsMax: 1024})
+		must(t, err)
+	})
+	t.Cleanup(func() {
+		must(t, w.Close())
+		w.node.Do(t, func() { must(t, Remove(root)) })
+	})
 }
 
 // pings tells whether one reaches another by both families, with a packet and with one that

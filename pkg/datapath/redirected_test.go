@@ -104,10 +104,10 @@ func insertBefore(all asm.Instructions, added func(asm.Instruction) asm.Instruct
 	// Jumps count in units of 8 bytes, of which some instructions take two.
 	size := func(some ...asm.Instruction) int { return int(asm.Instructions(some).Size() / asm.InstructionSize) }
 	var out asm.Instructions
-	var jumps []int // in out
+	// Of each jump, its place in out, and where it ended and ends: offsets count from there.
+	var jumps []struct{ at, was, is int }
 	was, is := 0, 0
-	from, ends := make(map[int]int), make(map[int]int) // by place in out: where an instruction ended, and ends
-	begins := make(map[int]int)                        // where one began: where it, with what was added, begins
+	begins := make(map[int]int) // where an instruction began: where it, with what was added, begins
 	for _, ins := range all {
 		more := added(ins)
 		if len(more) > 0 && ins.Symbol() != "" {
@@ -117,25 +117,24 @@ func insertBefore(all asm.Instructions, added func(asm.Instruction) asm.Instruct
 		was += size(ins)
 		is += size(more...) + size(ins)
 		out = append(append(out, more...), ins)
-		at := len(out) - 1
-		from[at], ends[at] = was, is
 		if jump := ins.OpCode.JumpOp(); ins.OpCode.Class().IsJump() && jump != asm.Call && jump != asm.Exit {
 			if jump == asm.Ja && ins.OpCode.Class() == asm.Jump32Class || ins.Reference() != "" {
 				return nil, fmt.Errorf("cannot move the jump %v", ins)
 			}
-			jumps = append(jumps, at)
+			jumps = append(jumps, struct{ at, was, is int }{len(out) - 1, was, is})
 		}
 	}
-	for _, at := range jumps {
-		target, ok := begins[from[at]+int(out[at].Offset)]
+	for _, jump := range jumps {
+		ins := &out[jump.at]
+		target, ok := begins[jump.was+int(ins.Offset)]
 		if !ok {
-			return nil, fmt.Errorf("%v leads to no instruction", out[at])
+			return nil, fmt.Errorf("%v leads to no instruction", *ins)
 		}
-		offset := int16(target - ends[at])
-		if int(offset) != target-ends[at] {
-			return nil, fmt.Errorf("%v is too far away now", out[at])
+		offset := target - jump.is
+		if offset != int(int16(offset)) {
+			return nil, fmt.Errorf("%v is too far away now", *ins)
 		}
-		out[at].Offset = offset
+		ins.Offset = int16(offset)
 	}
 	return out, nil
 }
