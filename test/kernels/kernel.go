@@ -44,7 +44,7 @@ type kernel struct {
 // kept are the modules that a machine gets, by the folder of the module tree:
 // those of networking, virtio and overlayfs and all they need.
 var kept = []string{
-	"net", "drivers/net", "drivers/virtio", "drivers/vdpa", "drivers/block/virtio_blk.ko", "fs/overlayfs", "arch", "crypto", "lib",
+	"net", "drivers/net", "drivers/virtio", "drivers/vdpa", "drivers/block/virtio_blk.ko", "drivers/char/virtio_console.ko", "fs/overlayfs", "arch", "crypto", "lib",
 }
 
 // dropped are folders in kept ones that no test can use.
@@ -53,13 +53,17 @@ var dropped = []string{
 	"arch/x86/kvm",
 }
 
+// choice are the modules of a kernel in the cache, in words.
+func choice() string { return fmt.Sprintln(kept, "without", dropped) }
+
 // prepareKernel returns a kernel of the matrix from cache, where it is put
-// when it is not there or when refresh asks for it.
+// when it is not there, or with other modules, or when refresh asks for it.
 func prepareKernel(ctx context.Context, cache, name string, refresh bool) (*kernel, error) {
 	dir := filepath.Join(cache, name)
 	k := &kernel{name: name, image: filepath.Join(dir, "vmlinuz"), modules: filepath.Join(dir, "modules.cpio")}
 	release, err := os.ReadFile(filepath.Join(dir, "release"))
-	if errors.Is(err, os.ErrNotExist) || refresh {
+	chosen, _ := os.ReadFile(filepath.Join(dir, "chosen"))
+	if errors.Is(err, os.ErrNotExist) || string(chosen) != choice() || refresh {
 		if err := fetchKernel(ctx, cache, name); err != nil {
 			return nil, fmt.Errorf("fetch Linux %s: %w", name, err)
 		}
@@ -215,6 +219,9 @@ func arrange(ctx context.Context, unpacked, dir string) error {
 		return err
 	}
 	if err := os.Rename(image, filepath.Join(dir, "vmlinuz")); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "chosen"), []byte(choice()), 0o644); err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(dir, "release"), []byte(release), 0o644)

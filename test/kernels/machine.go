@@ -86,10 +86,10 @@ func (m *machine) boot(ctx context.Context, out io.Writer) error {
 		"-accel", "tcg,thread=single", "-cpu", "max,-cx16,-erms,-fsrm,-la57",
 		"-smp", strconv.Itoa(m.cpus), "-m", strconv.Itoa(m.memory),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		// ttyS0 and ttyS1, in this order.
-		"-serial", "stdio", "-serial", "file:" + m.console,
+		"-serial", "file:" + m.console, // ttyS0
+		"-chardev", "file,id=jobs,path=/dev/stdout", "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=jobs",
 		"-kernel", m.kernel.image, "-initrd", m.initrd,
-		"-append", "console=ttyS1 quiet loglevel=5 panic=-1 oops=panic no_timer_check norandmaps rcupdate.rcu_expedited=1",
+		"-append", "console=ttyS0 quiet loglevel=5 panic=-1 oops=panic no_timer_check norandmaps rcupdate.rcu_expedited=1",
 	}, m.port.arguments()...)
 	qemu := exec.CommandContext(limited, "qemu-system-x86_64", arguments...)
 	qemu.Stdout, qemu.Stderr = out, os.Stderr
