@@ -15,20 +15,33 @@ import (
 )
 
 // KernelVersion is major and minor of the running kernel.
-func KernelVersion(tb testing.TB) (version [2]int) {
-	tb.Helper()
-	var name unix.Utsname
-	must(tb, unix.Uname(&name))
-	return Version(tb, unix.ByteSliceToString(name.Release[:]))
+func KernelVersion(tb testing.TB) [2]int {
+	version, err := running()
+	must(tb, err)
+	return version
 }
 
-// Version is major and minor of a release such as 6.12.3.
-func Version(tb testing.TB, release string) (version [2]int) {
-	tb.Helper()
-	if _, err := fmt.Sscanf(release, "%d.%d", &version[0], &version[1]); err != nil {
-		tb.Fatalf("version %q: %v", release, err)
+// running is asked for before many of the packets that tests show.
+var running = sync.OnceValues(func() (version [2]int, err error) {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return version, err
 	}
+	return parseVersion(unix.ByteSliceToString(name.Release[:]))
+})
+
+// Version is major and minor of a release such as 6.12.3.
+func Version(tb testing.TB, release string) [2]int {
+	version, err := parseVersion(release)
+	must(tb, err)
 	return version
+}
+
+func parseVersion(release string) (version [2]int, err error) {
+	if _, err := fmt.Sscanf(release, "%d.%d", &version[0], &version[1]); err != nil {
+		return version, fmt.Errorf("version %q: %w", release, err)
+	}
+	return version, nil
 }
 
 // KernelSince tells whether the running kernel is of a release or a later one.
@@ -40,9 +53,9 @@ func KernelSince(tb testing.TB, release string) bool {
 
 // NeedKernel skips a test of what older kernels lack.
 func NeedKernel(tb testing.TB, feature string, major, minor int) {
-	tb.Helper()
 	have := KernelVersion(tb)
 	if slices.Compare(have[:], []int{major, minor}) < 0 {
+		tb.Helper()
 		tb.Skipf("%s needs Linux %d.%d, this is %d.%d", feature, major, minor, have[0], have[1])
 	}
 }
@@ -59,10 +72,12 @@ const LeftTo = "left to other kernels of the matrix: "
 
 // Emulated tells whether this is one of the machines that other kernels are tried in, where
 // all takes many times as long. They have no compiler.
-func Emulated() bool {
+func Emulated() bool { return lacksCompiler() }
+
+var lacksCompiler = sync.OnceValue(func() bool {
 	_, err := exec.LookPath("go")
 	return err != nil
-}
+})
 
 // Whole is the variable that has every kernel of the matrix run what is dealt to several otherwise.
 const Whole = "TENDRIL_TEST_WHOLE"

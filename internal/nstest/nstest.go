@@ -231,8 +231,8 @@ func BPFFS(tb testing.TB) string {
 }
 
 func must(tb testing.TB, err error) {
-	tb.Helper()
 	if err != nil {
+		tb.Helper() // which costs more than all else here
 		tb.Fatal(err)
 	}
 }

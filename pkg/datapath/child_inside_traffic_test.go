@@ -164,7 +164,10 @@ func TestChildInsideTraffic(t *testing.T) {
 		w.neighbour.Run(t, "ip", "neigh", "replace", wiredAddresses(2)[i].String(), "lladdr", e.MAC.String(), "dev", "p0", "nud", "permanent")
 	}
 	for i, f := range []family{v4(), v6()} {
-		if !t.Run("not linear, "+f.name, func(t *testing.T) { testNonLinearInside(t, w, f, wiredAddresses(2)[i], wiredAddresses(9)[i]) }) {
+		if !t.Run("not linear, "+f.name, func(t *testing.T) {
+			nstest.Deal(t, i)
+			testNonLinearInside(t, w, f, wiredAddresses(2)[i], wiredAddresses(9)[i])
+		}) {
 			return
 		}
 	}
@@ -178,8 +181,9 @@ func TestChildInsideTraffic(t *testing.T) {
 	}
 	before := w.count(t, "from_container unknown_sender")
 	raw(t, x, "eth0", e, wiredAddresses(9)[0])
-	if got := w.count(t, "from_container unknown_sender") - before; got != 1 {
-		t.Errorf("of an endpoint that has gone, dropped: %d, want 1", got)
+	// Its stack may have something to say as well.
+	if got := w.count(t, "from_container unknown_sender") - before; got < 1 {
+		t.Errorf("of an endpoint that has gone, dropped: %d, want 1 or more", got)
 	}
 	// What the last child takes with it, and what the plugin takes from the parent then.
 	x.Run(t, "ip", "link", "del", "eth0")

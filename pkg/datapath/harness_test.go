@@ -136,8 +136,8 @@ func (r run) beside() beside {
 
 // require skips a test that the kernel cannot run.
 func (r run) require(t *testing.T) {
-	t.Helper()
 	if r.ingress != 0 {
+		t.Helper()
 		nstest.NeedKernel(t, "ingress_ifindex in BPF_PROG_TEST_RUN", 5, 16)
 	}
 }
@@ -163,7 +163,6 @@ func (got result) lost() bool {
 
 // run shows a packet to its program.
 func (n *node) run(t *testing.T, r run) (got result) {
-	t.Helper()
 	r.require(t)
 	n.do(t, func() (err error) {
 		got, err = n.execute(r)

@@ -233,10 +233,12 @@ func newNodeBeside(t testing.TB, cfg Config) *node {
 
 // do calls f in the node's namespace.
 func (n *node) do(t testing.TB, f func() error) {
-	t.Helper()
 	var err error
 	n.ns.Do(t, func() { err = f() })
-	must(t, err)
+	if err != nil {
+		t.Helper()
+		must(t, err)
+	}
 }
 
 // restart does with the endpoints of a node what an agent does that starts.
@@ -250,11 +252,12 @@ func ipNet(p netip.Prefix) *net.IPNet {
 
 // must ends the test with an error, and with all that the verifier has to say of a program that it refuses.
 func must(t testing.TB, err error) {
-	t.Helper()
+	if err == nil {
+		return
+	}
+	t.Helper() // which costs more than all else here
 	if refused := (*ebpf.VerifierError)(nil); errors.As(err, &refused) {
 		t.Logf("%+v", refused)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	t.Fatal(err)
 }
