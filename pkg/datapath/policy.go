@@ -109,8 +109,11 @@ type writtenPolicy struct {
 	// growth bounds the entries: what nobody needs any more is among them, and goes with the generation.
 	growth  int
 	entries map[maps.PolicyKey]maps.Policy
-	nodes   identityTree
-	tree    *ebpf.Map
+	// gone are endpoints that are in now no more, and have their subjects in the generation that counts: a program
+	// that has found one may still ask for its subject, which stays until the id is purged.
+	gone  map[uint16]bool
+	nodes identityTree
+	tree  *ebpf.Map
 	// unfinished says that there may be other generations, whose decisions may count.
 	unfinished bool
 }

@@ -3,7 +3,10 @@
 package datapath
 
 import (
+	"slices"
 	"testing"
+
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/tendril-net/tendril/internal/nstest"
 	"github.com/tendril-net/tendril/pkg/maps"
@@ -44,6 +47,33 @@ func TestPolicyGrows(t *testing.T) {
 	changes("what the other may", with(7, PolicyPair{setOne, 1007}), 1)
 	changes("one that may", with(8, PolicyPair{setOne, 1008}), 0)
 	changes("the other again", with(7, PolicyPair{setOne, 1007}), 0)
+
+	// A packet under way may have found an endpoint that goes: its subject goes when no program knows it any more.
+	subjects := func(when string, want ...uint16) {
+		t.Helper()
+		all, err := keysWhere[maps.SubjectKey, maps.Subject](n.maps.Subjects, func(key maps.SubjectKey) bool { return key.Generation == n.generation() })
+		must(t, err)
+		var got []uint16
+		for _, key := range all {
+			got = append(got, uint16(key.Endpoint))
+		}
+		slices.Sort(got)
+		if diff := gocmp.Diff(append(want, n.a.ID, n.b.ID, n.c.ID), got); diff != "" {
+			t.Errorf("subjects %s (-want +got):\n%s", when, diff)
+		}
+	}
+	changes("another goes", with(8), 0)
+	changes("it is back", with(7), 0)
+	subjects("of one that is back", 7, 8)
+	must(t, n.Purge([]uint16{7, 8, n.a.ID}))
+	subjects("after the purge of the other", 7)
+	changes("one more", with(9), 0)
+	subjects("of one that has gone", 7, 9)
+	for id := range PolicySubjects - 4 { // with those of now
+		n.Datapath.policy.gone[uint16(10000+id)] = true
+	}
+	changes("no room for one more", with(10), 1)
+	subjects("in a new generation", 10)
 
 	// A write that fails in the middle takes back what it has written, and the next one begins anew.
 	unlock := locked(t, &n.maps.Subjects)

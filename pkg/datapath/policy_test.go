@@ -545,8 +545,10 @@ func TestReconcilePolicy(t *testing.T) {
 	must(t, n.ReconcilePolicy(grown))
 	check("grown", map[string]uint64{"subjects": 4, "identities": 1, "policies": 2, "hits": 0})
 	must(t, n.ReconcilePolicy(first))
-	// What nobody needs any more goes with the next generation.
-	check("shrunk", map[string]uint64{"subjects": 3, "identities": 1, "policies": 2, "hits": 0})
+	// What nobody needs any more goes with the next generation, and subjects when no packet can ask for them.
+	check("shrunk", map[string]uint64{"subjects": 4, "identities": 1, "policies": 2, "hits": 0})
+	must(t, n.Purge([]uint16{7}))
+	check("purged", map[string]uint64{"subjects": 3, "identities": 1, "policies": 2, "hits": 0})
 
 	big := n.policy()
 	for i := range PolicyPairRanges + 1 {

@@ -16,7 +16,7 @@ import (
 
 // ReconcilePolicy has the programs ask this policy, from one packet to the next: each
 // packet is judged by all of the policy before or by all of this one. Where it only has
-// subjects more or less, nothing else is judged anew, as a rule. If it fails, the policy
+// subjects more or less, nothing else is judged anew, as a rule; those of detached endpoints stay until Purge. If it fails, the policy
 // before stays, or counts for what it has decided already. The error is a *TooBigError where
 // the maps have no room.
 func (d *Datapath) ReconcilePolicy(p Policy) error {
@@ -147,7 +147,8 @@ func (d *Datapath) growPolicy(p Policy) (grown bool, err error) {
 			delete(entries, key)
 		}
 	}
-	if places.next >= maxPlace || places.isLoose(numbers) || len(d.policy.entries)+len(entries) > d.policy.growth {
+	gone := d.policy.goneBy(p)
+	if places.next >= maxPlace || places.isLoose(numbers) || len(d.policy.entries)+len(entries) > d.policy.growth || len(p.Subjects)+len(gone) > PolicySubjects {
 		return false, nil
 	}
 	var keys []maps.SubjectKey
@@ -167,18 +168,38 @@ func (d *Datapath) growPolicy(p Policy) (grown bool, err error) {
 		return false, errors.Join(err, removeAll(d.maps.Subjects, keys), removeAll(d.maps.Policies, slices.Collect(gomaps.Keys(entries))))
 	}
 	gomaps.Copy(d.policy.entries, entries)
-	var left []maps.SubjectKey
-	for id := range before.Subjects {
-		if _, there := p.Subjects[id]; !there {
-			left = append(left, maps.SubjectKey{Generation: d.policy.generation, Endpoint: uint32(id)})
-		}
-	}
-	if err := removeAll(d.maps.Subjects, left); err != nil {
-		d.log.Error("subjects that are gone stay until the next policy", "error", err)
-		return false, nil // which is this one
-	}
-	d.policy.now = p
+	d.policy.now, d.policy.gone = p, gone
 	return true, nil
+}
+
+// goneBy is what gone is when p has taken the place of now.
+func (w *writtenPolicy) goneBy(p Policy) map[uint16]bool {
+	gone := gomaps.Clone(w.gone)
+	if gone == nil {
+		gone = make(map[uint16]bool)
+	}
+	for id := range w.now.Subjects {
+		gone[id] = true
+	}
+	gomaps.DeleteFunc(gone, func(id uint16, _ bool) bool { _, there := p.Subjects[id]; return there })
+	return gone
+}
+
+// purgeSubjects removes the subjects of endpoints that no program knows any more.
+func (d *Datapath) purgeSubjects(ids []uint16) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, id := range ids {
+		if !d.policy.gone[id] {
+			continue
+		}
+		key := maps.SubjectKey{Generation: d.policy.generation, Endpoint: uint32(id)}
+		if err := ignoreMissing(d.maps.Subjects.Delete(key)); err != nil {
+			return fmt.Errorf("write map subjects: %w", err)
+		}
+		delete(d.policy.gone, id)
+	}
+	return nil
 }
 
 // contains says whether an entry has the ranges of another.
@@ -216,6 +237,12 @@ func (d *Datapath) replacePolicy(p Policy) error {
 		}
 	}
 	failpoint.Hit(failpoint.AgentPolicyWritten)
+	// Who found an endpoint that has gone finds its subject, too.
+	if p.Active && len(d.policy.goneBy(p)) > 0 {
+		if err := waitForPrograms(); err != nil {
+			return errors.Join(err, d.abandon(&next))
+		}
+	}
 	// One write, and all of it counts.
 	if err := d.maps.PolicyGeneration.Put(uint32(0), next.generation); err != nil {
 		return errors.Join(fmt.Errorf("write map policy_generation: %w", err), d.abandon(&next))

@@ -13,10 +13,20 @@ import (
 // slotsPerRun is SLOTS_PER_RUN of bpf/reclaim.c.
 const slotsPerRun = 64
 
-// Purge removes the flows, translations and fragments of endpoints that were
-// detached; their ids may be used again afterwards. It takes some milliseconds
-// for full maps, and other calls go on meanwhile.
+// Purge removes the flows, translations, fragments and policy of endpoints that were
+// detached; their ids may be used again afterwards. It waits for the packets that
+// are under way, takes some milliseconds for full maps, and other calls go on meanwhile.
 func (d *Datapath) Purge(ids []uint16) error {
+	if len(ids) > 0 {
+		if err := waitForPrograms(); err != nil {
+			return err
+		}
+	}
+	return d.purge(ids)
+}
+
+// purge is Purge where no program runs that has found one of the endpoints.
+func (d *Datapath) purge(ids []uint16) error {
 	gone := make(map[uint16]bool)
 	for _, id := range ids {
 		gone[id] = true
@@ -77,7 +87,7 @@ func (d *Datapath) Purge(ids []uint16) error {
 			return fmt.Errorf("write map fragments: %w", err)
 		}
 	}
-	return nil
+	return d.purgeSubjects(ids)
 }
 
 // endOfClients makes dead the connections to mapped ports whose client was an endpoint

@@ -298,7 +298,7 @@ func (s *townTeller) event(t *testing.T, kind int, story *script) error {
 			s.say("--- endpoint %d leaves", e.ID)
 			must(t, n.DetachEndpoint(e))
 			if how%4 == 1 {
-				must(t, n.Purge([]uint16{e.ID}))
+				must(t, n.purge([]uint16{e.ID}))
 			}
 		default:
 			s.say("--- endpoint %d comes", e.ID)
