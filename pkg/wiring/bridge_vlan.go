@@ -387,35 +387,47 @@ func vlansOf(host *Namespace, index int) (map[int]uint16, error) {
 		if err != nil {
 			return fmt.Errorf("list the VLANs of link %d: %w", index, err)
 		}
-		found = vlansIn(answers)
+		if found, err = vlansIn(answers); err != nil {
+			return fmt.Errorf("list the VLANs of link %d: %w", index, err)
+		}
 		return nil
 	})
 	return found, err
 }
 
-// vlansIn reads messages of RTM_NEWVLAN.
-func vlansIn(answers [][]byte) map[int]uint16 {
+// vlansIn reads messages of RTM_NEWVLAN. What it cannot read is an error: there may be VLANs in it, and that a
+// port is in one of another's network is a fault.
+func vlansIn(answers [][]byte) (map[int]uint16, error) {
 	const fixed = 8                              // struct br_vlan_msg
 	const entry, entryInfo, entryRange = 1, 1, 2 // BRIDGE_VLANDB_* of linux/if_bridge.h
 	found := make(map[int]uint16)
 	for _, answer := range answers {
+		read := fixed
 		for kind, value := range eachAttribute(answer[min(len(answer), fixed):]) {
+			read += (unix.SizeofRtAttr + len(value) + 3) &^ 3
+			if kind != entry {
+				continue
+			}
 			of := attributes(value)
 			info := of[entryInfo] // struct bridge_vlan_info
-			if kind != entry || len(info) != 4 {
-				continue
+			end, isRange := of[entryRange]
+			if len(info) != 4 || isRange && len(end) != 2 {
+				return nil, fmt.Errorf("malformed answer: VLAN entry % x", value)
 			}
 			first := int(binary.NativeEndian.Uint16(info[2:]))
 			last := first
-			if end := of[entryRange]; len(end) == 2 {
+			if isRange {
 				last = int(binary.NativeEndian.Uint16(end))
 			}
 			for id := max(first, 1); id <= min(last, vlan.Max); id++ {
 				found[id] = binary.NativeEndian.Uint16(info)
 			}
 		}
+		if len(answer) < fixed || read < len(answer) {
+			return nil, fmt.Errorf("malformed answer: attributes % x", answer[min(len(answer), fixed):])
+		}
 	}
-	return found
+	return found, nil
 }
 
 // vlanFaults says what of a bridge is not as EnsureBridge leaves it for its VLANs.

@@ -33,7 +33,8 @@ func newVLANs(entries []byte) (answer []byte, in map[int]uint16) {
 }
 
 // FuzzVLANsIn: all that the kernel writes of VLANs is read, in one message and in several. Whatever bytes come
-// behind it take nothing of that back, and tell of no number that a VLAN cannot have.
+// behind it take nothing of that back, and tell of no number that a VLAN cannot have; what cannot be read is an error
+// wherever it is.
 func FuzzVLANsIn(f *testing.F) {
 	numbers := func(of ...uint16) (entries []byte) {
 		for _, n := range of {
@@ -52,20 +53,55 @@ func FuzzVLANsIn(f *testing.F) {
 			t.Skip("slow")
 		}
 		answer, want := newVLANs(entries)
-		behind := vlansIn([][]byte{slices.Concat(make([]byte, 8), more)})
+		behind, wrong := vlansIn([][]byte{slices.Concat(make([]byte, 8), more)})
 		for id, flags := range behind {
 			if id < 1 || id > 4094 {
 				t.Errorf("VLAN %d", id)
 			}
 			want[id] = flags
 		}
+		if wrong != nil {
+			want = nil
+		}
 		for what, answers := range map[string][][]byte{
 			"in one message": {slices.Concat(answer, more)},
-			"in several":     {answer, slices.Concat(make([]byte, 8), more), nil, more[:min(len(more), 7)]},
+			"in several":     {answer, slices.Concat(make([]byte, 8), more)},
 		} {
-			if got := vlansIn(answers); !maps.Equal(want, got) {
+			got, err := vlansIn(answers)
+			if (err != nil) != (wrong != nil) {
+				t.Errorf("%s: error %v, and of what comes behind alone %v", what, err, wrong)
+			}
+			if !maps.Equal(want, got) {
 				t.Errorf("%s (-want +got):\n%s", what, cmp.Diff(want, got))
 			}
 		}
 	})
+}
+
+// TestMalformedVLANs: what no kernel says is not read as a port that is in no VLAN.
+func TestMalformedVLANs(t *testing.T) {
+	good, _ := newVLANs([]byte{6, 0, 1, 0, 1, 0})
+	message := func(entry []byte) []byte { return attribute(slices.Clone(good), 1, entry) }
+	info := attribute(nil, 1, []byte{0, 0, 5, 0})
+	for what, c := range map[string]struct {
+		answer []byte
+		want   string
+	}{
+		"nothing":            {nil, "malformed answer: attributes "},
+		"no whole message":   {good[:7], "malformed answer: attributes "},
+		"entry without info": {message(attribute(nil, 3, []byte{3})), "malformed answer: VLAN entry 05 00 03 00 03 00 00 00"},
+		"info of 3 bytes":    {message(attribute(nil, 1, []byte{0, 0, 5})), "malformed answer: VLAN entry 07 00 01 00 00 00 05 00"},
+		"range of 1 byte":    {message(attribute(info, 2, []byte{9})), "malformed answer: VLAN entry 08 00 01 00 00 00 05 00 05 00 02 00 09 00 00 00"},
+		"cut short":          {slices.Concat(good[:8], []byte{9, 0, 1, 0, 1}), "malformed answer: attributes 09 00 01 00 01"},
+		"less than a header": {slices.Concat(good[:8], []byte{9, 0}), "malformed answer: attributes 09 00"},
+	} {
+		found, err := vlansIn([][]byte{good, c.answer})
+		got := "no error"
+		if err != nil {
+			got = err.Error()
+		}
+		if got != c.want || found != nil {
+			t.Errorf("%s: %v, %q, want %q", what, found, got, c.want)
+		}
+	}
 }
