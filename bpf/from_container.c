@@ -265,8 +265,7 @@ static __always_inline int to_gateway(struct __sk_buff *skb, struct scratch *s)
 /* Whether the stack has nothing to say of the packet on its way. */
 static __always_inline bool fits(const struct packet *packet, const struct flow *flow)
 {
-	return packet->ttl > 1 &&
-	       (packet->length <= flow->mtu || goes_by_port(flow, FROM_CONTAINER));
+	return packet->ttl > 1 && !is_too_big(packet, flow, FROM_CONTAINER);
 }
 
 /*

@@ -121,15 +121,19 @@ static __noinline int into_child(struct __sk_buff *skb, __u32 journey, __u32 ifi
 }
 
 /*
- * Whether endpoints of the node speak by a port of the host. Of that no size is asked: the stack
- * would tell the sender of ends that it does not know, and what it cuts meets no hook that could
- * translate it. An endpoint takes what is larger than what it sends (from Linux 5.12 on: before,
- * bpf_redirect_peer drops it, as is_skb_forwardable has it; seen on 5.10).
+ * Whether the stack is to answer that the packet is larger than its way. Where endpoints of the
+ * node speak by a port of the host no size is asked: the stack would tell the sender of ends that
+ * it does not know, and what it cuts meets no hook that could translate it. An endpoint takes what
+ * is larger than what it sends (from Linux 5.12 on: before, bpf_redirect_peer drops it, as
+ * is_skb_forwardable has it; seen on 5.10).
  */
-static __always_inline bool goes_by_port(const struct flow *flow, enum journey journey)
+static __always_inline bool is_too_big(const struct packet *packet, const struct flow *flow,
+				       enum journey journey)
 {
-	return journey == FROM_CONTAINER && flow->action == ACTION_DELIVER &&
-	       flow->flags & (FLOW_TRANSLATE_SOURCE | FLOW_TRANSLATE_DESTINATION);
+	bool by_port = journey == FROM_CONTAINER && flow->action == ACTION_DELIVER &&
+		       flow->flags & (FLOW_TRANSLATE_SOURCE | FLOW_TRANSLATE_DESTINATION);
+
+	return packet->length > flow->mtu && !by_port;
 }
 
 /*
@@ -163,14 +167,14 @@ static __always_inline int apply(struct __sk_buff *skb, struct packet *packet, s
 			skb->tc_index = SEEN_DECIDED;
 			return pass(skb, journey, COUNTER_TRANSLATED_TO_STACK);
 		}
-		if (packet->length > flow->mtu && !goes_by_port(flow, journey))
+		if (is_too_big(packet, flow, journey))
 			return apply_pass(skb, journey, COUNTER_TOO_BIG);
 	} else {
 		if (flow->action == ACTION_PASS)
 			return pass(skb, journey, COUNTER_PASSED);
 		if (packet->ttl <= 1)
 			return apply_pass(skb, journey, COUNTER_PASSED);
-		if (packet->length > flow->mtu && !goes_by_port(flow, journey))
+		if (is_too_big(packet, flow, journey))
 			return apply_pass(skb, journey, COUNTER_TOO_BIG);
 		if (flow->flags & FLOW_TRANSLATE_SOURCE &&
 		    translate(skb, packet, SOURCE, &flow->address, flow->port, flow->checksum_diff))
