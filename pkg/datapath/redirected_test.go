@@ -27,24 +27,33 @@ const redirectedMap = "redirected"
 type redirected struct {
 	helper asm.BuiltinFunc
 	device int
-	// ingress says that the packet comes in there.
-	ingress bool
+	// flags are those of the helper: redirectIn, that the packet comes in there, or none.
+	flags uint32
 	// nextHop is that of bpf_redirect_neigh.
 	nextHop netip.Addr
 }
+
+const redirectIn = 1 // BPF_F_INGRESS
 
 func (r redirected) String() string {
 	switch {
 	case r.helper == 0:
 		return "nowhere"
+	case r.isWrong():
+		return fmt.Sprintf("with flags %#x", r.flags)
 	case r.helper == asm.FnRedirectNeigh:
 		return fmt.Sprintf("by %s of device %d", r.nextHop, r.device)
 	case r.helper == asm.FnRedirectPeer:
 		return fmt.Sprintf("to the peer of device %d", r.device)
-	case r.ingress:
+	case r.flags == redirectIn:
 		return fmt.Sprintf("into device %d", r.device)
 	}
 	return fmt.Sprintf("out of device %d", r.device)
+}
+
+// isWrong tells that the helper fails, and the packet is lost.
+func (r redirected) isWrong() bool {
+	return r.flags > redirectIn || r.flags == redirectIn && r.helper != asm.FnRedirect
 }
 
 // Where the value of redirectedMap has what, in bytes.
@@ -188,12 +197,11 @@ func takeRedirect(redirects, to *ebpf.Map, place uint32) (all asm.Instructions) 
 // readRedirected is what was written down.
 func readRedirected(value []byte) (r redirected) {
 	number := func(at int) uint32 { return binary.NativeEndian.Uint32(value[at:]) }
-	const ingress = 1 // BPF_F_INGRESS
 	r.helper = asm.BuiltinFunc(number(redirectedHelper))
 	if r.helper == 0 {
 		return redirected{}
 	}
-	r.device, r.ingress = int(number(redirectedDevice)), number(redirectedFlags) == ingress
+	r.device, r.flags = int(number(redirectedDevice)), number(redirectedFlags)
 	if r.helper != asm.FnRedirectNeigh {
 		return r
 	}
@@ -220,26 +228,29 @@ func (n *node) strays(got result) error {
 		}
 	}
 	receiver, sender := got.out[:6], got.out[6:12]
-	fits := false
+	comesIn, fits := to.flags == redirectIn, false
 	switch {
 	case kind == 0:
 		return nil
+	case to.isWrong():
 	case got.program == pacerIn && kind == asm.FnRedirectPeer:
 		fits = to.device == int(got.run.mark) && got.run.seen&^pacedHeld != pacedSent
 	case got.program == pacerIn:
-		fits = to.device == int(got.run.mark) && got.run.seen&^pacedHeld == pacedSent && to.ingress
+		fits = to.device == int(got.run.mark) && got.run.seen&^pacedHeld == pacedSent && comesIn
 	case got.program == masterEgress:
-		fits = !to.ingress && n.isChild(to.device, sender)
+		fits = !comesIn && n.isChild(to.device, sender)
 	case got.program == masterIngress:
-		fits = to.ingress && n.isChild(to.device, receiver)
+		fits = comesIn && n.isChild(to.device, receiver)
 	case kind == asm.FnRedirectNeigh:
 		fits = reason == "forwarded" && n.interfaceAt(to.device).Role == maps.RoleUplink
 	case kind == asm.FnRedirectPeer:
 		fits = reason == "delivered" && n.isEndpoint(to.device, receiver)
-	case to.ingress && got.program == toParent && to.device == got.device:
-		fits = true // back for whoever there has the MAC
-	case to.ingress:
-		fits = reason == "delivered" && n.isChild(to.device, receiver)
+	case comesIn && n.isChild(to.device, receiver):
+		fits = reason == "delivered" || got.program == toParent && (reason == "passed" || reason == "host")
+	case comesIn: // back, for the host
+		child, ok := n.childOf(to.device, sender)
+		fits = got.program == toParent && reason == "passed" && to.device == got.device &&
+			ok && child.Flags&maps.ChildHost != 0 && bytes.Equal(child.HostMac.Bytes[:], receiver)
 	case reason == "forwarded":
 		fits = n.interfaceAt(to.device).Role == maps.RoleUplink || got.program == toParent && n.isEndpoint(to.device, receiver)
 	case reason == "":
@@ -264,15 +275,15 @@ func (n *node) strays(got result) error {
 }
 
 // nextHop is who is next on the way to an address by a device. There are routes without a router by the other device to
-// one address, and, where a bridge is the uplink, to endpoints.
+// one address, and to endpoints by the bridge that they are ports of, where that is an uplink.
 func (n *node) nextHop(device int, to netip.Addr) netip.Addr {
 	f := v4()
 	if to.Is6() {
 		f = v6()
 	}
 	link, _ := f.host.Prefix(f.link())
-	switch {
-	case link.Contains(to), to == f.elsewhere && device == n.other.Attrs().Index, slices.Contains([]netip.Addr{f.a, f.b, f.c}, to):
+	isPort := func(e Endpoint) bool { return e.Bridge == device && slices.Contains(e.Addresses, to) }
+	if link.Contains(to) || to == f.elsewhere && device == n.other.Attrs().Index || slices.ContainsFunc([]Endpoint{n.a, n.b, n.c}, isPort) {
 		return to
 	}
 	return f.router
@@ -290,8 +301,13 @@ func (n *node) isEndpoint(device int, mac []byte) bool {
 }
 
 func (n *node) isChild(parent int, mac []byte) bool {
+	_, ok := n.childOf(parent, mac)
+	return ok
+}
+
+func (n *node) childOf(parent int, mac []byte) (child maps.Child, ok bool) {
 	key := maps.ChildKey{Parent: uint32(parent)}
 	copy(key.Mac.Bytes[:], mac)
-	var child maps.Child
-	return n.maps.Children.Lookup(key, &child) == nil
+	err := n.maps.Children.Lookup(key, &child)
+	return child, err == nil
 }
