@@ -22,7 +22,7 @@ VAGRANT     ?=
 # FUZZ chooses fuzz tests by name, FUZZTIME is for each.
 FUZZ        ?= .
 FUZZTIME    ?= 30s
-STORIES     ?= 500000
+STORIES     ?= 1000000
 # SOAKTIME is how long the load lasts, SOAKFLAGS go to test/soak.
 SOAKTIME    ?= 1h
 SOAKFLAGS   ?=
@@ -134,7 +134,7 @@ mutations: ## put faults into the programs, one by one, and see that a test catc
 	$(GO) run ./test/mutations
 
 .PHONY: stories
-stories: ## show the programs mutated packets for minutes, always the same, and judge what becomes of them (as root)
+stories: ## show the programs mutated packets for ten minutes, always the same, and judge what becomes of them (as root)
 	$(tell-stories) -timeout 12m -run '^TestStories$$' ./pkg/datapath
 	$(tell-stories) -timeout 5m -run '^TestTownStories$$' ./pkg/datapath
 tell-stories = TENDRIL_TEST_PRIVILEGED=1 TENDRIL_TEST_STORIES=$(STORIES) $(GO) test -v -count=1
