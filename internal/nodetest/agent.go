@@ -109,7 +109,7 @@ func (n *Node) Agent() *Agent { return n.agent }
 func (n *Node) agentCommand(program string, extra ...string) *exec.Cmd {
 	args := append([]string{"--socket", n.Socket, "--state-dir", n.StateDir, "--bpf-root", n.BPFRoot, "--policy-dir", n.PolicyDir}, n.Flags...)
 	command := exec.Command(program, append(args, extra...)...)
-	command.Env = []string{"PATH=" + os.Getenv("PATH")}
+	command.Env = environment()
 	return command
 }
 

@@ -10,7 +10,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -83,11 +82,11 @@ func (n *Node) Call(tb testing.TB, c Call) Answer {
 		program = n.Programs.CrashCNI
 	}
 	command := exec.Command(program)
-	command.Env = []string{
-		"PATH=" + os.Getenv("PATH"), "TENDRIL_FAILPOINT=" + string(c.Crash),
-		"CNI_COMMAND=" + c.Command, "CNI_CONTAINERID=" + c.ContainerID, "CNI_NETNS=" + c.NetNS, "CNI_IFNAME=" + c.IfName,
-		"CNI_PATH=" + cmp.Or(c.Path, dhcptest.Plugins),
-	}
+	command.Env = append(
+		environment(), "TENDRIL_FAILPOINT="+string(c.Crash),
+		"CNI_COMMAND="+c.Command, "CNI_CONTAINERID="+c.ContainerID, "CNI_NETNS="+c.NetNS, "CNI_IFNAME="+c.IfName,
+		"CNI_PATH="+cmp.Or(c.Path, dhcptest.Plugins),
+	)
 	var stdout, stderr bytes.Buffer
 	command.Stdin, command.Stdout, command.Stderr = bytes.NewReader(text), &stdout, &stderr
 	if err := n.Exec(tb, command); err != nil {

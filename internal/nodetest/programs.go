@@ -64,3 +64,13 @@ func prebuilt(bin string) (Programs, error) {
 	}
 	return p, nil
 }
+
+// environment is what agent and plugin are started with, of all that this process has: where all is emulated, that they
+// collect garbage as seldom as it does.
+func environment() []string {
+	env := []string{"PATH=" + os.Getenv("PATH")}
+	if percent, ok := os.LookupEnv("GOGC"); ok {
+		env = append(env, "GOGC="+percent)
+	}
+	return env
+}

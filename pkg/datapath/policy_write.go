@@ -16,9 +16,9 @@ import (
 
 // ReconcilePolicy has the programs ask this policy, from one packet to the next: each
 // packet is judged by all of the policy before or by all of this one. Where it only has
-// subjects more or less, nothing else is judged anew, as a rule; those of detached endpoints stay until Purge. If it fails, the policy
-// before stays, or counts for what it has decided already. The error is a *TooBigError where
-// the maps have no room.
+// subjects more or less, nothing else is judged anew, as a rule, and those that are gone stay
+// in the map until Purge. If it fails, the policy before stays, or counts for what it has
+// decided already. The error is a *TooBigError where the maps have no room.
 func (d *Datapath) ReconcilePolicy(p Policy) error {
 	if err := p.check(); err != nil {
 		return err

@@ -22,8 +22,15 @@ modprobe -a virtio_pci virtio_console
 if grep -q ^0x02 /sys/bus/pci/devices/*/class; then modprobe virtio_net; fi
 hostname tendril
 ip link set lo up
-until [ -c /dev/vport0p1 ]; do sleep 0.1; done
-sh /jobs >/dev/vport0p1 2>&1 </dev/null
-# Who reads ends the machine after the last job. What is under way in the port is lost with it.
-sleep 60
+for _ in $(seq 100); do
+	[ -c /dev/vport0p1 ] && break
+	sleep 0.1
+done
+if [ -c /dev/vport0p1 ]; then
+	sh /jobs >/dev/vport0p1 2>&1 </dev/null
+	# Who reads ends the machine after the last job. What is under way in the port is lost with it.
+	sleep 60
+else
+	echo "there is no port /dev/vport0p1 for what jobs print" >/dev/ttyS0
+fi
 poweroff -f
