@@ -77,6 +77,8 @@ type Datapath struct {
 	// since when they are none.
 	former map[int]time.Time
 	now    func() time.Time
+	// grace is waitForPrograms.
+	grace func() error
 }
 
 // Endpoint is what the datapath needs to know of one interface of a container.
@@ -168,7 +170,7 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	if cfg.MasqueradePorts[0] == 0 || cfg.MasqueradePorts[0] > cfg.MasqueradePorts[1] {
 		return nil, fmt.Errorf("masquerade ports %d to %d are no range", cfg.MasqueradePorts[0], cfg.MasqueradePorts[1])
 	}
-	d := &Datapath{root: cfg.Root, log: cfg.Logger, now: time.Now, children: make(map[uint16]Endpoint)}
+	d := &Datapath{root: cfg.Root, log: cfg.Logger, now: time.Now, grace: waitForPrograms, children: make(map[uint16]Endpoint)}
 	refused := true
 	defer func() {
 		if err != nil && refused && d.maps != nil {

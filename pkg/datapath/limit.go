@@ -317,7 +317,7 @@ func (d *Datapath) SetLimits(before, e Endpoint) error {
 	}
 	// What delivers to it was decided in its epoch; a program that runs meanwhile may have
 	// read the endpoint as it was, and the epoch as it is.
-	if err := errors.Join(d.bumpEpoch(epoch), waitForPrograms(), d.bumpEpoch(epoch)); err != nil {
+	if err := errors.Join(d.bumpEpoch(epoch), d.grace(), d.bumpEpoch(epoch)); err != nil {
 		return err
 	}
 	return d.removeLimits(before, e)

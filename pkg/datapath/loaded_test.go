@@ -111,7 +111,7 @@ func (l *loaded) datapath(t testing.TB) *Datapath {
 	hooks, err := newHooks(l.cfg.Attach, filepath.Join(nstest.BPFFS(t), "links"))
 	must(t, err)
 	return &Datapath{
-		log: slog.New(slog.DiscardHandler), maps: l.maps, programs: l.programs, hooks: hooks, now: time.Now,
+		log: slog.New(slog.DiscardHandler), maps: l.maps, programs: l.programs, hooks: hooks, now: time.Now, grace: waitForPrograms,
 		children: make(map[uint16]Endpoint),
 	}
 }

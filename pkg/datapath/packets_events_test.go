@@ -53,7 +53,7 @@ func (s *teller) event(t *testing.T, kind int, story *script) error {
 			delete(s.attached, e.IfIndex)
 			must(t, n.DetachEndpoint(e))
 			if how%4 == 1 {
-				must(t, n.purge([]uint16{e.ID}))
+				must(t, n.Purge([]uint16{e.ID}))
 			}
 		default:
 			s.say("--- endpoint %d comes", e.ID)

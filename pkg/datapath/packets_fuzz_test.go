@@ -190,6 +190,7 @@ func newTeller(tb testing.TB, n *node) *teller {
 		excluded = append(excluded, netip.PrefixFrom(f.neighbour, f.neighbour.BitLen()-3).Masked())
 	}
 	must(tb, n.ReconcileExcludes(excluded))
+	n.grace = noGrace
 	return &teller{
 		oracle: &oracle{n: n, excluded: excluded},
 		all:    [2][]base{n.bases(v4()), n.bases(v6())},

@@ -22,6 +22,9 @@ type narrator interface {
 	end(*testing.T) error
 }
 
+// noGrace is that of a node which stories are told of, step by step: no program runs beside them.
+func noGrace() error { return nil }
+
 // tellStory runs a story in the node's namespace and returns what is wrong with it.
 func (n *node) tellStory(t *testing.T, input []byte, s narrator) (err error) {
 	n.ns.Do(t, func() {

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"errors"
 	"slices"
 	"testing"
 
@@ -98,5 +99,51 @@ func TestPolicyGrows(t *testing.T) {
 	changes("at last", with(first+comers-1, PolicyPair{setOne, 1000 + first + comers - 1}), 0)
 	n.Datapath.policy.growth = len(n.Datapath.policy.entries)
 	changes("without room", with(7, PolicyPair{setOne, 1007}), 1)
+	must(t, n.ReconcilePolicy(Policy{}))
+}
+
+// TestPolicyGrace: no policy counts, and no subject is purged, before those have ended who may have found an endpoint
+// that goes.
+func TestPolicyGrace(t *testing.T) {
+	nstest.Halve(t, 0)
+	n := newNode(t, Config{Masquerade: true})
+	state := func() (generation uint32, subjects []maps.SubjectKey) {
+		subjects, err := keysWhere[maps.SubjectKey, maps.Subject](n.maps.Subjects, func(key maps.SubjectKey) bool { return key.Generation == n.generation() })
+		must(t, err)
+		slices.SortFunc(subjects, func(a, b maps.SubjectKey) int { return int(a.Endpoint) - int(b.Endpoint) })
+		return n.generation(), subjects
+	}
+	refused := errors.New("no grace")
+	waits := func(when string, call func() error) {
+		t.Helper()
+		generation, subjects := state()
+		n.grace = func() error { return refused }
+		err := call()
+		n.grace = waitForPrograms
+		if !errors.Is(err, refused) {
+			t.Errorf("%s: %v, want %v", when, err, refused)
+		}
+		stillCounts, still := state()
+		if diff := gocmp.Diff(subjects, still); diff != "" || stillCounts != generation {
+			t.Errorf("%s: generation %d instead of %d, subjects (-want +got):\n%s", when, stillCounts, generation, diff)
+		}
+		must(t, call())
+	}
+	with := func(id uint16) Policy {
+		p := n.policy().restrict(n.b, ingress).allow(setOne, ofA)
+		p.Subjects[id] = Subject{Identity: 1000 + uint32(id)}
+		return p
+	}
+	must(t, n.ReconcilePolicy(Policy{}))
+	waits("the first", func() error { return n.ReconcilePolicy(with(7)) })
+	waits("another", func() error { return n.ReconcilePolicy(with(7).restrict(n.c, egress)) })
+	must(t, n.ReconcilePolicy(n.policy().restrict(n.b, ingress).allow(setOne, ofA).restrict(n.c, egress)))
+	if _, subjects := state(); subjects[0].Endpoint != 7 {
+		t.Errorf("subjects of those who were there: %v", subjects)
+	}
+	waits("a purge", func() error { return n.Purge([]uint16{7}) })
+	if _, subjects := state(); len(subjects) != 3 {
+		t.Errorf("subjects after the purge: %v", subjects)
+	}
 	must(t, n.ReconcilePolicy(Policy{}))
 }

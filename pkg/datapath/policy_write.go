@@ -69,7 +69,7 @@ func (d *Datapath) learnPolicy() error {
 		return fmt.Errorf("read map policy_generation: %w", err)
 	}
 	// A program that still asks the others must have ended before they are counted.
-	if err := waitForPrograms(); err != nil {
+	if err := d.grace(); err != nil {
 		return err
 	}
 	if err := d.endGenerations(func(generation uint32) bool { return generation != current }, nil); err != nil {
@@ -115,7 +115,7 @@ func (d *Datapath) finishPolicy() error {
 func (d *Datapath) decideAnew() error {
 	// A packet under way may still ask the one before, and another CPU's may have seen the new
 	// epoch before the new policy: what they have decided is decided again.
-	return errors.Join(d.bumpEpoch(0), waitForPrograms(), d.bumpEpoch(0))
+	return errors.Join(d.bumpEpoch(0), d.grace(), d.bumpEpoch(0))
 }
 
 // endFormer keeps what the former policy has counted, and removes it.
@@ -133,7 +133,8 @@ func (d *Datapath) endFormer() error {
 }
 
 // growPolicy changes the generation that counts, where nothing that is in it needs to be
-// another. What nobody needs any more stays in it.
+// another. What nobody needs any more stays in it. If it fails, whom it should have added is
+// shut, though the endpoint may have been in it before.
 func (d *Datapath) growPolicy(p Policy) (grown bool, err error) {
 	before, places := d.policy.now, d.policy.places
 	numbers := p.numbers()
@@ -174,30 +175,37 @@ func (d *Datapath) growPolicy(p Policy) (grown bool, err error) {
 
 // goneBy is what gone is when p has taken the place of now.
 func (w *writtenPolicy) goneBy(p Policy) map[uint16]bool {
-	gone := gomaps.Clone(w.gone)
-	if gone == nil {
-		gone = make(map[uint16]bool)
+	gone := make(map[uint16]bool)
+	keep := func(id uint16) {
+		if _, there := p.Subjects[id]; !there {
+			gone[id] = true
+		}
+	}
+	for id := range w.gone {
+		keep(id)
 	}
 	for id := range w.now.Subjects {
-		gone[id] = true
+		keep(id)
 	}
-	gomaps.DeleteFunc(gone, func(id uint16, _ bool) bool { _, there := p.Subjects[id]; return there })
 	return gone
 }
 
-// purgeSubjects removes the subjects of endpoints that no program knows any more.
+// purgeSubjects removes the subjects of endpoints that no program knows any more. Of one that is in now the policy
+// has not been told that it is gone: whoever gets its id is told of first, and written over it.
 func (d *Datapath) purgeSubjects(ids []uint16) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	var keys []maps.SubjectKey
 	for _, id := range ids {
-		if !d.policy.gone[id] {
-			continue
+		if d.policy.gone[id] {
+			keys = append(keys, maps.SubjectKey{Generation: d.policy.generation, Endpoint: uint32(id)})
 		}
-		key := maps.SubjectKey{Generation: d.policy.generation, Endpoint: uint32(id)}
-		if err := ignoreMissing(d.maps.Subjects.Delete(key)); err != nil {
-			return fmt.Errorf("write map subjects: %w", err)
-		}
-		delete(d.policy.gone, id)
+	}
+	if err := removeAll(d.maps.Subjects, keys); err != nil {
+		return fmt.Errorf("write map subjects: %w", err)
+	}
+	for _, key := range keys {
+		delete(d.policy.gone, uint16(key.Endpoint))
 	}
 	return nil
 }
@@ -237,9 +245,9 @@ func (d *Datapath) replacePolicy(p Policy) error {
 		}
 	}
 	failpoint.Hit(failpoint.AgentPolicyWritten)
-	// Who found an endpoint that has gone finds its subject, too.
-	if p.Active && len(d.policy.goneBy(p)) > 0 {
-		if err := waitForPrograms(); err != nil {
+	// Who has found an endpoint that is gone asks the generation before, or none.
+	if p.Active {
+		if err := d.grace(); err != nil {
 			return errors.Join(err, d.abandon(&next))
 		}
 	}

@@ -18,15 +18,10 @@ const slotsPerRun = 64
 // are under way, takes some milliseconds for full maps, and other calls go on meanwhile.
 func (d *Datapath) Purge(ids []uint16) error {
 	if len(ids) > 0 {
-		if err := waitForPrograms(); err != nil {
+		if err := d.grace(); err != nil {
 			return err
 		}
 	}
-	return d.purge(ids)
-}
-
-// purge is Purge where no program runs that has found one of the endpoints.
-func (d *Datapath) purge(ids []uint16) error {
 	gone := make(map[uint16]bool)
 	for _, id := range ids {
 		gone[id] = true

@@ -83,7 +83,10 @@ type townTeller struct {
 	changed bool
 }
 
-func newTownTeller(n *town) *townTeller { return &townTeller{town: n, townJudge: &townJudge{town: n}} }
+func newTownTeller(n *town) *townTeller {
+	n.grace = noGrace
+	return &townTeller{town: n, townJudge: &townJudge{town: n}}
+}
 
 func (s *townTeller) say(format string, args ...any) {
 	s.log = append(s.log, fmt.Sprintf(format, args...))
@@ -298,7 +301,7 @@ func (s *townTeller) event(t *testing.T, kind int, story *script) error {
 			s.say("--- endpoint %d leaves", e.ID)
 			must(t, n.DetachEndpoint(e))
 			if how%4 == 1 {
-				must(t, n.purge([]uint16{e.ID}))
+				must(t, n.Purge([]uint16{e.ID}))
 			}
 		default:
 			s.say("--- endpoint %d comes", e.ID)
