@@ -402,16 +402,17 @@ func vlansIn(answers [][]byte) (map[int]uint16, error) {
 	const entry, entryInfo, entryRange = 1, 1, 2 // BRIDGE_VLANDB_* of linux/if_bridge.h
 	found := make(map[int]uint16)
 	for _, answer := range answers {
-		read := fixed
-		for kind, value := range eachAttribute(answer[min(len(answer), fixed):]) {
-			read += (unix.SizeofRtAttr + len(value) + 3) &^ 3
+		if len(answer) < fixed || !areWhole(answer[fixed:]) {
+			return nil, fmt.Errorf("malformed answer: attributes % x", answer[min(len(answer), fixed):])
+		}
+		for kind, value := range eachAttribute(answer[fixed:]) {
 			if kind != entry {
 				continue
 			}
 			of := attributes(value)
 			info := of[entryInfo] // struct bridge_vlan_info
 			end, isRange := of[entryRange]
-			if len(info) != 4 || isRange && len(end) != 2 {
+			if !areWhole(value) || len(info) != 4 || isRange && len(end) != 2 {
 				return nil, fmt.Errorf("malformed answer: VLAN entry % x", value)
 			}
 			first := int(binary.NativeEndian.Uint16(info[2:]))
@@ -422,9 +423,6 @@ func vlansIn(answers [][]byte) (map[int]uint16, error) {
 			for id := max(first, 1); id <= min(last, vlan.Max); id++ {
 				found[id] = binary.NativeEndian.Uint16(info)
 			}
-		}
-		if len(answer) < fixed || read < len(answer) {
-			return nil, fmt.Errorf("malformed answer: attributes % x", answer[min(len(answer), fixed):])
 		}
 	}
 	return found, nil

@@ -92,6 +92,7 @@ func TestMalformedVLANs(t *testing.T) {
 		"entry without info": {message(attribute(nil, 3, []byte{3})), "malformed answer: VLAN entry 05 00 03 00 03 00 00 00"},
 		"info of 3 bytes":    {message(attribute(nil, 1, []byte{0, 0, 5})), "malformed answer: VLAN entry 07 00 01 00 00 00 05 00"},
 		"range of 1 byte":    {message(attribute(info, 2, []byte{9})), "malformed answer: VLAN entry 08 00 01 00 00 00 05 00 05 00 02 00 09 00 00 00"},
+		"range cut short":    {message(slices.Concat(info, []byte{6, 0, 2, 0, 9})), "malformed answer: VLAN entry 08 00 01 00 00 00 05 00 06 00 02 00 09"},
 		"cut short":          {slices.Concat(good[:8], []byte{9, 0, 1, 0, 1}), "malformed answer: attributes 09 00 01 00 01"},
 		"less than a header": {slices.Concat(good[:8], []byte{9, 0}), "malformed answer: attributes 09 00"},
 	} {

@@ -88,6 +88,15 @@ func eachAttribute(b []byte) iter.Seq2[uint16, []byte] {
 	}
 }
 
+// areWhole tells whether eachAttribute leaves nothing out.
+func areWhole(b []byte) bool {
+	read := 0
+	for _, value := range eachAttribute(b) {
+		read += (unix.SizeofRtAttr + len(value) + 3) &^ 3
+	}
+	return read >= len(b)
+}
+
 func family(a netip.Addr) uint8 {
 	if a.Is4() {
 		return unix.AF_INET
