@@ -22,14 +22,14 @@ modprobe -a virtio_pci virtio_console
 if grep -q ^0x02 /sys/bus/pci/devices/*/class; then modprobe virtio_net; fi
 hostname tendril
 ip link set lo up
-for _ in $(seq 100); do
+for _ in $(seq 600); do
 	[ -c /dev/vport0p1 ] && break
 	sleep 0.1
 done
 if [ -c /dev/vport0p1 ]; then
 	sh /jobs >/dev/vport0p1 2>&1 </dev/null
-	# Who reads ends the machine after the last job. What is under way in the port is lost with it.
-	sleep 60
+	# Who reads ends the machine after the last job: what is under way in the port would be lost with it.
+	while :; do sleep 60; done
 else
 	echo "there is no port /dev/vport0p1 for what jobs print" >/dev/ttyS0
 fi

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"os/exec"
@@ -80,4 +81,19 @@ func TestOutputsNotUnderstood(t *testing.T) {
 			o.close()
 		})
 	}
+}
+
+func TestUntilFails(t *testing.T) {
+	ctx, end := context.WithCancelCause(t.Context())
+	o := newOutputs(1)
+	go func() { _ = o.read(0)(t.Context(), io.Discard) }()
+	w := untilFails{o, end}
+	if n, err := w.Write([]byte("fine\n")); n != 5 || err != nil || ctx.Err() != nil {
+		t.Errorf("wrote %d, %v; ended with %v", n, err, context.Cause(ctx))
+	}
+	_, err := w.Write([]byte("\x02begun\n"))
+	if err == nil || !errors.Is(context.Cause(ctx), err) {
+		t.Errorf("failed with %v; ended with %v", err, context.Cause(ctx))
+	}
+	o.close()
 }

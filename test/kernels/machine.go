@@ -84,17 +84,21 @@ func (m *machine) boot(ctx context.Context, out io.Writer) error {
 	}
 	limited, cancel := context.WithTimeout(ctx, m.timeout)
 	defer cancel()
+	running, end := context.WithCancelCause(limited)
+	defer end(nil)
 	arguments := append([]string{
 		"-accel", "tcg,thread=single", "-cpu", "max,-cx16,-erms,-fsrm,-la57",
 		"-smp", strconv.Itoa(m.cpus), "-m", strconv.Itoa(m.memory),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-serial", "file:" + m.console, // ttyS0
+		// A file, since stdio is taken for gone when there is no input; a port, since a console loses what is not read
+		// at once.
 		"-chardev", "file,id=jobs,path=/dev/stdout", "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=jobs",
 		"-kernel", m.kernel.image, "-initrd", m.initrd,
 		"-append", "console=ttyS0 quiet loglevel=5 panic=-1 oops=panic no_timer_check norandmaps tsc=reliable rcupdate.rcu_expedited=1",
 	}, m.port.arguments()...)
-	qemu := exec.CommandContext(limited, "qemu-system-x86_64", arguments...)
-	qemu.Stdout, qemu.Stderr = out, os.Stderr
+	qemu := exec.CommandContext(running, "qemu-system-x86_64", arguments...)
+	qemu.Stdout, qemu.Stderr = untilFails{out, end}, os.Stderr
 	err := qemu.Run()
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -102,8 +106,25 @@ func (m *machine) boot(ctx context.Context, out io.Writer) error {
 	if limited.Err() != nil {
 		return fmt.Errorf("the machine was still running after %s", m.timeout)
 	}
+	if running.Err() != nil {
+		return fmt.Errorf("read what the machine prints: %w", context.Cause(running))
+	}
 	if err != nil {
 		return fmt.Errorf("run qemu: %w", err)
 	}
 	return nil
+}
+
+// untilFails is a writer whose first failure ends who writes: a machine that nobody reads waits in its jobs' next word.
+type untilFails struct {
+	io.Writer
+	end context.CancelCauseFunc
+}
+
+func (w untilFails) Write(text []byte) (int, error) {
+	n, err := w.Writer.Write(text)
+	if err != nil {
+		w.end(err)
+	}
+	return n, err
 }
