@@ -164,10 +164,12 @@ func (got result) lost() bool {
 // run shows a packet to its program.
 func (n *node) run(t *testing.T, r run) (got result) {
 	r.require(t)
-	n.do(t, func() (err error) {
-		got, err = n.execute(r)
-		return err
-	})
+	var err error
+	n.ns.Do(t, func() { got, err = n.execute(r) })
+	if err != nil {
+		t.Helper()
+		must(t, err)
+	}
 	return got
 }
 

@@ -229,6 +229,7 @@ func (n *node) strays(got result) error {
 	}
 	receiver, sender := got.out[:6], got.out[6:12]
 	comesIn, fits := to.flags == redirectIn, false
+	isBack := got.program == toParent && to.device == got.device
 	switch {
 	case kind == 0:
 		return nil
@@ -246,11 +247,10 @@ func (n *node) strays(got result) error {
 	case kind == asm.FnRedirectPeer:
 		fits = reason == "delivered" && n.isEndpoint(to.device, receiver)
 	case comesIn && n.isChild(to.device, receiver):
-		fits = reason == "delivered" || got.program == toParent && (reason == "passed" || reason == "host")
-	case comesIn: // back, for the host
+		fits = reason == "delivered" || isBack && (reason == "passed" || reason == "host")
+	case comesIn: // for the host
 		child, ok := n.childOf(to.device, sender)
-		fits = got.program == toParent && reason == "passed" && to.device == got.device &&
-			ok && child.Flags&maps.ChildHost != 0 && bytes.Equal(child.HostMac.Bytes[:], receiver)
+		fits = isBack && reason == "passed" && ok && child.Flags&maps.ChildHost != 0 && bytes.Equal(child.HostMac.Bytes[:], receiver)
 	case reason == "forwarded":
 		fits = n.interfaceAt(to.device).Role == maps.RoleUplink || got.program == toParent && n.isEndpoint(to.device, receiver)
 	case reason == "":
