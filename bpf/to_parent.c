@@ -108,7 +108,10 @@ __noinline int send(struct __sk_buff *skb, __u32 keeps)
 
 /*
  * Sends the answer of a mapped port on its way. No stack is behind this hook that could have
- * what is left to it: it must not go as it is.
+ * what is left to it: it must not go as it is. What has to wait until the host has found its
+ * neighbour leaves by the container's entry for its own next hop, and with the child's MAC, since
+ * it still has the route that the container's stack gave it (seen on 6.18); what follows has the
+ * host's.
  */
 static __always_inline int answer_by(struct __sk_buff *skb, struct packet *packet,
 				     struct flow *flow)

@@ -40,7 +40,7 @@ func TestChildPorts(t *testing.T) {
 		for _, w := range childPortPassages(p, f) {
 			t.Run(w.name, func(t *testing.T) { testPassage(t, w) })
 		}
-		testPassages(t, localChildPortPassages(p, f))
+		testPassages(t, slices.Concat(localChildPortPassages(p, f), policedChildPortPassages(p, f)))
 	})
 }
 

@@ -297,6 +297,7 @@ func TestChildOnUplink(t *testing.T) {
 	t.Run("parent first", check)
 	w.node.Do(t, func() { must(t, errors.Join(w.DetachEndpoint(x), w.AttachEndpoint(x))) })
 	t.Run("uplink first", check)
+	t.Run("not linear, to a mapped port", func(t *testing.T) { testNonLinearChildPort(t, w, x) })
 }
 
 // raw has a process send a datagram in the name of somebody.

@@ -244,6 +244,38 @@ func testNonLinearChildren(t *testing.T, w *wired) {
 	}
 }
 
+// testNonLinearChildPort: the neighbour dials a port of the host that leads to a child of the uplink, which answers.
+func testNonLinearChildPort(t *testing.T, w *wired, x Endpoint) {
+	neighbour, err := w.neighbour.Handle.LinkByName("p0")
+	must(t, err)
+	stranger := neighbour.Attrs().HardwareAddr
+	inX, onWire := listenRaw(t, w.containers["x"]), listenAt(t, w.neighbour, "p0")
+	for i, own := range x.Addresses {
+		for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+			x.Ports = append(x.Ports, Port{wiredAddresses(1)[i], hostPort, protocol, own, server})
+		}
+	}
+	w.node.Do(t, func() { must(t, w.AttachEndpoint(x)) })
+	// As the agent has it: who is outside is asked of the routes.
+	w.node.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+	for i, f := range []family{v4(), v6()} {
+		host, own, outside := wiredAddresses(1)[i], x.Addresses[i], wiredAddresses(9)[i]
+		// What waits for its neighbour has another source: see answer_by of bpf/to_parent.c.
+		w.node.Run(t, "ip", "neigh", "replace", outside.String(), "lladdr", stranger.String(), "dev", "p0", "nud", "permanent")
+		for _, name := range []string{"UDP", "TCP"} {
+			if !t.Run(f.name+" "+name, func(t *testing.T) {
+				layers := nonLinear()[name]
+				sendNonLinear(t, w.neighbour, "p0", frame(stranger, x.HostMAC, ip(outside, host, 64, layers(low, hostPort)...)...))
+				inX.wantHeard(t, "to the port", frame(x.HostMAC, x.MAC, ip(outside, own, 63, layers(low, server)...)...), f)
+				sendNonLinear(t, w.containers["x"], "eth0", frame(x.MAC, stranger, ip(own, outside, 64, layers(server, low)...)...))
+				onWire.wantHeard(t, "answer", frame(x.HostMAC, stranger, ip(host, outside, 63, layers(hostPort, low)...)...), f)
+			}) {
+				return
+			}
+		}
+	}
+}
+
 // sourceOf is the source port, or the identifier of an echo, of a frame that was masqueraded.
 func (f family) sourceOf(frame []byte, transport string) uint16 {
 	at := 14 + 20

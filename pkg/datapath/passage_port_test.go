@@ -51,6 +51,48 @@ func localPortPassages(n *node, f family) []passage {
 	return []passage{in, out, own, ownBack}
 }
 
+// policedLocalPortPassages are those of which a policy has a say: of b, which is asked, and of a, which asks.
+func policedLocalPortPassages(n *node, f family) []passage {
+	all := localPortPassages(n, f)
+	for i := range all {
+		left := ofPoliced()
+		all[i].others.lastHop, all[i].others.toGroup, all[i].others.toAll = left.lastHop, left.toGroup, left.toAll
+	}
+	in, out, own, ownBack := all[0], all[1], all[2], all[3]
+	restrict := func(e Endpoint, change func(*Subject)) func() Policy {
+		return func() Policy { return n.policy().restrict(e, change) }
+	}
+	allow := func(e Endpoint, change func(*Subject), identity uint32) func() Policy {
+		return func() Policy { return restrict(e, change)().services(identity) }
+	}
+	answer := out.letIn(allow(n.a, ingress, ofC), drops("decided", "policy_ingress"), drops("decided", "fragment"))
+	answer.carries = isMapped
+	free := func(w passage) passage {
+		w.name, w.policy = w.name+", restricted by policy", restrict(n.b, func(s *Subject) { ingress(s); egress(s) })
+		return w
+	}
+	return []passage{
+		in.keptFromPort(restrict(n.b, ingress), drops("policy_ingress")),
+		in.keptFromPort(restrict(n.a, egress), drops("policy_egress")),
+		in.letToPort(allow(n.b, ingress, ofA)), in.letToPort(allow(n.a, egress, ofB)), answer,
+		free(own), free(ownBack),
+	}
+}
+
+// keptFromPort is kept, of a passage to a mapped port: what leads to none is the host's, of which no policy is.
+func (w passage) keptFromPort(policy func() Policy, end want) passage {
+	kept := w.kept(policy, end, *w.others.early)
+	kept.others.unasked, kept.others.untold = w.others.unasked, w.others.unasked
+	return kept
+}
+
+// letToPort is letIn, of a passage to a mapped port.
+func (w passage) letToPort(policy func() Policy) passage {
+	let := w.letIn(policy, *w.others.unasked, *w.others.early)
+	let.carries = isMapped
+	return let
+}
+
 // turnedAs has b dial a port that leads to itself, of which no decision is left, and returns the port of the host by
 // which it sees itself.
 func (n *node) turnedAs(t *testing.T, f family, tr transport, port uint16) (seen uint16) {
@@ -70,10 +112,10 @@ func (n *node) turnedAs(t *testing.T, f family, tr transport, port uint16) (seen
 }
 
 // bridgePortPassages are those of what a port of a bridge sends by the gateway to a port of the host that leads to
-// another, and of what that answers, to the station that has asked.
+// another, and of what that answers, to the station that has asked; and of one that dials itself.
 func bridgePortPassages(n *node, f family) []passage {
 	all := localPortPassages(n, f)
-	in, out := all[0], all[1]
+	in, out, own, ownBack := all[0], all[1], all[2], all[3]
 	in.name, in.back = "port to mapped port, by the gateway", func(layers ...packet.Layer) run { return n.onBridge(n.b, n.a.MAC, layers...) }
 	nobodys := as(passed(seenOwn, "decided"))
 	in.others.early, in.others.earlyAgain, in.others.unasked, in.others.inTag = nobodys, as(passed(seenOwn)), nobodys, as(passed(seenOwn))
@@ -82,7 +124,10 @@ func bridgePortPassages(n *node, f family) []passage {
 	out.others.early, out.others.earlyAgain, out.others.unasked = straight, as(across()), straight
 	out.others.lastHop, out.others.lastHopKnown, out.others.tooBig = turned, turned, nil
 	out.turned = func(frame []byte) []byte { return slices.Concat(n.b.HostMAC, frame[6:]) }
-	return []passage{in, out}
+	own.name, own.others = "port to mapped port of its own", in.others
+	own.others.untold = nobodys
+	ownBack.name, ownBack.others = "answer of mapped port of its own, of a port", in.others
+	return []passage{in, out, own, ownBack}
 }
 
 // localChildPortPassages are those of what others of the node send to a port of the host that leads to y: a, which is
@@ -116,4 +161,32 @@ func localChildPortPassages(p *parent, f family) []passage {
 	answer.others.early, answer.others.earlyAgain, answer.others.unasked = straight, as(toSibling()), straight
 	answer.good = want{verdict: redirect, counters: of(fromContainer, []string{"delivered"}), mark: putBack}
 	return []passage{in, out, ofSibling, answer}
+}
+
+// policedChildPortPassages are those of which a policy has a say: of y, which is asked, and of who asks. What a sibling
+// asks is judged when it comes by the uplink.
+func policedChildPortPassages(p *parent, f family) []passage {
+	all := localChildPortPassages(p, f)
+	in, ofSibling := all[0], all[2]
+	left := ofPoliced()
+	in.others.lastHop, in.others.toGroup, in.others.toAll = left.lastHop, left.toGroup, left.toAll
+	restrict := func(e Endpoint, change func(*Subject)) func() Policy {
+		return func() Policy { return p.subjects().restrict(e, change) }
+	}
+	allow := func(e Endpoint, change func(*Subject), identity uint32) func() Policy {
+		return func() Policy { return restrict(e, change)().services(identity) }
+	}
+	keptSibling := func(policy func() Policy, reason string) passage {
+		w := ofSibling.keptFromPort(policy, shut(fromUplink, reason))
+		w.decided, w.asks, w.others.lastHop = nil, nil, nil
+		return w
+	}
+	return []passage{
+		in.keptFromPort(restrict(p.y, ingress), drops("policy_ingress")),
+		in.keptFromPort(restrict(p.a, egress), drops("policy_egress")),
+		keptSibling(restrict(p.y, ingress), "policy_ingress"),
+		keptSibling(restrict(p.x, egress), "policy_egress"),
+		in.letToPort(allow(p.y, ingress, ofA)), in.letToPort(allow(p.a, egress, ofX+1)),
+		ofSibling.letToPort(allow(p.y, ingress, ofX)), ofSibling.letToPort(allow(p.x, egress, ofX+1)),
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -107,7 +108,7 @@ func TestPorts(t *testing.T) {
 		for _, w := range portPassages(n, f) {
 			t.Run(w.name, func(t *testing.T) { testPassage(t, w) })
 		}
-		testPassages(t, localPortPassages(n, f))
+		testPassages(t, slices.Concat(localPortPassages(n, f), policedLocalPortPassages(n, f)))
 	})
 }
 
