@@ -420,15 +420,10 @@ __noinline int station_path(struct __sk_buff *skb)
 		       : pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 }
 
-static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *packet,
-					 bool forgotten)
+static __always_inline int ask_slow_path(struct __sk_buff *skb, struct scratch *s, bool forgotten)
 {
-	struct scratch *s = scratch_get();
 	int verdict;
 
-	if (!s)
-		return drop(skb, FROM_CONTAINER, DROP_INVALID);
-	s->packet = *packet;
 	s->forgotten = forgotten;
 	verdict = slow_path(skb);
 	/* Called from here, since the kernel bounds the depth of calls to 8. */
@@ -442,17 +437,11 @@ static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *p
  * that may be no uplink, and the agent does not know or is not there, the stack would
  * send it out with the endpoint's address.
  */
-static __always_inline int pass_again(struct __sk_buff *skb, struct packet *packet,
-				      struct flow *flow)
+static __always_inline int pass_again(struct __sk_buff *skb, struct scratch *s, struct flow *flow)
 {
-	struct scratch *s = scratch_get();
-
-	if (!s)
-		return drop(skb, FROM_CONTAINER, DROP_INVALID);
-	s->packet = *packet;
 	s->forgotten = false;
 	if (has_way(skb))
-		return ask_slow_path(skb, packet, false);
+		return ask_slow_path(skb, s, false);
 	account(skb, flow);
 	return pass(skb, FROM_CONTAINER, COUNTER_PASSED);
 }
@@ -535,12 +524,16 @@ static __noinline int check_arp_of(struct __sk_buff *skb)
 /* Returns a TC action. */
 static __always_inline int take(struct __sk_buff *skb)
 {
+	struct scratch *s = scratch_get();
+	struct packet *packet;
 	void *data, *data_end;
-	struct packet packet = {};
 	struct ethhdr *ethernet;
 	struct flow *flow;
 	int verdict;
 
+	if (!s)
+		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	packet = &s->packet;
 	if (skb->tc_index) {
 		skb->tc_index = SEEN_NOT;
 		/* Of what the pacer held back; of what a container has just sent it is 0. */
@@ -551,7 +544,7 @@ static __always_inline int take(struct __sk_buff *skb)
 		if (verdict)
 			return drop(skb, FROM_CONTAINER, verdict);
 	}
-	switch (parse(skb, &packet)) {
+	switch (parse(skb, s)) {
 	case PARSED_IP:
 		break;
 	case PARSED_ARP:
@@ -565,45 +558,39 @@ static __always_inline int take(struct __sk_buff *skb)
 	default:
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
 	}
-	packet.key.ifindex = skb->ifindex;
-	if (skb->vlan_present) {
-		struct scratch *s = scratch_get();
-
-		if (!s)
-			return drop(skb, FROM_CONTAINER, DROP_INVALID);
-		s->packet = packet;
+	packet->key.ifindex = skb->ifindex;
+	if (skb->vlan_present)
 		return station_path(skb);
-	}
-	if (packet.fragment)
-		fragment_find(&packet);
-	if (packet.unkeyed)
-		return ask_slow_path(skb, &packet, asks_for_echo(&packet));
+	if (packet->fragment)
+		fragment_find(packet);
+	if (packet->unkeyed)
+		return ask_slow_path(skb, s, asks_for_echo(packet));
 
-	flow = bpf_map_lookup_elem(&flows, &packet.key);
+	flow = bpf_map_lookup_elem(&flows, &packet->key);
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
 	ethernet = data;
-	if (!flow || !current(flow, &packet) || (void *)(ethernet + 1) > data_end ||
+	if (!flow || !current(flow, packet) || (void *)(ethernet + 1) > data_end ||
 	    !suits(skb, flow, ethernet) ||
 	    !same_mac((struct mac *)ethernet->h_source, &flow->sender))
-		return ask_slow_path(skb, &packet, !flow);
-	if (packet.fragment)
-		fragment_keep(&packet);
+		return ask_slow_path(skb, s, !flow);
+	if (packet->fragment)
+		fragment_keep(packet);
 	if (flow->action == ACTION_PASS && !(flow->flags & FLOW_REPLY))
-		return pass_again(skb, &packet, flow);
+		return pass_again(skb, s, flow);
 	/* The stack is to have it, and not the station that it is sent to. */
-	if (flow->of_port && skb->pkt_type != PACKET_HOST && !fits(&packet, flow))
-		return ask_slow_path(skb, &packet, false);
+	if (flow->of_port && skb->pkt_type != PACKET_HOST && !fits(packet, flow))
+		return ask_slow_path(skb, s, false);
 	account(skb, flow);
-	verdict = flow->action == ACTION_BRIDGE ? cross(skb, &packet, flow)
-						: apply(skb, &packet, flow, FROM_CONTAINER);
+	verdict = flow->action == ACTION_BRIDGE ? cross(skb, packet, flow)
+						: apply(skb, packet, flow, FROM_CONTAINER);
 	if (flow->flags & (FLOW_TRANSLATE_SOURCE | FLOW_TRANSLATE_DESTINATION | FLOW_TRACKED)) {
-		if (is_closing(&packet, flow))
-			follow_translation(&packet, flow);
-	} else if (packet.key.protocol == IPPROTO_TCP && flow->action != ACTION_DENY &&
-		   (packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) ||
+		if (is_closing(packet, flow))
+			follow_translation(packet, flow);
+	} else if (packet->key.protocol == IPPROTO_TCP && flow->action != ACTION_DENY &&
+		   (packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) ||
 		    flow->flags & FLOW_CLOSING)) {
-		follow_close(&packet, flow);
+		follow_close(packet, flow);
 	}
 	return verdict;
 }

@@ -142,14 +142,8 @@ __noinline int slow_path(struct __sk_buff *skb)
 	return pass(skb, TO_CONTAINER, COUNTER_PASSED);
 }
 
-static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *packet,
-					 bool forgotten)
+static __always_inline int ask_slow_path(struct __sk_buff *skb, struct scratch *s, bool forgotten)
 {
-	struct scratch *s = scratch_get();
-
-	if (!s)
-		return drop(skb, TO_CONTAINER, DROP_INVALID);
-	s->packet = *packet;
 	s->forgotten = forgotten;
 	return slow_path(skb);
 }
@@ -157,13 +151,17 @@ static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *p
 /* What the wire brings for a child. Returns a TC action. */
 static __always_inline int to_child(struct __sk_buff *skb, const struct child *to)
 {
-	struct packet packet = {};
+	struct scratch *s = scratch_get();
+	struct packet *packet;
 	void *data, *data_end;
 	struct ethhdr *ethernet;
 	struct flow *flow;
 	int parsed;
 
-	parsed = is_untagged(skb) ? parse(skb, &packet) : PARSED_OTHER;
+	if (!s)
+		return drop(skb, TO_CONTAINER, DROP_INVALID);
+	packet = &s->packet;
+	parsed = is_untagged(skb) ? parse(skb, s) : PARSED_OTHER;
 	if (parsed == PARSED_ARP)
 		return pass(skb, TO_CONTAINER, COUNTER_PASSED);
 	if (parsed != PARSED_IP) {
@@ -172,32 +170,32 @@ static __always_inline int to_child(struct __sk_buff *skb, const struct child *t
 				    parsed == PARSED_OTHER ? DROP_POLICY_INGRESS : DROP_INVALID);
 		return pass(skb, TO_CONTAINER, COUNTER_PASSED);
 	}
-	if (packet.fragment)
-		fragment_find(&packet);
-	if (packet.unkeyed)
-		return ask_slow_path(skb, &packet, asks_for_echo(&packet));
-	flow = bpf_map_lookup_elem(&flows, &packet.key);
+	if (packet->fragment)
+		fragment_find(packet);
+	if (packet->unkeyed)
+		return ask_slow_path(skb, s, asks_for_echo(packet));
+	flow = bpf_map_lookup_elem(&flows, &packet->key);
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
 	ethernet = data;
-	if (!flow || !current(flow, &packet) || (void *)(ethernet + 1) > data_end ||
+	if (!flow || !current(flow, packet) || (void *)(ethernet + 1) > data_end ||
 	    !leads_to(flow, (struct mac *)ethernet->h_dest))
-		return ask_slow_path(skb, &packet, !flow);
-	if (packet.fragment)
-		fragment_keep(&packet);
+		return ask_slow_path(skb, s, !flow);
+	if (packet->fragment)
+		fragment_keep(packet);
 	account(skb, flow);
 	if (flow->action == ACTION_DENY)
 		return drop(skb, TO_CONTAINER, flow->reason);
-	if (flow->flags & FLOW_TRACKED && is_closing(&packet, flow))
-		follow_translation(&packet, flow);
+	if (flow->flags & FLOW_TRACKED && is_closing(packet, flow))
+		follow_translation(packet, flow);
 	return pass(skb, TO_CONTAINER, COUNTER_PASSED);
 }
 
 /* What the wire brings for a group, children among it. Returns a TC action. */
 static __always_inline int to_group(struct __sk_buff *skb)
 {
-	struct packet packet = {};
 	struct child *parent;
+	struct scratch *s;
 	int parsed;
 
 	/*
@@ -206,8 +204,11 @@ static __always_inline int to_group(struct __sk_buff *skb)
 	 */
 	if (!policy_now() || !is_untagged(skb))
 		return TC_ACT_UNSPEC;
-	parsed = parse(skb, &packet);
-	if (parsed == PARSED_ARP || (parsed == PARSED_IP && keeps_link(&packet)))
+	s = scratch_get();
+	if (!s)
+		return drop(skb, TO_CONTAINER, DROP_INVALID);
+	parsed = parse(skb, s);
+	if (parsed == PARSED_ARP || (parsed == PARSED_IP && keeps_link(&s->packet)))
 		return TC_ACT_UNSPEC;
 	parent = children_of(skb->ifindex, 0);
 	if (parent && parent->flags & CHILD_PASSTHRU)

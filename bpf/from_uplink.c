@@ -156,14 +156,8 @@ __noinline int slow_path(struct __sk_buff *skb)
 	return apply_decision(skb);
 }
 
-static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *packet,
-					 bool forgotten)
+static __always_inline int ask_slow_path(struct __sk_buff *skb, struct scratch *s, bool forgotten)
 {
-	struct scratch *s = scratch_get();
-
-	if (!s)
-		return TC_ACT_UNSPEC;
-	s->packet = *packet;
 	s->forgotten = forgotten;
 	return slow_path(skb);
 }
@@ -171,7 +165,8 @@ static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *p
 SEC("tc")
 int from_uplink(struct __sk_buff *skb)
 {
-	struct packet packet = {};
+	struct packet *packet;
+	struct scratch *s;
 	struct flow *flow;
 	int verdict;
 
@@ -190,22 +185,24 @@ int from_uplink(struct __sk_buff *skb)
 	/* For another host. */
 	if (skb->pkt_type != PACKET_HOST)
 		return TC_ACT_UNSPEC;
-	if (parse(skb, &packet) != PARSED_IP)
+	s = scratch_get();
+	if (!s || parse(skb, s) != PARSED_IP)
 		return TC_ACT_UNSPEC;
-	if (packet.fragment) {
-		fragment_find(&packet);
-		fragment_keep(&packet);
+	packet = &s->packet;
+	if (packet->fragment) {
+		fragment_find(packet);
+		fragment_keep(packet);
 	}
-	if (packet.unkeyed)
-		return ask_slow_path(skb, &packet, asks_for_echo(&packet));
-	flow = is_marked(skb) ? NULL : bpf_map_lookup_elem(&flows, &packet.key);
+	if (packet->unkeyed)
+		return ask_slow_path(skb, s, asks_for_echo(packet));
+	flow = is_marked(skb) ? NULL : bpf_map_lookup_elem(&flows, &packet->key);
 	/* One for frames of the link is of the other hooks of this device. */
-	if (!flow || !current(flow, &packet) || flow->action == ACTION_LINK)
-		return ask_slow_path(skb, &packet, !flow);
+	if (!flow || !current(flow, packet) || flow->action == ACTION_LINK)
+		return ask_slow_path(skb, s, !flow);
 	account(skb, flow);
-	verdict = apply(skb, &packet, flow, FROM_UPLINK);
-	if (flow->flags & (FLOW_TRANSLATE_DESTINATION | FLOW_TRACKED) && is_closing(&packet, flow))
-		follow_translation(&packet, flow);
+	verdict = apply(skb, packet, flow, FROM_UPLINK);
+	if (flow->flags & (FLOW_TRANSLATE_DESTINATION | FLOW_TRACKED) && is_closing(packet, flow))
+		follow_translation(packet, flow);
 	return verdict;
 }
 

@@ -274,19 +274,17 @@ static __always_inline bool is_kept_from_others(const struct __sk_buff *skb)
 static __always_inline int forwarded(struct __sk_buff *skb)
 {
 	bool decided = was_decided(skb, skb->tc_index);
-	struct packet packet = {};
-	struct scratch *s;
+	struct scratch *s = scratch_get();
+	struct packet *packet;
 	int parsed;
 
-	parsed = parse(skb, &packet);
-	s = scratch_get();
 	if (!s)
 		return DROP_INVALID;
-	if (!skb->ingress_ifindex && (skb->sk || is_of_host(skb, parsed, &packet))) {
-		s->packet = packet;
-		if (!doubtful(skb) || is_hosts_own(skb, parsed))
-			return OF_HOST;
-	}
+	packet = &s->packet;
+	parsed = parse(skb, s);
+	if (!skb->ingress_ifindex && (skb->sk || is_of_host(skb, parsed, packet)) &&
+	    (!doubtful(skb) || is_hosts_own(skb, parsed)))
+		return OF_HOST;
 	switch (parsed) {
 	case PARSED_IP:
 		break;
@@ -298,12 +296,11 @@ static __always_inline int forwarded(struct __sk_buff *skb)
 		/* Nobody can tell what it is, or whether it may pass. */
 		return !decided && is_restricted_device(skb) ? DROP_INVALID : 0;
 	}
-	if (packet.fragment) {
-		packet.key.ifindex = skb->ingress_ifindex;
-		fragment_find(&packet);
-		fragment_keep(&packet);
+	if (packet->fragment) {
+		packet->key.ifindex = skb->ingress_ifindex;
+		fragment_find(packet);
+		fragment_keep(packet);
 	}
-	s->packet = packet;
 	return note(skb, decided);
 }
 

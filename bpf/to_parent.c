@@ -219,14 +219,8 @@ __noinline int slow_path(struct __sk_buff *skb)
 	return send(skb, keeps);
 }
 
-static __always_inline int ask_slow_path(struct __sk_buff *skb, struct packet *packet,
-					 bool forgotten)
+static __always_inline int ask_slow_path(struct __sk_buff *skb, struct scratch *s, bool forgotten)
 {
-	struct scratch *s = scratch_get();
-
-	if (!s)
-		return drop(skb, FROM_CONTAINER, DROP_INVALID);
-	s->packet = *packet;
 	s->forgotten = forgotten;
 	return slow_path(skb);
 }
@@ -256,15 +250,19 @@ __noinline int strange(struct __sk_buff *skb, __u32 ifindex)
 /* What a child sends. Returns a TC action. */
 static __always_inline int from_child(struct __sk_buff *skb, __u32 ifindex)
 {
+	struct scratch *s = scratch_get();
+	struct packet *packet;
 	void *data, *data_end;
-	struct packet packet = {};
 	struct ethhdr *ethernet;
 	struct flow *flow;
 	int verdict;
 
 	if (skb->vlan_present)
 		return drop(skb, FROM_CONTAINER, DROP_VLAN);
-	switch (parse(skb, &packet)) {
+	if (!s)
+		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	packet = &s->packet;
+	switch (parse(skb, s)) {
 	case PARSED_IP:
 		break;
 	case PARSED_ARP:
@@ -275,28 +273,28 @@ static __always_inline int from_child(struct __sk_buff *skb, __u32 ifindex)
 	default:
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
 	}
-	packet.key.ifindex = ifindex;
-	if (packet.fragment)
-		fragment_find(&packet);
-	if (packet.unkeyed)
-		return ask_slow_path(skb, &packet, asks_for_echo(&packet));
-	flow = bpf_map_lookup_elem(&flows, &packet.key);
+	packet->key.ifindex = ifindex;
+	if (packet->fragment)
+		fragment_find(packet);
+	if (packet->unkeyed)
+		return ask_slow_path(skb, s, asks_for_echo(packet));
+	flow = bpf_map_lookup_elem(&flows, &packet->key);
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
 	ethernet = data;
-	if (!flow || !current(flow, &packet) || (void *)(ethernet + 1) > data_end ||
+	if (!flow || !current(flow, packet) || (void *)(ethernet + 1) > data_end ||
 	    !leads_to(flow, (struct mac *)ethernet->h_dest) ||
 	    !same_mac((struct mac *)ethernet->h_source, &flow->sender))
-		return ask_slow_path(skb, &packet, !flow);
-	if (packet.fragment)
-		fragment_keep(&packet);
+		return ask_slow_path(skb, s, !flow);
+	if (packet->fragment)
+		fragment_keep(packet);
 	account(skb, flow);
 	if (flow->action == ACTION_DENY)
 		return drop(skb, FROM_CONTAINER, flow->reason);
-	if (flow->flags & (FLOW_TRACKED | FLOW_TRANSLATE_SOURCE) && is_closing(&packet, flow))
-		follow_translation(&packet, flow);
+	if (flow->flags & (FLOW_TRACKED | FLOW_TRANSLATE_SOURCE) && is_closing(packet, flow))
+		follow_translation(packet, flow);
 	if (flow->action != ACTION_LINK)
-		return answer_by(skb, &packet, flow);
+		return answer_by(skb, packet, flow);
 	skb->tc_index = SEEN_TRANSLATED;
 	if (!flow->out_ifindex)
 		return leave(skb);
@@ -341,33 +339,32 @@ __noinline int judge_forwarded(struct __sk_buff *skb, __u32 seen)
 /* What the host forwards to a child. Returns 0, the counter of a drop, or OF_HOST. */
 static __always_inline int forwarded(struct __sk_buff *skb, __u32 to, __u32 seen, bool of_host)
 {
-	struct packet packet = {};
+	struct scratch *s = scratch_get();
 	struct endpoint *endpoint;
 	struct interface *interface;
-	struct scratch *s;
+	struct packet *packet;
 	int parsed;
 
 	interface = bpf_map_lookup_elem(&interfaces, &to);
 	if (!interface)
 		return DROP_POLICY_INGRESS;
-	parsed = parse(skb, &packet);
-	if (of_host && is_of_host(skb, parsed, &packet))
+	if (!s)
+		return DROP_INVALID;
+	packet = &s->packet;
+	parsed = parse(skb, s);
+	if (of_host && is_of_host(skb, parsed, packet))
 		return OF_HOST;
 	if (parsed != PARSED_IP)
 		return parsed != PARSED_ARP && may_not_be_sent_all(interface) ? DROP_POLICY_INGRESS
 									      : 0;
-	endpoint = bpf_map_lookup_elem(&endpoints, &packet.key.destination);
+	endpoint = bpf_map_lookup_elem(&endpoints, &packet->key.destination);
 	if ((!endpoint || endpoint->ifindex != to) && may_not_be_sent_all(interface))
 		return DROP_POLICY_INGRESS;
-	if (packet.fragment) {
-		packet.key.ifindex = skb->ingress_ifindex;
-		fragment_find(&packet);
-		fragment_keep(&packet);
+	if (packet->fragment) {
+		packet->key.ifindex = skb->ingress_ifindex;
+		fragment_find(packet);
+		fragment_keep(packet);
 	}
-	s = scratch_get();
-	if (!s)
-		return DROP_INVALID;
-	s->packet = packet;
 	return judge_forwarded(skb, seen);
 }
 

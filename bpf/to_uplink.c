@@ -233,44 +233,44 @@ SEC("tc")
 int to_uplink(struct __sk_buff *skb)
 {
 	__u16 seen = skb->tc_index;
-	struct packet packet = {};
 	struct endpoint *endpoint;
+	struct packet *packet;
 	__u32 sender = 0;
 	struct scratch *s;
 
 	/* The mark stays: a device below this one may be an uplink too. */
-	if (seen == SEEN_TRANSLATED || skb->vlan_present || parse(skb, &packet) != PARSED_IP)
+	if (seen == SEEN_TRANSLATED || skb->vlan_present)
 		return TC_ACT_UNSPEC;
-	endpoint = bpf_map_lookup_elem(&endpoints, &packet.key.source);
+	s = scratch_get();
+	if (!s || parse(skb, s) != PARSED_IP)
+		return TC_ACT_UNSPEC;
+	packet = &s->packet;
+	endpoint = bpf_map_lookup_elem(&endpoints, &packet->key.source);
 	/* What a macvlan child sends is the business of to_parent, also where the node is its
 	 * router. */
 	if (endpoint && is_child(endpoint->ifindex) &&
 	    (is_inside_child(endpoint) || is_at(endpoint, skb->ifindex, SEEN_OWN)))
 		return TC_ACT_UNSPEC;
 	if (endpoint) {
-		packet.key.ifindex = endpoint->ifindex;
-		if (packet.fragment) {
-			fragment_find(&packet);
-			fragment_keep(&packet);
+		packet->key.ifindex = endpoint->ifindex;
+		if (packet->fragment) {
+			fragment_find(packet);
+			fragment_keep(packet);
 		}
 	} else {
 		if (skb->ingress_ifindex && seen != SEEN_DECIDED && policy_now())
 			sender = forwarded_for(skb);
-		if (!sender && packet.icmp_kind != ICMP_KIND_ERROR &&
-		    !in_range(packet.key.source_port))
+		if (!sender && packet->icmp_kind != ICMP_KIND_ERROR &&
+		    !in_range(packet->key.source_port))
 			return TC_ACT_UNSPEC;
 	}
-	s = scratch_get();
-	if (!s)
-		return TC_ACT_UNSPEC;
-	s->packet = packet;
 	s->sender = sender;
 	s->forgotten = false;
 	if (endpoint)
 		return slow_path(skb, seen);
 	if (sender)
 		return judge_hidden(skb);
-	return packet.icmp_kind == ICMP_KIND_ERROR ? host_error(skb) : host_claims(skb);
+	return packet->icmp_kind == ICMP_KIND_ERROR ? host_error(skb) : host_claims(skb);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";
