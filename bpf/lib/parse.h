@@ -162,9 +162,10 @@ static __always_inline int skip_extensions(struct __sk_buff *skb, struct cursor 
 					   struct packet *packet, __u8 next)
 {
 	__u32 offset = packet->transport, linear = linear_length(skb);
+	int i;
 
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < IPV6_EXTENSIONS_MAX; i++) {
+	for (i = 0; i < IPV6_EXTENSIONS_MAX; i++) {
 		struct ipv6_extension header;
 
 		if (offset + sizeof(header) > linear)
@@ -183,15 +184,21 @@ static __always_inline int skip_extensions(struct __sk_buff *skb, struct cursor 
 			packet->identification = header.identification;
 		}
 		next = header.next;
-		if (packet->fragment == FRAGMENT_LATER || !is_extension(next)) {
-			packet->transport = offset;
-			if (offset > linear || offset > EXTENSIONS_END_MAX)
-				return PARSE_SHORT;
-			c->at = (void *)(long)skb->data + offset;
-			return next;
-		}
+		if (packet->fragment == FRAGMENT_LATER || !is_extension(next))
+			break;
 	}
-	return PARSE_INVALID;
+	if (i == IPV6_EXTENSIONS_MAX)
+		return PARSE_INVALID;
+	if (offset > linear || offset > EXTENSIONS_END_MAX)
+		return PARSE_SHORT;
+	packet->transport = offset;
+	/* Read again: what the verifier knows of it is the same then, however many there were. */
+	barrier();
+	offset = packet->transport;
+	if (offset > EXTENSIONS_END_MAX)
+		return PARSE_SHORT;
+	c->at = (void *)(long)skb->data + offset;
+	return next;
 }
 
 static __always_inline int parse_ipv6(struct __sk_buff *skb, struct cursor *c,

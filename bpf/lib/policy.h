@@ -64,14 +64,17 @@ __noinline __u32 prefix_identity(struct __sk_buff *skb, __u32 generation, __u32 
 	void *tree = bpf_map_lookup_elem(&identities, &generation);
 	__u32 at = IDENTITY_ROOT_IPV6, word = 0;
 	struct scratch *s = scratch_get();
-	const struct address *address;
 
 	if (!tree || !s || !skb)
 		return 0;
-	address = server ? &s->question.server : &s->question.client;
-	if (is_ipv4(address)) {
+	/*
+	 * Of both families and ends in one place, or the verifier walks four ways; on the stack a
+	 * place that varies can be read since Linux 5.12 only.
+	 */
+	s->prefixed = server ? s->question.server : s->question.client;
+	if (is_ipv4(&s->prefixed)) {
 		at = IDENTITY_ROOT_IPV4;
-		word = 3;
+		words(&s->prefixed)[0] = words(&s->prefixed)[3];
 	}
 #pragma clang loop unroll(disable)
 	for (int step = 0; step < IDENTITY_STEPS; step++) {
@@ -80,7 +83,7 @@ __noinline __u32 prefix_identity(struct __sk_buff *skb, __u32 generation, __u32 
 
 		if (!node)
 			return 0;
-		next = keys_until(node, bpf_ntohl(words(address)[word & 3]));
+		next = keys_until(node, bpf_ntohl(words(&s->prefixed)[word & 3]));
 		next = node->next[(next - 1) % IDENTITY_KEYS];
 		if (!(next & IDENTITY_NODE))
 			return next;

@@ -47,6 +47,7 @@ struct scratch {
 	__u32 later;		/* others may translate packet's destination: it is judged again */
 	struct flow_key wanted; /* of an entry to make, or to look for */
 	struct question question;
+	struct address prefixed; /* end of the question whose identity is looked for by prefixes */
 	struct quote quote;
 	__u32 forgotten;      /* flows is known to have nothing for packet */
 	__u32 freed;	      /* slots, by the sweep */

@@ -164,7 +164,7 @@ func mutations() []mutation {
 		{"rules of another identity", "lib/policy.h", "identity % POLICY_RANGES", "0"},
 		{"rules of identities of another entry", "lib/policy.h", "chunk ? identity : identity / POLICY_RANGES;", "chunk ? identity : 0;"},
 		{"more ports than fit an entry ignored", "lib/policy.h", "chunk < POLICY_CHUNKS && permission", "chunk < 2 && permission"},
-		{"IPv4 looked for by its prefix in IPv6", "lib/policy.h", "		word = 3;\n", "		word = 2;\n"},
+		{"IPv4 looked for by its prefix in IPv6", "lib/policy.h", "words(&s->prefixed)[0] = words(&s->prefixed)[3];", "words(&s->prefixed)[0] = words(&s->prefixed)[2];"},
 		{"deep prefixes not reached", "lib/policy.h", "step < IDENTITY_STEPS;", "step < 8;"},
 		{"identity of the addresses above", "lib/policy.h", "(next - 1) % IDENTITY_KEYS", "next % IDENTITY_KEYS"},
 		{"identity by the first 32 bits", "lib/policy.h", "		if (next & IDENTITY_WORD)\n			word++;\n", ""},
