@@ -13,7 +13,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT := bin/tools/golangci-lint-$(GOLANGCI_LINT_VERSION)
 CLANG_FORMAT  := clang-format-19
 
-# TESTFLAGS go to go test, KERNEL (5.10, 6.1, 6.12 or 7) and KERNELFLAGS to test/kernels.
+# TESTFLAGS go to go test, KERNEL (5.10, 6.1, 6.12 or 7) and KERNELFLAGS to test/kernels, with KERNEL_DIRS.
 TESTFLAGS   ?=
 KERNEL      ?=
 KERNELFLAGS ?=
@@ -27,15 +27,10 @@ STORIES     ?= 1000000
 SOAKTIME    ?= 1h
 SOAKFLAGS   ?=
 
-# The folders whose tests run on every kernel of the matrix, and the tests of whole
-# journeys that do: an agent takes a while to start there. Many are left to some of the
-# kernels, by nstest.Halve and nstest.LeaveTo.
-KERNEL_DIRS := test/kernels/selftest pkg/datapath pkg/maps pkg/wiring pkg/uplink
-KERNEL_JOURNEYS := TestConnectivity|TestCheck|TestGC|TestStatus|TestChained|TestAgentKilled|TestRestart|TestPluginCrash|TestSpoofing|TestPathMTU|TestTraceroute|TestTwoUplinks|TestDefaultRouteMoves|TestNothingLeavesUnhidden|TestPortsFromWorld|TestPortsFromHost|TestPortsFromContainers|TestPortsRestart|TestPolicyIngress|TestPolicyEgress|TestPolicyWhileTraffic|TestPolicyAgentKilled|TestNetworkIsolation|TestBridgeStation|TestBridgeOnUplink|TestBridgeVLAN|TestBridgeTrunk|TestMacvlanOnVLAN|TestMacvlanInContainer|TestMacvlanTwoNodes|TestMacvlanOnUplink|TestMacvlanDHCP|TestBridgeLodger|TestPacer
-# Of the drivers bridge and macvlan, what a kernel cannot change is left to the packet tables.
-KERNEL_JOURNEYS_LESS := TestCheck/(bridge|macvlan)|TestSpoofing/(bridge|macvlan)|TestPluginCrash/(bridge|macvlan)
-# What tests of journeys run besides the tools that each machine has: a DHCP server and a client for it.
-KERNEL_JOURNEYS_TOOLS := /usr/sbin/dnsmasq /usr/lib/cni/dhcp
+# The folders whose tests run on every kernel of the matrix.
+KERNEL_DIRS := test/kernels/selftest pkg/datapath pkg/maps pkg/wiring pkg/uplink test/e2e
+# What they run besides the tools that each machine has: a DHCP server and a client for it.
+KERNEL_TOOLS := /usr/sbin/dnsmasq /usr/lib/cni/dhcp
 
 C_FILES := $(wildcard bpf/*.c bpf/*.h bpf/lib/*.h)
 SCRIPTS := $(wildcard .ci/run .ci/deps test/demo/run test/demo/story test/bench/run)
@@ -102,18 +97,13 @@ test: ## run every test (as root)
 
 .NOTPARALLEL: test-kernels
 .PHONY: test-kernels
-test-kernels: test-kernels-packages test-kernels-journeys $(if $(KERNEL)$(VAGRANT),,test-kernels-wire) ## run the matrix: tests on other kernels, in virtual machines (VAGRANT=1: those of the Vagrantfile)
+test-kernels: test-kernels-single $(if $(KERNEL)$(VAGRANT),,test-kernels-wire) ## run the matrix: tests on other kernels, in virtual machines (VAGRANT=1: those of the Vagrantfile)
 
-.PHONY: test-kernels-packages
-test-kernels-packages: ## run the tests of programs, maps, wiring and uplinks on other kernels
+.PHONY: test-kernels-single
+test-kernels-single: build-failpoint ## run the tests of programs, maps, wiring, uplinks and whole journeys on other kernels
 	$(if $(VAGRANT),,$(DEPS) kernels)
-	$(GO) run ./test/kernels $(on-kernel) $(KERNELFLAGS) \
+	$(GO) run ./test/kernels $(on-kernel) $(addprefix -tool ,$(KERNEL_TOOLS)) $(KERNELFLAGS) $(with-programs) \
 	 $(patsubst %/,./%,$(sort $(dir $(wildcard $(KERNEL_DIRS:=/*_test.go)))))
-
-.PHONY: test-kernels-journeys
-test-kernels-journeys: build-failpoint ## run tests of the whole on other kernels, with agent and plugin
-	$(if $(VAGRANT),,$(DEPS) kernels)
-	$(GO) run ./test/kernels $(on-kernel) -run '^($(KERNEL_JOURNEYS))$$' -skip '$(KERNEL_JOURNEYS_LESS)' $(addprefix -tool ,$(KERNEL_JOURNEYS_TOOLS)) $(KERNELFLAGS) $(with-programs) ./test/e2e
 
 .PHONY: test-kernels-wire
 test-kernels-wire: build-failpoint ## run two nodes of different kernels on one wire, such as KERNEL=5.10+7

@@ -36,6 +36,9 @@ func mainWithPrograms(m *testing.M) int {
 		defer func() { _ = os.RemoveAll(dir) }()
 		programs, err = nodetest.Find("../..", dir)
 	}
+	if err == nil {
+		err = chooseForKernel()
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

@@ -41,7 +41,7 @@ const (
 func TestPacer(t *testing.T) { eachDriver(t, testPacer, api.DriverMacvlan) }
 
 func testPacer(t *testing.T, d driver) {
-	nstest.LeaveTo(t, map[driver]string{api.DriverBridge: "5.10", api.DriverRouted: "6.12"}[d]) // the ways by the pacer differ in one call
+	nstest.LeaveTo(t, map[driver]string{api.DriverBridge: "5.10", api.DriverRouted: "7"}[d]) // the ways by the pacer differ in one call
 	s := drivenBy(t, d)
 	if out, err := s.world.Command("tc", "qdisc", "add", "dev", "lo", "root", "fq").CombinedOutput(); err != nil {
 		notBuilt(t, out, "fq", "CONFIG_NET_SCH_FQ")
