@@ -39,7 +39,7 @@ __noinline int parse_thoroughly(struct __sk_buff *skb)
 /*
  * Fills s->packet, and returns an enum parsed or PARSE_INVALID. Pointers into the frame do not
  * outlive it. A packet on the stack would have the verifier follow each kind of it through all that
- * a program does: what is in a map is unknown to it, and from_container takes half as long to load.
+ * a program does: what is in a map is unknown to it.
  */
 static __always_inline int parse(struct __sk_buff *skb, struct scratch *s)
 {

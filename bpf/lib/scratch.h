@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Working memory of the slow path. Its parts are global functions, so that the
- * verifier looks at each once and not at every combination; on Linux 5.10 such a
- * function takes the packet and numbers only, and all else goes by way of this.
- * It belongs to one program on one CPU, where nothing else of the program runs
- * meanwhile: TC programs run with bottom halves off.
+ * What is parsed of a packet, and the working memory of the slow path. Its parts are global
+ * functions, so that the verifier looks at each once and not at every combination; on Linux 5.10
+ * such a function takes the packet and numbers only, and all else goes by way of this.
+ * It belongs to one program on one CPU, where nothing else of the program runs meanwhile: TC
+ * programs run with bottom halves off, which nothing preempts but on PREEMPT_RT.
+ * Nothing that apply or cross calls may write packet: the fast path reads it after them.
  */
 #pragma once
 

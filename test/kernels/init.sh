@@ -1,6 +1,6 @@
 #!/bin/busybox sh
 # The first process of a machine: it mounts what a booted system has, runs the
-# jobs and powers off. ttyS0 carries the kernel's messages, a port of virtio the jobs' output: of a
+# jobs and waits to be ended. ttyS0 carries the kernel's messages, a port of virtio the jobs' output: of a
 # serial line each byte is a step here, which is 4 s a megabyte, and there are 6 (measured on 6.12).
 export PATH=/usr/bin:/bin HOME=/root TERM=dumb
 /bin/busybox --install -s /bin
@@ -27,7 +27,8 @@ for _ in $(seq 600); do
 	sleep 0.1
 done
 if [ -c /dev/vport0p1 ]; then
-	sh /jobs >/dev/vport0p1 2>&1 </dev/null
+	# A shell that has not come to the end of them says so no other way.
+	sh /jobs >/dev/vport0p1 2>&1 </dev/null || poweroff -f
 	# Who reads ends the machine after the last job: what is under way in the port would be lost with it.
 	while :; do sleep 60; done
 else

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// machine is a virtual machine that runs jobs and powers off.
+// machine is a virtual machine that runs jobs, until it is ended.
 type machine struct {
 	kernel  *kernel
 	initrd  string // file made by writeImage
@@ -61,7 +61,7 @@ func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e))
 // errDied says that the machine stopped before a job ended.
 var errDied = errors.New("the machine died")
 
-// boot runs the machine until it powers off, with the output of its jobs, and their
+// boot runs the machine until ctx ends, or it dies, with the output of its jobs, and their
 // verdicts, going to out.
 //
 // The machine is emulated: nested virtualisation is rarely to be had where
