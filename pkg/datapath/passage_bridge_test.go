@@ -51,12 +51,7 @@ func policedBridgePassages(n *node, f family) []passage {
 	answer.name, answer.answers = "answer of a port", true
 	answerOut.name, answerOut.answers = "answer to a station", true
 	answerIn.name, answerIn.answers = "answer of a station", true
-	restrict := func(e Endpoint, change func(*Subject)) func() Policy {
-		return func() Policy { return n.policy().restrict(e, change) }
-	}
-	allow := func(e Endpoint, identity uint32) func() Policy {
-		return func() Policy { return restrict(e, ingress)().services(identity) }
-	}
+	restrict, allow := policies(n.policy).restrict, policies(n.policy).allow
 	refused, lacking := drops("policy_ingress"), drops("fragment")
 	for _, w := range []*passage{&in, &answerIn} {
 		w.others = ends{senseless: as(drops("invalid")), inTag: &refused, toMartian: &refused, toGroup: &refused, toAll: &refused}
@@ -69,9 +64,9 @@ func policedBridgePassages(n *node, f family) []passage {
 		straight.kept(restrict(n.b, ingress), refused, outLacking),
 		out.kept(restrict(n.a, egress), drops("policy_egress"), outLacking),
 		in.kept(restrict(n.b, ingress), refused, lacking),
-		straight.letIn(allow(n.b, ofA), unasked, outLacking),
-		answer.letIn(allow(n.b, ofC), unasked, outLacking),
-		answerIn.letIn(allow(n.b, ofC), refused, lacking),
+		straight.letIn(allow(n.b, ingress, ofA), unasked, outLacking),
+		answer.letIn(allow(n.b, ingress, ofC), unasked, outLacking),
+		answerIn.letIn(allow(n.b, ingress, ofC), refused, lacking),
 	}
 }
 
@@ -113,12 +108,10 @@ func stationPassages(n *node, f family, e Endpoint, vlan uint32) []passage {
 		in:   func(layers ...packet.Layer) run { return n.byBridge(e, layers...).tagged(vlan) },
 		good: passed(seenNot), others: ends{senseless: as(passed(seenNot))},
 	}
-	restrict := func(change func(*Subject)) func() Policy {
-		return func() Policy { return n.policy().restrict(e, change).services(0) }
-	}
+	allow := policies(n.policy).allow
 	shutOut, shutIn := out, in
 	shutOut.others.toMartian = nil
 	shutIn.others = ends{senseless: as(drops("invalid"))}
 	unsent, refused := drops("policy_egress"), drops("policy_ingress")
-	return []passage{out, toNode, in, shutOut.kept(restrict(egress), unsent, unsent), shutIn.kept(restrict(ingress), refused, refused)}
+	return []passage{out, toNode, in, shutOut.kept(allow(e, egress, 0), unsent, unsent), shutIn.kept(allow(e, ingress, 0), refused, refused)}
 }

@@ -70,16 +70,11 @@ func policedParentPassages(p *parent, f family) []passage {
 	answer.name, answer.answers = "answer of a child", true
 	answerOfWire := in
 	answerOfWire.name, answerOfWire.answers = "answer of the wire", true
-	restrict := func(e Endpoint, change func(*Subject)) func() Policy {
-		return func() Policy { return p.subjects().restrict(e, change) }
-	}
-	allow := func(e Endpoint, identity uint32) func() Policy {
-		return func() Policy {
-			policy := restrict(e, ingress)().services(identity)
-			policy.Identities[netip.PrefixFrom(f.elsewhere, f.elsewhere.BitLen())] = ofWorld
-			return policy
-		}
-	}
+	restrict, allow := policies(p.subjects).restrict, policies(func() Policy {
+		policy := p.subjects()
+		policy.Identities[netip.PrefixFrom(f.elsewhere, f.elsewhere.BitLen())] = ofWorld
+		return policy
+	}).allow
 	refused, lacking := shut(toContainer, "decided", "policy_ingress"), shut(toContainer, "decided", "fragment")
 	keptOut := in
 	keptOut.others.senseless = as(shut(toContainer, "invalid"))
@@ -100,11 +95,11 @@ func policedParentPassages(p *parent, f family) []passage {
 		out.kept(restrict(p.x, egress), shut(fromContainer, "policy_egress"), outLacking),
 		keptOut.kept(restrict(p.x, ingress), shut(toContainer, "policy_ingress"), lacking),
 		byStack.kept(restrict(p.x, ingress), unknown, shut(toContainer, "fragment")),
-		sibling.letIn(allow(p.y, ofX), outUnasked, outLacking),
-		answer.letIn(allow(p.y, ofC), outUnasked, outLacking),
-		keptOut.letIn(allow(p.x, ofWorld), refused, lacking),
-		answerOfWire.letIn(allow(p.x, ofC), refused, lacking),
-		letByStack.letIn(allow(p.x, ofWorld), unknown, shut(toContainer, "fragment")),
+		sibling.letIn(allow(p.y, ingress, ofX), outUnasked, outLacking),
+		answer.letIn(allow(p.y, ingress, ofC), outUnasked, outLacking),
+		keptOut.letIn(allow(p.x, ingress, ofWorld), refused, lacking),
+		answerOfWire.letIn(allow(p.x, ingress, ofC), refused, lacking),
+		letByStack.letIn(allow(p.x, ingress, ofWorld), unknown, shut(toContainer, "fragment")),
 	}
 }
 

@@ -26,16 +26,12 @@ func insidePassages(n *insider, f family) []passage {
 // policedInsidePassages are those of which a policy has a say.
 func policedInsidePassages(n *insider, f family) []passage {
 	out, in := insidePassages(n, f)[0], insidePassages(n, f)[1]
-	restrict := func(change func(*Subject)) Policy {
+	known := policies(func() Policy {
 		policy := n.policy()
 		policy.Subjects[n.e.ID] = Subject{Identity: ofX, Network: 3}
 		policy.Identities[netip.PrefixFrom(f.unknown, f.unknown.BitLen())] = ofWorld
-		return policy.restrict(n.e, change)
-	}
-	kept := func(change func(*Subject)) func() Policy { return func() Policy { return restrict(change) } }
-	allow := func(change func(*Subject), identity uint32) func() Policy {
-		return func() Policy { return restrict(change).services(identity) }
-	}
+		return policy
+	})
 	refused, lacking := shut(toContainer, "decided", "policy_ingress"), shut(toContainer, "decided", "fragment")
 	tagged := as(shut(toContainer, "policy_ingress"))
 	in.others.senseless, in.others.tagged, in.others.inTag = as(shut(toContainer, "invalid")), tagged, tagged
@@ -47,12 +43,12 @@ func policedInsidePassages(n *insider, f family) []passage {
 	answerOut.name, answerOut.answers = "answer of a child to the link", true
 	unsent, outLacking := shut(fromContainer, "decided", "policy_egress"), shut(fromContainer, "decided", "fragment")
 	return []passage{
-		out.kept(kept(egress), shut(fromContainer, "policy_egress"), outLacking),
-		in.kept(kept(ingress), shut(toContainer, "policy_ingress"), lacking),
-		out.letIn(allow(egress, ofWorld), unsent, outLacking),
-		answerOut.letIn(allow(egress, ofC), unsent, outLacking),
-		in.letIn(allow(ingress, ofWorld), refused, lacking),
-		answerIn.letIn(allow(ingress, ofC), refused, lacking),
+		out.kept(known.restrict(n.e, egress), shut(fromContainer, "policy_egress"), outLacking),
+		in.kept(known.restrict(n.e, ingress), shut(toContainer, "policy_ingress"), lacking),
+		out.letIn(known.allow(n.e, egress, ofWorld), unsent, outLacking),
+		answerOut.letIn(known.allow(n.e, egress, ofC), unsent, outLacking),
+		in.letIn(known.allow(n.e, ingress, ofWorld), refused, lacking),
+		answerIn.letIn(known.allow(n.e, ingress, ofC), refused, lacking),
 	}
 }
 

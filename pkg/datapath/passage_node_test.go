@@ -139,17 +139,12 @@ func policedPassages(n *node, f family) []passage {
 		others: ofWire(),
 	}
 	leaving.others.toMartian, leaving.others.toGroup, leaving.others.toAll = nil, nil, nil
-	restrict := func(e Endpoint, change func(*Subject)) func() Policy {
-		return func() Policy { return n.policy().restrict(e, change) }
-	}
-	allow := func(e Endpoint, identity uint32) func() Policy {
-		return func() Policy { return restrict(e, ingress)().services(identity) }
-	}
+	restrict, allow := policies(n.policy).restrict, policies(n.policy).allow
 	masked, maskedLate := out, translated[2]
 	masked.others.early = translated[0].others.early
 	unsent := drops("policy_egress")
 	maskedLate.others.toMartian, maskedLate.others.toGroup, maskedLate.others.toAll = &unsent, &unsent, &unsent
-	ask := func() Policy { return restrict(n.a, egress)().services(ofWorld) }
+	ask := allow(n.a, egress, ofWorld)
 	refused := drops("policy_ingress")
 	routed := direct // where a policy is asked before all else
 	routed.decided, routed.others.lastHop = nil, nil
@@ -163,10 +158,10 @@ func policedPassages(n *node, f family) []passage {
 		routed.kept(restrict(n.b, ingress), refused, drops("fragment")),
 		byStack.kept(restrict(n.a, ingress), refused, drops("fragment")),
 		leaving.kept(restrict(n.a, egress), drops("policy_egress"), drops("fragment")),
-		between.letIn(allow(n.b, ofA), drops("decided", "policy_ingress"), drops("decided", "fragment")),
-		answer.letIn(allow(n.b, ofC), drops("decided", "policy_ingress"), drops("decided", "fragment")),
-		direct.letIn(allow(n.b, ofWorld), refused, drops("fragment")),
-		fromOther.letIn(allow(n.a, ofWorld), refused, drops("fragment")),
+		between.letIn(allow(n.b, ingress, ofA), drops("decided", "policy_ingress"), drops("decided", "fragment")),
+		answer.letIn(allow(n.b, ingress, ofC), drops("decided", "policy_ingress"), drops("decided", "fragment")),
+		direct.letIn(allow(n.b, ingress, ofWorld), refused, drops("fragment")),
+		fromOther.letIn(allow(n.a, ingress, ofWorld), refused, drops("fragment")),
 		masked.letOut(ask, drops("decided", "policy_egress")), maskedLate.letOut(ask, unsent),
 		translated[1].letOut(ask, untouched()),
 	}

@@ -59,12 +59,7 @@ func policedLocalPortPassages(n *node, f family) []passage {
 		all[i].others.lastHop, all[i].others.toGroup, all[i].others.toAll = left.lastHop, left.toGroup, left.toAll
 	}
 	in, out, own, ownBack := all[0], all[1], all[2], all[3]
-	restrict := func(e Endpoint, change func(*Subject)) func() Policy {
-		return func() Policy { return n.policy().restrict(e, change) }
-	}
-	allow := func(e Endpoint, change func(*Subject), identity uint32) func() Policy {
-		return func() Policy { return restrict(e, change)().services(identity) }
-	}
+	restrict, allow := policies(n.policy).restrict, policies(n.policy).allow
 	answer := out.letIn(allow(n.a, ingress, ofC), drops("decided", "policy_ingress"), drops("decided", "fragment"))
 	answer.carries = isMapped
 	free := func(w passage) passage {
@@ -170,12 +165,7 @@ func policedChildPortPassages(p *parent, f family) []passage {
 	in, ofSibling := all[0], all[2]
 	left := ofPoliced()
 	in.others.lastHop, in.others.toGroup, in.others.toAll = left.lastHop, left.toGroup, left.toAll
-	restrict := func(e Endpoint, change func(*Subject)) func() Policy {
-		return func() Policy { return p.subjects().restrict(e, change) }
-	}
-	allow := func(e Endpoint, change func(*Subject), identity uint32) func() Policy {
-		return func() Policy { return restrict(e, change)().services(identity) }
-	}
+	restrict, allow := policies(p.subjects).restrict, policies(p.subjects).allow
 	keptSibling := func(policy func() Policy, reason string) passage {
 		w := ofSibling.keptFromPort(policy, shut(fromUplink, reason))
 		w.decided, w.asks, w.others.lastHop = nil, nil, nil

@@ -169,12 +169,7 @@ func policedUplinkPassages(n *node, f family) []passage {
 	all, elsewhere := uplinkPassages(n, f), elsewherePassages(n, f)
 	straight, out, in, masked := all[0], all[1], all[2], all[3]
 	there, atPort := elsewhere[0], elsewhere[1]
-	restrict := func(e Endpoint, change func(*Subject)) func() Policy {
-		return func() Policy { return n.policy().restrict(e, change) }
-	}
-	allow := func(e Endpoint, change func(*Subject), identity uint32) func() Policy {
-		return func() Policy { return restrict(e, change)().services(identity) }
-	}
+	restrict, allow := policies(n.policy).restrict, policies(n.policy).allow
 	refused, unsent := drops("policy_ingress"), drops("decided", "policy_egress")
 	outLacking, inLacking := drops("decided", "fragment"), drops("fragment")
 	in.others = ends{senseless: as(drops("invalid")), inTag: &refused, toMartian: &refused, toGroup: &refused, toAll: &refused}

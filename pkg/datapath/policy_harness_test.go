@@ -66,6 +66,18 @@ func (p Policy) restrict(e Endpoint, change func(*Subject)) Policy {
 	return p
 }
 
+// policies makes a policy anew each time: one that is changed is changed for all who have it.
+type policies func() Policy
+
+// restrict is such a policy that restricts an endpoint, allow one that lets it talk with an identity's services alone.
+func (of policies) restrict(e Endpoint, change func(*Subject)) func() Policy {
+	return func() Policy { return of().restrict(e, change) }
+}
+
+func (of policies) allow(e Endpoint, change func(*Subject), identity uint32) func() Policy {
+	return func() Policy { return of().restrict(e, change).services(identity) }
+}
+
 func ingress(s *Subject) { s.Ingress = setOne }
 func egress(s *Subject)  { s.Egress = setOne }
 func both(s *Subject)    { s.Egress, s.Ingress = setOne, setOne+1 }
