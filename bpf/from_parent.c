@@ -95,7 +95,7 @@ static __always_inline bool is_of_node(struct __sk_buff *skb, const struct scrat
 }
 
 /* Decides for scratch->packet, which the wire brings for a child. Returns a TC action. */
-__noinline int slow_path(struct __sk_buff *skb)
+__noinline int slow_path(struct __sk_buff *skb, __u32 forgotten)
 {
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
 	struct scratch *s = scratch_get();
@@ -110,6 +110,7 @@ __noinline int slow_path(struct __sk_buff *skb)
 	to = receiver_of(skb, (struct mac *)ethernet->h_dest);
 	if (!to)
 		return TC_ACT_UNSPEC;
+	s->forgotten = forgotten;
 	s->epoch = epoch_of(0);
 	s->sender = s->later = 0;
 	endpoint = bpf_map_lookup_elem(&endpoints, &s->packet.key.destination);
@@ -142,12 +143,6 @@ __noinline int slow_path(struct __sk_buff *skb)
 	return pass(skb, TO_CONTAINER, COUNTER_PASSED);
 }
 
-static __always_inline int ask_slow_path(struct __sk_buff *skb, struct scratch *s, bool forgotten)
-{
-	s->forgotten = forgotten;
-	return slow_path(skb);
-}
-
 /* What the wire brings for a child. Returns a TC action. */
 static __always_inline int to_child(struct __sk_buff *skb, const struct child *to)
 {
@@ -173,14 +168,14 @@ static __always_inline int to_child(struct __sk_buff *skb, const struct child *t
 	if (packet->fragment)
 		fragment_find(packet);
 	if (packet->unkeyed)
-		return ask_slow_path(skb, s, asks_for_echo(packet));
+		return slow_path(skb, asks_for_echo(packet));
 	flow = bpf_map_lookup_elem(&flows, &packet->key);
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
 	ethernet = data;
 	if (!flow || !current(flow, packet) || (void *)(ethernet + 1) > data_end ||
 	    !leads_to(flow, (struct mac *)ethernet->h_dest))
-		return ask_slow_path(skb, s, !flow);
+		return slow_path(skb, !flow);
 	if (packet->fragment)
 		fragment_keep(packet);
 	account(skb, flow);

@@ -114,7 +114,7 @@ static __always_inline int dialled_by_child(struct __sk_buff *skb)
 	return result > 0 ? port_dialled(skb) : result;
 }
 
-__noinline int slow_path(struct __sk_buff *skb)
+__noinline int slow_path(struct __sk_buff *skb, __u32 forgotten)
 {
 	struct scratch *s = scratch_get();
 	bool of_child = is_marked(skb), is_own = skb->tc_index;
@@ -123,6 +123,7 @@ __noinline int slow_path(struct __sk_buff *skb)
 
 	if (!s || s->packet.icmp_kind == ICMP_KIND_LINK)
 		return TC_ACT_UNSPEC;
+	s->forgotten = forgotten;
 	s->epoch = epoch_of(0);
 	s->sender = 0;
 	s->later = false;
@@ -154,12 +155,6 @@ __noinline int slow_path(struct __sk_buff *skb)
 	count(skb, FROM_UPLINK, COUNTER_DECIDED);
 	remember(skb);
 	return apply_decision(skb);
-}
-
-static __always_inline int ask_slow_path(struct __sk_buff *skb, struct scratch *s, bool forgotten)
-{
-	s->forgotten = forgotten;
-	return slow_path(skb);
 }
 
 SEC("tc")
@@ -194,11 +189,11 @@ int from_uplink(struct __sk_buff *skb)
 		fragment_keep(packet);
 	}
 	if (packet->unkeyed)
-		return ask_slow_path(skb, s, asks_for_echo(packet));
+		return slow_path(skb, asks_for_echo(packet));
 	flow = is_marked(skb) ? NULL : bpf_map_lookup_elem(&flows, &packet->key);
 	/* One for frames of the link is of the other hooks of this device. */
 	if (!flow || !current(flow, packet) || flow->action == ACTION_LINK)
-		return ask_slow_path(skb, s, !flow);
+		return slow_path(skb, !flow);
 	account(skb, flow);
 	verdict = apply(skb, packet, flow, FROM_UPLINK);
 	if (flow->flags & (FLOW_TRANSLATE_DESTINATION | FLOW_TRACKED) && is_closing(packet, flow))

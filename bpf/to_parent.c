@@ -140,7 +140,7 @@ __noinline int apply_decision(struct __sk_buff *skb)
 }
 
 /* Decides for scratch->packet, which a child sends. Returns a TC action. */
-__noinline int slow_path(struct __sk_buff *skb)
+__noinline int slow_path(struct __sk_buff *skb, __u32 forgotten)
 {
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
 	struct scratch *s = scratch_get();
@@ -155,6 +155,7 @@ __noinline int slow_path(struct __sk_buff *skb)
 	count(skb, FROM_CONTAINER, COUNTER_DECIDED);
 	if (!s || (void *)(ethernet + 1) > data_end)
 		return drop(skb, FROM_CONTAINER, DROP_INVALID);
+	s->forgotten = forgotten;
 	s->epoch = epoch_of(0);
 	s->sender = 0;
 	__builtin_memcpy(&receiver, ethernet->h_dest, sizeof(receiver));
@@ -219,12 +220,6 @@ __noinline int slow_path(struct __sk_buff *skb)
 	return send(skb, keeps);
 }
 
-static __always_inline int ask_slow_path(struct __sk_buff *skb, struct scratch *s, bool forgotten)
-{
-	s->forgotten = forgotten;
-	return slow_path(skb);
-}
-
 /* What is neither IP nor ARP, and may be for one who is not to be sent it. */
 __noinline int strange(struct __sk_buff *skb, __u32 ifindex)
 {
@@ -277,7 +272,7 @@ static __always_inline int from_child(struct __sk_buff *skb, __u32 ifindex)
 	if (packet->fragment)
 		fragment_find(packet);
 	if (packet->unkeyed)
-		return ask_slow_path(skb, s, asks_for_echo(packet));
+		return slow_path(skb, asks_for_echo(packet));
 	flow = bpf_map_lookup_elem(&flows, &packet->key);
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
@@ -285,7 +280,7 @@ static __always_inline int from_child(struct __sk_buff *skb, __u32 ifindex)
 	if (!flow || !current(flow, packet) || (void *)(ethernet + 1) > data_end ||
 	    !leads_to(flow, (struct mac *)ethernet->h_dest) ||
 	    !same_mac((struct mac *)ethernet->h_source, &flow->sender))
-		return ask_slow_path(skb, s, !flow);
+		return slow_path(skb, !flow);
 	if (packet->fragment)
 		fragment_keep(packet);
 	account(skb, flow);
